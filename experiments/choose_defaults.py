@@ -1,0 +1,105 @@
+"""Which form of the pixel shift attention branch should be the default? Small ResNet-18s on Tiny-ImageNet's training split.
+
+    python experiments/choose_defaults.py --data ../shared/data/tiny-imagenet --output results/defaults --seeds 3
+
+Every run holds out a tenth of the training split and never reads ``val``. A finished run leaves ``VARIANT-seedN.json`` and is
+not repeated, so the script can be stopped and started again, and several can share one output folder with different variants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from xvolution import XVolutionConfig, __version__
+from xvolution.training import TrainConfig, train
+
+STAGES = (2, 3)
+VARIANTS: dict[str, XVolutionConfig | None] = {
+    "conv": None,
+    "pssa": XVolutionConfig(stages=STAGES),
+    "pssa-norms": XVolutionConfig(stages=STAGES, query_norm=True, window_norm=True),
+    "pssa-sigmoid-window-norm": XVolutionConfig(stages=STAGES, gate="sigmoid", window_norm=True),
+    "pssa-sigmoid-norms-global": XVolutionConfig(
+        stages=STAGES, gate="sigmoid", query_norm=True, window_norm=True, global_term=True
+    ),
+    "pssa-tanh-norms": XVolutionConfig(stages=STAGES, gate="tanh", query_norm=True, window_norm=True),
+    "linear": XVolutionConfig(stages=STAGES, attention="linear"),
+    "global": XVolutionConfig(stages=STAGES, attention="global"),
+}
+
+
+def run(variant: str, seed: int, data: str, output: Path) -> None:
+    """Train one variant with one seed and write its result."""
+    target = output / f"{variant}-seed{seed}.json"
+    if target.exists():
+        return
+    config = VARIANTS[variant]
+    recipe = TrainConfig(
+        model="resnet18",
+        model_kwargs={"channels": [32, 64, 128, 256]},
+        small_images=True,
+        operator="conv" if config is None else "xvolution",
+        xvolution=config or XVolutionConfig(),
+        data=data,
+        holdout=0.1,
+        image_size=32,
+        limit_train_batches=80,
+        epochs=6,
+        batch_size=128,
+        lr=0.2,
+        warmup_epochs=1,
+        precision="bf16",
+        channels_last=True,
+        workers=0,
+        seed=seed,
+        output=str(output / "runs" / f"{variant}-seed{seed}"),
+        progress="lines",
+    )
+    result = train(recipe)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    record = {
+        "variant": variant,
+        "seed": seed,
+        "metrics": result.metrics,
+        "history": result.history,
+        "xvolution": None if config is None else config.to_dict(),
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("xvolution", "data", "output")},
+        "data": "Tiny-ImageNet, training split, a tenth of it held out for these figures",
+        "command": "python experiments/choose_defaults.py --data DATA --output results/defaults --seeds 3",
+        "commit": commit,
+        "device": platform.processor() or platform.machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "xvolution": __version__},
+    }
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1, default=str))
+    os.replace(temporary, target)
+
+
+def main() -> None:
+    """Run all variants, seed by seed, so that an early stop leaves complete comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with Tiny-ImageNet's parquet files")
+    parser.add_argument("--output", type=Path, default=Path("results/defaults"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for seed in range(options.seeds):
+        for variant in options.variants:
+            run(variant, seed, options.data, options.output)
+            print(f"{variant} seed {seed} done", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What the attention branch of an X-volution weighs, pixel by pixel."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xvolution import XVolution2d, dynamic_kernel
+
+
+@dataclass(frozen=True)
+class BranchMaps:
+    """How strongly each branch of one operator answers at each pixel.
+
+    Attributes:
+        operand: (N, C_in, H, W), what the operator was given.
+        convolution: (N, H', W'), length of the convolution branch's output vector at each pixel.
+        attention: (N, H', W'), the same of the attention branch.
+    """
+
+    operand: Tensor
+    convolution: Tensor
+    attention: Tensor
+
+    @property
+    def share(self) -> Tensor:
+        """(N, H', W'): attention / (attention + convolution), from 0 (convolution alone) to 1; 0 where both are silent."""
+        total = self.attention + self.convolution
+        return torch.where(total > 0, self.attention / total, torch.zeros_like(total))
+
+    def strongest(self) -> list[tuple[int, int]]:
+        """For each image the (row, column) at which the attention branch answers most strongly."""
+        width = self.attention.shape[2]
+        return [divmod(int(pixel), width) for pixel in self.attention.flatten(1).argmax(1)]
+
+
+def _operator(model: nn.Module, name: str) -> XVolution2d:
+    operators = {path: module for path, module in model.named_modules() if isinstance(module, XVolution2d)}
+    if name not in operators:
+        raise ValueError(f"{name!r} is no XVolution2d of this model; it has {', '.join(operators) or 'none'}")
+    return operators[name]
+
+
+@torch.no_grad()
+def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
+    """Run ``model`` and compare the two branches of one of its operators.
+
+    Args:
+        model: in evaluation mode and training form (not re-parameterized).
+        images: (N, C, H, W), what the model takes.
+        name: path of an ``XVolution2d`` in ``model.named_modules()``.
+
+    Returns:
+        The branches' strength after their normalization, which is how they enter the sum.
+
+    Raises:
+        ValueError: the model has no operator of that name, or is in training mode.
+    """
+    operator = _operator(model, name)
+    if operator.training:
+        raise ValueError(f"{name!r} is in training mode, where a look would move its statistics; call model.eval() first")
+    operands: list[Tensor] = []
+    hook = operator.register_forward_pre_hook(lambda _, inputs: operands.append(inputs[0].detach()))
+    try:
+        model(images)
+    finally:
+        hook.remove()
+    x = operands[0]
+    convolution = operator.conv_norm(operator.conv(x))
+    attention = operator.attention_norm(operator.attention(x))
+    return BranchMaps(x, convolution.norm(dim=1), attention.norm(dim=1))
+
+
+@torch.no_grad()
+def attention_kernel(operator: XVolution2d, x: Tensor, position: tuple[int, int]) -> Tensor:
+    """How strongly the attention branch weighs each neighbour of one pixel.
+
+    At one pixel the operator is a convolution whose kernel has a static part (the convolution branch) and a dynamic part
+    (attention). This is the magnitude of the dynamic part, tap by tap.
+
+    Args:
+        operator: in evaluation mode.
+        x: (N, C_in, H, W), what the operator is given.
+        position: (row, column) in the output.
+
+    Returns:
+        (N, kh, kw): Frobenius norm over output and input channels.
+    """
+    attention_alone = copy.deepcopy(operator)
+    nn.init.zeros_(attention_alone.conv.weight)
+    return dynamic_kernel(attention_alone, x, position).norm(dim=(1, 2))

@@ -1,0 +1,75 @@
+"""The command line: parses and calls. Each subcommand names the function that builds its parser and runs it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("xvolution.training.commands", "train_command", "train a classifier, with X-volution or without"),
+    "evaluate": ("xvolution.training.commands", "evaluate_command", "top-1, top-5, loss and speed of a checkpoint"),
+    "deploy": ("xvolution.training.commands", "deploy_command", "re-parameterize a checkpoint and export it"),
+}
+
+
+def usage() -> str:
+    """The text of `xvolution --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, _, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: xvolution [--version] [--help] COMMAND ...",
+            "",
+            "X-volution: convolution and self-attention in training, one convolution in deployment.",
+            "",
+            *lines,
+            "",
+            "xvolution COMMAND --help tells the options of a command.",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0; 1 where a run failed; 2 for bad input; 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if first == "--version":
+        from xvolution import __version__
+
+        print(f"xvolution {__version__}")
+        return 0
+    if first not in COMMANDS:
+        print(f"xvolution: there is no command {first!r}; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    module, function, _ = COMMANDS[first]
+    return _run(module, function, arguments[1:])
+
+
+def _run(module: str, function: str, arguments: list[str]) -> int:
+    try:
+        getattr(importlib.import_module(module), function)(arguments)
+    except KeyboardInterrupt:
+        print("xvolution: interrupted.", file=sys.stderr)
+        return 130
+    except ImportError as error:
+        print(f"xvolution: {error.name or error} is missing; install it with pip install 'xvolution[all]'.", file=sys.stderr)
+        return 2
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"xvolution: {error}", file=sys.stderr)
+        return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Folding: an operator in eval mode as plain tensors, with every batch norm multiplied in. All arithmetic in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.nn import GlobalAttention2d, LinearAttention2d, PixelShiftAttention2d, XVolution2d
+from xvolution.nn.geometry import Geometry
+
+#: Branches whose output is linear in their value projection, so that a scale after them can move into it.
+_LINEAR_IN_VALUE = (PixelShiftAttention2d, LinearAttention2d, GlobalAttention2d)
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def is_foldable(norm: nn.Module) -> bool:
+    """True for the identity and for a batch norm that reads running statistics: both are affine per channel."""
+    if type(norm) is nn.Identity:
+        return True
+    if type(norm) in _BATCH_NORMS:
+        return norm.running_mean is not None and not norm.training
+    return type(norm).__name__ == "FrozenBatchNorm2d"
+
+
+def affine_of(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of a foldable norm: ``norm(x) = scale * x + shift``.
+
+    Returns:
+        Two fp64 tensors of shape (channels,) on the device of ``like``.
+    """
+    one = torch.ones(channels, dtype=torch.float64, device=like.device)
+    if type(norm) is nn.Identity:
+        return one, torch.zeros_like(one)
+    weight = one if norm.weight is None else norm.weight.double()
+    scale = weight * torch.rsqrt(norm.running_var.double() + norm.eps)
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+@dataclass
+class FoldedConvolution:
+    """The convolution branch: ``norm(conv2d(x, weight, bias))``; ``norm`` is the identity unless it could not fold."""
+
+    geometry: Geometry
+    groups: int
+    weight: Tensor
+    bias: Tensor
+    norm: nn.Module
+
+
+@dataclass
+class FoldedGate:
+    """The Hadamard branch: ``norm( W^v ( φ(query_norm(q_0)) ⊙ window_norm(Σ_δ w_δ k_δ + g mean(k) + b) ) )``.
+
+    The norms are identities unless they could not fold. Weights of 1x1 convolutions are (out, in / groups).
+    """
+
+    gate: str
+    query_weight: Tensor
+    query_bias: Tensor
+    key_weight: Tensor
+    windows: list[tuple[Geometry, Tensor]]
+    window_bias: Tensor
+    mean_weight: Tensor | None
+    value_weight: Tensor
+    query_norm: nn.Module
+    window_norm: nn.Module
+    norm: nn.Module
+
+    @property
+    def channels(self) -> int:
+        """Attention channels A."""
+        return self.key_weight.shape[0]
+
+
+@dataclass
+class FoldedOperator:
+    """A whole operator: convolution and attention branch.
+
+    ``gate`` is set for the Hadamard branch. For the others ``value_scale`` (C_out,) multiplies the rows of their value
+    projection, on which they depend linearly, and ``attention_norm`` is what could not fold.
+    """
+
+    convolution: FoldedConvolution
+    gate: FoldedGate | None
+    value_scale: Tensor | None
+    attention_norm: nn.Module
+
+
+def fold(operator: XVolution2d) -> FoldedOperator:
+    """The operator with its norms folded; norms that cannot fold (group norm, say) are kept as modules."""
+    conv = operator.conv
+    weight = conv.weight.detach().double()
+    bias = torch.zeros_like(weight[:, 0, 0, 0]) if conv.bias is None else conv.bias.detach().double()
+    scale, shift, conv_norm = _split(operator.conv_norm, conv.out_channels, weight)
+    folded = FoldedConvolution(
+        Geometry.of(conv), conv.groups, weight * scale.reshape(-1, 1, 1, 1), bias * scale + shift, conv_norm
+    )
+    attention_norm = operator.attention_norm
+    attention = operator.attention
+    # The attention's shift moves into the convolution's bias, which is possible only where nothing normalizes it afterwards.
+    foldable = type(conv_norm) is nn.Identity and isinstance(attention, _LINEAR_IN_VALUE)
+    value_scale = None
+    if foldable and is_foldable(attention_norm):
+        value_scale, attention_shift = affine_of(attention_norm, conv.out_channels, weight)
+        folded.bias = folded.bias + attention_shift
+        attention_norm = nn.Identity()
+    if isinstance(attention, PixelShiftAttention2d) and attention.similarity == "hadamard":
+        return FoldedOperator(folded, _fold_gate(attention, value_scale, attention_norm), None, nn.Identity())
+    return FoldedOperator(folded, None, value_scale, attention_norm)
+
+
+def _split(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
+    """(scale, shift, what is left of the norm)."""
+    if is_foldable(norm):
+        return *(part.detach() for part in affine_of(norm, channels, like)), nn.Identity()
+    return *affine_of(nn.Identity(), channels, like), norm
+
+
+def _fold_gate(attention: PixelShiftAttention2d, value_scale: Tensor | None, norm: nn.Module) -> FoldedGate:
+    channels = attention.channels
+    query_weight = attention.query.weight.detach().double().flatten(1)
+    query_scale, query_shift, query_norm = _split(attention.query_norm, channels, query_weight)
+    window_scale, window_shift, window_norm = _split(attention.window_norm, channels, query_weight)
+    value_weight = attention.value.weight.detach().double().flatten(1)
+    if value_scale is not None:
+        value_weight = value_weight * value_scale.detach().unsqueeze(1)
+    windows = [
+        (Geometry.of(window), window.weight.detach().double().squeeze(1) * window_scale.reshape(-1, 1, 1))
+        for window in attention.windows
+    ]
+    mean_weight = None if attention.mean_weight is None else attention.mean_weight.detach().double() * window_scale
+    return FoldedGate(
+        gate=attention.gate,
+        query_weight=query_weight * query_scale.unsqueeze(1),
+        query_bias=attention.query.bias.detach().double() * query_scale + query_shift,
+        key_weight=attention.key.weight.detach().double().flatten(1),
+        windows=windows,
+        window_bias=window_shift,
+        mean_weight=mean_weight,
+        value_weight=value_weight,
+        query_norm=query_norm,
+        window_norm=window_norm,
+        norm=norm,
+    )
+
+
+def embed(kernel: Tensor, window: Geometry, union: Geometry) -> Tensor:
+    """Place a kernel (..., kh, kw) over ``window`` into the larger kernel over ``union``, zeros elsewhere."""
+    larger = kernel.new_zeros(*kernel.shape[: -len(union.kernel_size)], *union.kernel_size)
+    larger[(..., *union.tap_slices(window))] = kernel
+    return larger
+
+
+def union_of(convolution: FoldedConvolution, gate: FoldedGate) -> Geometry:
+    """The window of the single convolution: all taps of the convolution, the shifts, and the centre."""
+    geometry = convolution.geometry
+    return geometry.union([geometry.centre(), *(window for window, _ in gate.windows)])
+
+
+def shifted_keys(gate: FoldedGate, union: Geometry) -> Tensor:
+    """``Σ_δ w_δ ⊙ W^k`` as one kernel: (A, C_in / groups, kh, kw) over ``union``."""
+    weights: Sequence[Tensor] = [embed(weight, window, union) for window, weight in gate.windows]
+    return gate.key_weight[:, :, None, None] * torch.stack(tuple(weights)).sum(0).unsqueeze(1)

@@ -1,0 +1,209 @@
+"""What an operator becomes: modules made of standard convolutions, and the measurement that chooses between them."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator, embed, shifted_keys, union_of
+from xvolution.nn import LinearAttention2d
+from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.nn.pixel_shift import GATES
+from xvolution.nn.precision import apply_wide, narrow, widen
+
+
+def _conv(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> nn.Conv2d:
+    """A convolution with these fp64 weights, cast to the deployed dtype."""
+    conv = conv2d_over(
+        geometry, weight.shape[1] * groups, weight.shape[0], groups=groups, bias=bias is not None, **factory
+    )
+    conv.weight.copy_(weight)
+    if bias is not None:
+        conv.bias.copy_(bias)
+    return conv
+
+
+def _pointwise(weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> nn.Conv2d:
+    return _conv(Geometry.create(1), weight[:, :, None, None], bias, groups, factory)
+
+
+class DeployedXVolution2d(nn.Module):
+    """Base of the deployed forms; ``layout`` names which one. Maps (N, C_in, H, W) to (N, C_out, H', W')."""
+
+    layout: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return self.compute(x.unsqueeze(0)).squeeze(0)
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        raise TypeError(f"{type(self).__name__} does not define how it computes")
+
+    def extra_repr(self) -> str:
+        return f"layout={self.layout}"
+
+
+class GatedConv2d(DeployedXVolution2d):
+    """The Hadamard operator: ``y = z_c + W^v ( φ(z_q) ⊙ z_k )``; the subclasses compute (z_c, z_q, z_k) in their own way."""
+
+    def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
+        super().__init__()
+        self.gate = gate.gate
+        self.value = _pointwise(gate.value_weight, None, convolution.groups, factory)
+        self.context = None
+        if gate.mean_weight is not None:
+            self.context = _pointwise(gate.mean_weight.unsqueeze(1) * gate.key_weight, None, convolution.groups, factory)
+        # Norms that could not fold; identities otherwise.
+        self.conv_norm, self.attention_norm = convolution.norm, gate.norm
+        self.query_norm, self.window_norm = gate.query_norm, gate.window_norm
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(z_c, z_q, z_k): (N, C_out, H', W') and twice (N, A, H', W')."""
+        raise TypeError(f"{type(self).__name__} does not define its parts")
+
+    def compute(self, x: Tensor) -> Tensor:
+        y, query, window_sum = self.parts(x)
+        if self.context is not None:
+            window_sum = window_sum + self.context(x.mean((2, 3), keepdim=True))
+        source = query.dtype
+        query, window_sum = widen(self.query_norm(query), self.window_norm(window_sum))
+        attended = apply_wide(self.value, GATES[self.gate](query) * window_sum, source)
+        y = self.conv_norm(y)
+        return y + narrow(self.attention_norm(attended), y.dtype)
+
+
+class SingleGatedConv2d(GatedConv2d):
+    """Layout ``single``: one standard convolution with C_out + 2 A output channels, then the gate."""
+
+    layout = "single"
+
+    def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
+        super().__init__(convolution, gate, factory)
+        self.groups = groups = convolution.groups
+        self.sizes = [channels // groups for channels in (convolution.weight.shape[0], gate.channels, gate.channels)]
+        union = union_of(convolution, gate)
+        centre = convolution.geometry.centre()
+        kernels = (
+            embed(convolution.weight, convolution.geometry, union),
+            embed(gate.query_weight[:, :, None, None], centre, union),
+            shifted_keys(gate, union),
+        )
+        biases = (convolution.bias, gate.query_bias, gate.window_bias)
+        weight, bias = (
+            torch.cat([part.unflatten(0, (groups, -1)) for part in parts], 1).flatten(0, 1) for parts in (kernels, biases)
+        )
+        self.conv = _conv(union, weight, bias, groups, factory)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.conv(x)
+        if self.groups == 1:
+            y, query, window_sum = z.split(self.sizes, 1)
+        else:
+            y, query, window_sum = (part.flatten(1, 2) for part in z.unflatten(1, (self.groups, -1)).split(self.sizes, 2))
+        return y, query, window_sum
+
+
+class SplitGatedConv2d(GatedConv2d):
+    """Layout ``split``: W^c as its own convolution, (q, k) by 1x1, the window sum by a depthwise convolution."""
+
+    layout = "split"
+
+    def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
+        super().__init__(convolution, gate, factory)
+        groups = convolution.groups
+        self.conv = _conv(convolution.geometry, convolution.weight, convolution.bias, groups, factory)
+        centre = convolution.geometry.centre()
+        # One 1x1 convolution computes both where query and key are read at the same pixels.
+        self.merged = groups == 1 and centre == Geometry.create(1, padding_mode=centre.padding_mode)
+        if self.merged:
+            weight = torch.cat([gate.query_weight, gate.key_weight])
+            self.query_key = _pointwise(weight, torch.cat([gate.query_bias, torch.zeros_like(gate.query_bias)]), 1, factory)
+        else:
+            self.query = _conv(centre, gate.query_weight[:, :, None, None], gate.query_bias, groups, factory)
+            self.key = _pointwise(gate.key_weight, None, groups, factory)
+        self.windows = nn.ModuleList(
+            _conv(window, weight.unsqueeze(1), None if index else gate.window_bias, gate.channels, factory)
+            for index, (window, weight) in enumerate(gate.windows)
+        )
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key = self.query_key(x).chunk(2, 1) if self.merged else (self.query(x), self.key(x))
+        window_sum = self.windows[0](key)
+        for window in self.windows[1:]:
+            window_sum = window_sum + window(key)
+        return self.conv(x), query, window_sum
+
+
+class TwoBranchConv2d(DeployedXVolution2d):
+    """Layout ``split`` of the branches that do not merge: a folded convolution plus the attention branch."""
+
+    layout = "split"
+
+    def __init__(self, folded: FoldedOperator, attention: nn.Module, factory: dict[str, Any]) -> None:
+        super().__init__()
+        convolution = folded.convolution
+        self.conv = _conv(convolution.geometry, convolution.weight, convolution.bias, convolution.groups, factory)
+        self.conv_norm = convolution.norm
+        self.attention = deepcopy(attention)
+        self.attention_norm = folded.attention_norm
+        if folded.value_scale is not None:
+            value = self.attention.value
+            value.weight.copy_(value.weight.double() * folded.value_scale.reshape(-1, 1, 1, 1))
+            if value.bias is not None:
+                value.bias.copy_(value.bias.double() * folded.value_scale)
+
+    def compute(self, x: Tensor) -> Tensor:
+        y = self.conv_norm(self.conv(x))
+        return y + narrow(self.attention_norm(self.attention(x)), y.dtype)
+
+
+class ContentConv2d(TwoBranchConv2d):
+    """Layout ``single`` of the linear branch: for each image one convolution with kernel ``W^c + M(x) W^q`` at the centre."""
+
+    layout = "single"
+    attention: LinearAttention2d
+
+    def compute(self, x: Tensor) -> Tensor:
+        # A graph for any batch size cannot have one group for each image, so an exported graph keeps the two terms apart.
+        if torch.compiler.is_exporting() or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
+            return super().compute(x)
+        conv, attention, images = self.conv, self.attention, x.shape[0]
+        mixing = attention.mixing_matrix(x)
+        heads = mixing.shape[1]
+        query_weight = attention.query.weight.flatten(1).unflatten(0, (heads, -1)).to(mixing.dtype)
+        query_bias = attention.query.bias.unflatten(0, (heads, -1)).unsqueeze(-1).to(mixing.dtype)
+        geometry = Geometry.of(conv)
+        centre = embed(narrow((mixing @ query_weight).flatten(1, 2), x.dtype)[..., None, None], geometry.centre(), geometry)
+        kernel = (conv.weight.to(x.dtype) + centre).flatten(0, 1)
+        bias = (conv.bias + (mixing @ query_bias).flatten(1)).to(x.dtype).flatten()
+        batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
+        y = nn.functional.conv2d(batch, kernel, bias, geometry.stride, 0, geometry.dilation, images * conv.groups)
+        return y.reshape(images, -1, *y.shape[2:])
+
+
+def build(folded: FoldedOperator, attention: nn.Module, layout: str, factory: dict[str, Any]) -> DeployedXVolution2d:
+    """The deployed module of a folded operator in one layout (see ``layouts_for``)."""
+    with torch.no_grad():
+        if folded.gate is not None:
+            gated = SingleGatedConv2d if layout == "single" else SplitGatedConv2d
+            deployed: DeployedXVolution2d = gated(folded.convolution, folded.gate, factory)
+        elif isinstance(attention, LinearAttention2d) and layout == "single":
+            deployed = ContentConv2d(folded, attention, factory)
+        else:
+            deployed = TwoBranchConv2d(folded, attention, factory)
+    return deployed.eval()
+
+
+def layouts_for(folded: FoldedOperator, attention: nn.Module) -> tuple[str, ...]:
+    """Layouts in which an operator can be deployed, the one with the fewest multiplications first."""
+    if folded.gate is not None:
+        pointwise = max(union_of(folded.convolution, folded.gate).kernel_size) == 1
+        return ("single", "split") if pointwise else ("split", "single")
+    if isinstance(attention, LinearAttention2d) and type(folded.attention_norm) is nn.Identity:
+        return ("split", "single")
+    return ("split",)

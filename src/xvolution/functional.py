@@ -1,0 +1,271 @@
+"""Reference semantics of X-volution, written to be read: slow and obviously right.
+
+Notation (X-volution, Chen, Wang, Ni, arXiv 2106.02253, section 3): ``x_0`` is the pixel at the centre of a window, ``x_δ`` the
+pixel at offset ``δ`` from it, ``W^q``, ``W^k``, ``W^v`` are 1x1 convolutions and ``w_δ`` is one weight for each channel (or head)
+and offset. Every fast path of the library is tested against these functions, outputs and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Similarity = Literal["hadamard", "dot"]
+PaddingPairs = tuple[tuple[int, int], ...]
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """``3 -> (3, 3)``; a sequence of two stays what it is."""
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return int(height), int(width)
+
+
+def padding_pairs(
+    padding: int | Sequence[int] | str, kernel_size: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding of ``nn.Conv2d`` as ((top, bottom), (left, right)) pixels.
+
+    ``"same"`` puts the odd pixel of an even kernel after the image, as ``torch.nn.functional.conv2d`` does.
+    """
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+        vertical, horizontal = ((total // 2, total - total // 2) for total in totals)
+        return vertical, horizontal
+    if isinstance(padding, str):
+        raise ValueError(f"padding is {padding!r}; allowed are 'valid', 'same', an integer or a pair of integers")
+    vertical_pixels, horizontal_pixels = as_pair(padding)
+    return (vertical_pixels, vertical_pixels), (horizontal_pixels, horizontal_pixels)
+
+
+def centre_of(kernel_size: Sequence[int]) -> tuple[int, ...]:
+    """Index of the centre tap, ``(K - 1) // 2`` in each dimension: the tap that reads the pixel itself under ``padding='same'``."""
+    return tuple((k - 1) // 2 for k in kernel_size)
+
+
+def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
+    """Pad ``x`` (..., H, W) by ((top, bottom), (left, right)) pixels; a negative number crops.
+
+    Args:
+        x: (N, C, H, W).
+        pairs: pixels before and after, for each spatial dimension in order.
+        mode: ``zeros``, ``reflect``, ``replicate`` or ``circular``, as in ``nn.Conv2d``.
+    """
+    if any(before > 0 or after > 0 for before, after in pairs):
+        widths = [max(width, 0) for pair in reversed(pairs) for width in pair]
+        x = F.pad(x, widths) if mode == "zeros" else F.pad(x, widths, mode=mode)
+    for dim, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
+        if before < 0 or after < 0:
+            x = x.narrow(dim, max(-before, 0), x.shape[dim] + min(before, 0) + min(after, 0))
+    return x
+
+
+def shift(x: Tensor, offset: Sequence[int], padding_mode: str = "zeros") -> Tensor:
+    """Shift a feature map: ``shift(x, (dy, dx))[..., i, j] = x[..., i + dy, j + dx]``.
+
+    Args:
+        x: (N, C, H, W).
+        offset: (dy, dx) in pixels; either may be negative.
+        padding_mode: what is read outside of the image, as in ``nn.Conv2d``.
+
+    Returns:
+        (N, C, H, W), the pixel at offset ``(dy, dx)`` of every pixel.
+    """
+    return pad(x, tuple((-distance, distance) for distance in offset), padding_mode)
+
+
+def window_taps(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list[Tensor]:
+    """The pixels of every window, tap by tap, as views of an already padded map.
+
+    Args:
+        x: (N, C, H, W), padded.
+        kernel_size, stride, dilation: the window.
+
+    Returns:
+        T = kh * kw views of (N, C, H', W'), in row-major order of the taps.
+
+    Raises:
+        ValueError: the padded map is smaller than the window.
+    """
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel_size, stride, dilation, strict=True)]
+    if min(size) < 1:
+        raise ValueError(
+            f"the padded input of {tuple(x.shape[2:])} pixels is smaller than the window of "
+            f"{tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))}; use larger images or more padding"
+        )
+    taps = []
+    for tap in product(*(range(k) for k in kernel_size)):
+        top, left = (t * d for t, d in zip(tap, dilation, strict=True))
+        bottom, right = (start + (n - 1) * s + 1 for start, n, s in zip((top, left), size, stride, strict=True))
+        taps.append(x[:, :, top : bottom : stride[0], left : right : stride[1]])
+    return taps
+
+
+def _windows(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """(N, C, H, W) -> (N, C, T, H', W')."""
+    return torch.stack(window_taps(x, kernel_size, stride, dilation), dim=2)
+
+
+def _centres(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """(N, C, H, W) -> (N, C, H', W'): the centre pixel of each window of an already padded map."""
+    row, column = centre_of(kernel_size)
+    return window_taps(x, kernel_size, stride, dilation)[row * kernel_size[1] + column]
+
+
+def pixel_shift_products(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """The transformed features of pixel shift self-attention: ``q_0 ⊙ k_δ`` for every offset δ of the window.
+
+    Args:
+        query: (N, A, H, W), read at the centre of each window.
+        key: (N, A, H, W), read at every offset.
+        kernel_size, stride, padding, dilation, padding_mode: the window, as in ``nn.Conv2d``.
+
+    Returns:
+        (N, A, T, H', W') with the T = kh * kw offsets in row-major order.
+
+    Source: X-volution, section 3.2 (shift, element-wise multiplication).
+    """
+    kernel_size, stride, dilation = as_pair(kernel_size), as_pair(stride), as_pair(dilation)
+    pairs = padding_pairs(padding, kernel_size, dilation)
+    query, key = pad(query, pairs, padding_mode), pad(key, pairs, padding_mode)
+    return _centres(query, kernel_size, stride, dilation).unsqueeze(2) * _windows(key, kernel_size, stride, dilation)
+
+
+def pixel_shift_attention(
+    x: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    window_weight: Tensor,
+    query_bias: Tensor | None = None,
+    window_bias: Tensor | None = None,
+    mean_weight: Tensor | None = None,
+    *,
+    similarity: Similarity = "hadamard",
+    gate: Callable[[Tensor], Tensor] | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Pixel shift self-attention (PSSA), as its formula reads.
+
+    ``similarity="hadamard"``::
+
+        a_0 = W^v Σ_δ w_δ ⊙ φ(q_0) ⊙ k_δ  +  W^v ( φ(q_0) ⊙ (g ⊙ mean_t(k_t) + b) )
+
+    ``similarity="dot"`` (the paper's equation 9)::
+
+        a_0 = Σ_δ w_{δ,h} <q_0, k_δ>_h v_δ^{(h)}
+
+    with ``q = W^q x + b^q``, ``k = W^k x``, ``v = W^v x``. The image is padded first, so that query, key and value see the
+    same pixels as a convolution of this geometry.
+
+    Args:
+        x: (N, C_in, H, W).
+        query_weight, key_weight: (A, C_in / groups, 1, 1).
+        value_weight: (C_out, A / groups, 1, 1) for ``hadamard``, (C_out, C_in / groups, 1, 1) for ``dot``.
+        window_weight: ``w``, (A, kh, kw) for ``hadamard``, (heads, kh, kw) for ``dot``.
+        query_bias: ``b^q``, (A,).
+        window_bias: ``b``, (A,), added to the window sum of the keys (``hadamard``).
+        mean_weight: ``g``, (A,), the weight of the term over all pixels (``hadamard``); the mean runs over the unpadded image.
+        gate: ``φ``, applied to the query (``hadamard``); the identity when None.
+        stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
+
+    Returns:
+        (N, C_out, H', W').
+    """
+    kernel_size = tuple(window_weight.shape[1:])
+    stride, dilation = as_pair(stride), as_pair(dilation)
+    padded = pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode)
+    query = F.conv2d(padded, query_weight, query_bias, groups=groups)
+    key = F.conv2d(padded, key_weight, groups=groups)
+    if similarity == "dot":
+        value = _windows(F.conv2d(padded, value_weight, groups=groups), kernel_size, stride, dilation)
+        heads = window_weight.shape[0]
+        products = pixel_shift_products(query, key, kernel_size, stride, 0, dilation)
+        scores = products.unflatten(1, (heads, -1)).sum(2) * window_weight.reshape(1, heads, -1, 1, 1)
+        return (scores.unsqueeze(2) * value.unflatten(1, (heads, -1))).sum(3).flatten(1, 2)
+    query = query if gate is None else gate(query)
+    products = pixel_shift_products(query, key, kernel_size, stride, 0, dilation)
+    weighted = (window_weight.reshape(1, -1, products.shape[2], 1, 1) * products).sum(2)
+    centres = _centres(query, kernel_size, stride, dilation)
+    if mean_weight is not None:
+        mean_key = F.conv2d(x, key_weight, groups=groups).mean((2, 3), keepdim=True)
+        weighted = weighted + centres * mean_weight.reshape(1, -1, 1, 1) * mean_key
+    if window_bias is not None:
+        weighted = weighted + centres * window_bias.reshape(1, -1, 1, 1)
+    return F.conv2d(weighted, value_weight, groups=groups)
+
+
+def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int = 1) -> Tensor:
+    """Self-attention over all pixels without softmax, term by term (the paper's equation 3): ``(1/n) Σ_t v_t <q_0, k_t>_h``.
+
+    Args:
+        query: (N, A, H', W').
+        key: (N, A, H, W).
+        value: (N, C, H, W).
+        heads: number of heads; divides A and C.
+
+    Returns:
+        (N, C, H', W').
+    """
+    scores = torch.einsum(
+        "nhap,nhat->nhpt", query.flatten(2).unflatten(1, (heads, -1)), key.flatten(2).unflatten(1, (heads, -1))
+    )
+    mixed = torch.einsum("nhpt,nhct->nhcp", scores, value.flatten(2).unflatten(1, (heads, -1))) / (key.shape[2] * key.shape[3])
+    return mixed.flatten(1, 2).unflatten(2, query.shape[2:])
+
+
+def dynamic_conv2d(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Convolution with a kernel of its own at every output pixel.
+
+    Args:
+        x: (N, C_in, H, W).
+        kernel: (N, C_out, C_in / groups, kh, kw, H', W').
+        bias: (N, C_out, H', W') or (C_out,).
+        stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
+
+    Returns:
+        (N, C_out, H', W').
+    """
+    kernel_size = tuple(kernel.shape[3:5])
+    stride, dilation = as_pair(stride), as_pair(dilation)
+    windows = _windows(pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode), kernel_size, stride, dilation)
+    y = torch.einsum(
+        "ngitp,ngoitp->ngop",
+        windows.flatten(3).unflatten(1, (groups, -1)),
+        kernel.flatten(5).flatten(3, 4).unflatten(1, (groups, -1)),
+    )
+    y = y.flatten(1, 2).unflatten(2, windows.shape[3:])
+    if bias is None:
+        return y
+    return y + (bias if bias.dim() == 4 else bias.reshape(1, -1, 1, 1))

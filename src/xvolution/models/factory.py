@@ -1,0 +1,102 @@
+"""One description of a network, and the function that builds it again from that description."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from xvolution.surgery import XVolutionConfig, convert
+
+
+class ModelError(ValueError):
+    """The network that was asked for cannot be built; the message says what can."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides a network's architecture, in plain JSON values.
+
+    Attributes:
+        name: a timm model name.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the input images.
+        kwargs: further keyword arguments of `timm.create_model`.
+        small_images: whether a ResNet's stem is replaced by a 3x3 convolution of stride 1 without max-pooling.
+        xvolution: `XVolutionConfig.to_dict()`, or None for the plain network.
+    """
+
+    name: str
+    num_classes: int
+    in_chans: int = 3
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    small_images: bool = False
+    xvolution: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+        return cls(**values)
+
+
+def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch.Tensor | None = None) -> nn.Module:
+    """Build the network in its training form, on the CPU, in training mode.
+
+    Args:
+        spec: what to build.
+        pretrained: load timm's weights into the plain network, before conversion.
+        example_inputs: (N, in_chans, H, W) images for the FLOPs in the conversion's summary (`model.summary`).
+
+    Raises:
+        ModelError: timm does not know the name or its arguments, or nothing in the network can be converted.
+    """
+    model = _create(spec, pretrained)
+    if spec.small_images:
+        model = shrink_stem(model)
+    if spec.xvolution is None or spec.name.startswith("xvolution_"):
+        return model
+    try:
+        return convert(model, XVolutionConfig.from_dict(spec.xvolution), inplace=True, example_inputs=example_inputs)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{spec.name} cannot be converted: {error}") from error
+
+
+def _create(spec: ModelSpec, pretrained: bool) -> nn.Module:
+    arguments = dict(spec.kwargs)
+    if spec.name.startswith("xvolution_"):
+        if spec.xvolution is None:
+            plain = spec.name.removeprefix("xvolution_")
+            raise ModelError(f"{spec.name} is an X-volution network; the plain one is called {plain}.")
+        arguments["xvolution"] = XVolutionConfig.from_dict(spec.xvolution)
+    elif not timm.is_model(spec.name.removeprefix("timm/").split(".")[0]):
+        near = ", ".join(timm.list_models(f"*{spec.name[:6]}*")[:8])
+        raise ModelError(f"timm knows no model called {spec.name!r}" + (f"; names close to it: {near}." if near else "."))
+    try:
+        return timm.create_model(
+            spec.name, pretrained=pretrained, num_classes=spec.num_classes, in_chans=spec.in_chans, **arguments
+        )
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"timm cannot build {spec.name} with {arguments or 'no further arguments'}: {reason}") from error
+
+
+def shrink_stem(model: nn.Module) -> nn.Module:
+    """Give a ResNet the stem for images of 64 pixels and less: a 3x3 convolution of stride 1, no max-pooling.
+
+    Raises:
+        ModelError: the network has no ResNet stem (`conv1` followed by `maxpool`).
+    """
+    stem = getattr(model, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise ModelError(f"the small-image stem is for ResNets with a plain stem; {type(model).__name__} has none.")
+    model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model

@@ -1,0 +1,60 @@
+"""`xvolution_resnet18/34/50/101`: timm's ResNets with X-volution in the third stage, by timm's registry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import timm
+from timm.models import generate_default_cfgs, register_model
+from timm.models.resnet import resnet18, resnet34, resnet50, resnet101
+from torch import nn
+
+from xvolution.surgery import XVolutionConfig, convert
+
+_PLAIN = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
+
+default_cfgs = generate_default_cfgs(
+    {f"xvolution_{name}": timm.get_pretrained_cfg(name).to_dict() for name in _PLAIN}
+)
+
+
+def _xvolution_resnet(
+    name: str,
+    pretrained: bool = False,
+    stages: Sequence[int] | None = None,
+    xvolution: XVolutionConfig | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build timm's `name` with the plain network's weights, then convert it; its outputs do not change by that."""
+    for argument in ("pretrained_cfg", "pretrained_cfg_overlay"):
+        kwargs.pop(argument, None)
+    config = xvolution if xvolution is not None else XVolutionConfig(stages=(3,))
+    if stages is not None:
+        config = replace(config, stages=tuple(stages))
+    return convert(_PLAIN[name](pretrained=pretrained, **kwargs), config, inplace=True)
+
+
+@register_model
+def xvolution_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-18 with X-volution. `stages` (1-based, default `(3,)`) and `xvolution` (an XVolutionConfig) select where and what."""
+    return _xvolution_resnet("resnet18", pretrained, **kwargs)
+
+
+@register_model
+def xvolution_resnet34(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-34 with X-volution; the arguments are those of `xvolution_resnet18`."""
+    return _xvolution_resnet("resnet34", pretrained, **kwargs)
+
+
+@register_model
+def xvolution_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50 with X-volution; the arguments are those of `xvolution_resnet18`."""
+    return _xvolution_resnet("resnet50", pretrained, **kwargs)
+
+
+@register_model
+def xvolution_resnet101(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-101 with X-volution; the arguments are those of `xvolution_resnet18`."""
+    return _xvolution_resnet("resnet101", pretrained, **kwargs)

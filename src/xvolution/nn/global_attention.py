@@ -1,0 +1,73 @@
+"""Exact global self-attention: the accuracy reference that pixel shift attention approximates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.nn.pixel_shift import attention_channels, check_heads
+from xvolution.nn.precision import narrow, widen
+
+
+class GlobalAttention2d(nn.Module):
+    """Multi-head softmax attention over all H' * W' positions: the branch of the paper's X-volution(SA).
+
+    Maps (N, C_in, H, W) to (N, C_out, H', W'), in O((H' W')²) time. Query, key and value are 1x1 convolutions of the pixels
+    at the centres of the convolution's windows.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: the geometry of the
+            convolution beside it; it places the H' * W' positions.
+        attention_ratio: query and key channels A as a fraction of the output channels.
+        heads: heads in each group.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: heads that do not divide the channels, or a ratio that is not positive.
+
+    Source: X-volution, equation 1 and section 4 (the SA branch).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] = 1,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        *,
+        attention_ratio: float = 0.25,
+        heads: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(heads, out_channels, groups)
+        channels = attention_channels(out_channels, attention_ratio, groups, heads)
+        centre = Geometry.create(kernel_size, stride, padding, dilation, padding_mode).centre()
+        options = {"groups": groups, "device": device, "dtype": dtype}
+        self.groups, self.heads = groups, heads
+        self.query = conv2d_over(centre, in_channels, channels, **options)
+        self.key = conv2d_over(centre, in_channels, channels, **options)
+        self.value = conv2d_over(centre, in_channels, out_channels, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        source = self.query(x)
+        tokens = [
+            maps.flatten(2).unflatten(1, (self.groups * self.heads, -1)).transpose(-1, -2)
+            for maps in widen(source, self.key(x), self.value(x))
+        ]
+        with torch.autocast(x.device.type, enabled=False):
+            attended = nn.functional.scaled_dot_product_attention(*tokens)
+        attended = attended.transpose(-1, -2).flatten(1, 2).unflatten(2, source.shape[2:])
+        return attended if attended.dtype == source.dtype else narrow(attended, self.value.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, groups={self.groups}"

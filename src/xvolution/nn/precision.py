@@ -1,0 +1,40 @@
+"""Where half precision would overflow: products of features are computed in fp32 and come back saturated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """fp16 tensors become fp32, all others stay what they are.
+
+    A product of two features of magnitude 1e3 is beyond fp16's 65504; bfloat16 has the range of fp32.
+    """
+    return tuple(tensor.float() if tensor.dtype == torch.float16 else tensor for tensor in tensors)
+
+
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast to ``dtype``; beyond the range of fp16 the result is its largest finite number, never an infinity."""
+    if dtype == torch.float16 and x.dtype != dtype:
+        limit = torch.finfo(dtype).max
+        return x.clamp(-limit, limit).to(dtype)
+    return x.to(dtype)
+
+
+def apply_wide(conv: nn.Conv2d, x: Tensor, source: torch.dtype) -> Tensor:
+    """``conv(x)`` for a bias-free 1x1 convolution; in fp32, even under autocast, when ``x`` was widened from fp16.
+
+    Args:
+        conv: 1x1 convolution without bias.
+        x: (N, A, H, W).
+        source: dtype of the features before they were widened.
+
+    Returns:
+        (N, C, H, W), saturated to the range of the parameters' dtype.
+    """
+    if source != torch.float16:
+        return conv(x)
+    with torch.autocast(x.device.type, enabled=False):
+        y = nn.functional.conv2d(x, conv.weight.to(x.dtype), groups=conv.groups)
+    return narrow(y, conv.weight.dtype)

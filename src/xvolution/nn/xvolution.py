@@ -1,0 +1,239 @@
+"""The operator: a convolution and a self-attention branch, summed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.functional import Similarity
+from xvolution.nn.global_attention import GlobalAttention2d
+from xvolution.nn.linear_attention import LinearAttention2d
+from xvolution.nn.pixel_shift import PixelShiftAttention2d, build_norm
+from xvolution.nn.precision import narrow
+
+ATTENTION_BRANCHES = {"pssa": PixelShiftAttention2d, "linear": LinearAttention2d, "global": GlobalAttention2d}
+
+NormLayer = Callable[[int], nn.Module]
+
+
+class XVolution2d(nn.Module):
+    """X-volution in the place of ``nn.Conv2d``::
+
+        y = norm_c(conv(x)) + norm_a(attention(x))
+
+    Both branches look through the same window. With the ``pssa`` branch (Hadamard similarity) the trained operator is exactly
+    one standard convolution and a gate; see ``xvolution.reparameterize``.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: those of
+            ``nn.Conv2d``, with its meaning and its errors.
+        attention: ``"pssa"``, ``"linear"``, ``"global"``, or a module that maps (N, C_in, H, W) to (N, C_out, H', W').
+        attention_ratio: attention channels as a fraction of the output channels.
+        similarity: of ``pssa``: ``"hadamard"`` (merges into one convolution) or ``"dot"`` (the paper's equation 9).
+        heads: heads in each group, for ``dot``, ``linear`` and ``global``.
+        gate, window, shift_distance, global_term: of ``pssa``; see ``PixelShiftAttention2d``.
+        query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum.
+        norm_layer: normalization of each branch; None drops them all.
+        zero_init: start the attention at zero effect, so that the operator starts as its convolution branch.
+        device, dtype: of the parameters.
+
+    Shape:
+        (N, C_in, H, W) -> (N, C_out, H', W'), or without N, as ``nn.Conv2d``.
+
+    Raises:
+        ValueError: arguments that ``nn.Conv2d`` refuses, an unknown branch, or an option that does not belong to it.
+
+    Source: X-volution, section 3.3, figure 2.
+    """
+
+    conv_norm: nn.Module
+    attention: nn.Module
+    attention_norm: nn.Module
+
+    #: Set by ``xvolution.deploy``: turns a trained operator into its deployed form.
+    deployment: Callable[[XVolution2d], nn.Module] | None = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        attention: str | nn.Module = "pssa",
+        attention_ratio: float = 0.25,
+        similarity: Similarity = "hadamard",
+        heads: int = 1,
+        gate: str = "identity",
+        window: int | Sequence[int] | None = None,
+        shift_distance: int | Sequence[int] | None = None,
+        global_term: bool = False,
+        query_norm: bool = False,
+        window_norm: bool = False,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+        zero_init: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **factory
+        )
+        self.conv_norm = build_norm(norm_layer, out_channels, factory)
+        pixel_shift = {
+            "similarity": similarity,
+            "gate": gate,
+            "window": window,
+            "shift_distance": shift_distance,
+            "global_term": global_term,
+            "query_norm": norm_layer if query_norm else None,
+            "window_norm": norm_layer if window_norm else None,
+        }
+        common = {"attention_ratio": attention_ratio, "heads": heads, **factory}
+        self.attention = _build_attention(attention, self.conv, common, pixel_shift)
+        self.attention_norm = build_norm(norm_layer, out_channels, factory)
+        if zero_init:
+            self._start_attention_at_zero()
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, *, conv_norm: nn.Module | None = None, **options: Any) -> XVolution2d:
+        """An X-volution around an existing convolution and the norm that follows it; both are kept, not copied.
+
+        Args:
+            conv: the convolution; its geometry, weights, device and dtype become the operator's.
+            conv_norm: the norm of the convolution branch; none when None.
+            options: keyword options of ``XVolution2d``.
+        """
+        operator = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            **options,
+        )
+        operator.conv = conv
+        operator.conv_norm = nn.Identity() if conv_norm is None else conv_norm
+        return operator.train(conv.training)
+
+    def _start_attention_at_zero(self) -> None:
+        last = self.attention.value if isinstance(self.attention_norm, nn.Identity) and hasattr(self.attention, "value") else None
+        weight = getattr(self.attention_norm if last is None else last, "weight", None)
+        if weight is None:
+            raise ValueError(
+                "zero_init needs a last layer with a weight: the attention branch has none; pass zero_init=False, or a "
+                "norm_layer with affine parameters"
+            )
+        nn.init.zeros_(weight)
+        bias = getattr(self.attention_norm if last is None else last, "bias", None)
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+    @property
+    def in_channels(self) -> int:
+        return self.conv.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.conv.out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self.conv.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return self.conv.stride
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:
+        return self.conv.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        return self.conv.dilation
+
+    @property
+    def groups(self) -> int:
+        return self.conv.groups
+
+    @property
+    def padding_mode(self) -> str:
+        return self.conv.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        y = self.conv_norm(self.conv(x))
+        attended = self.attention_norm(self.attention(x))
+        if attended.shape != y.shape:
+            raise ValueError(
+                f"the attention branch returned {tuple(attended.shape)}, the convolution {tuple(y.shape)}; "
+                "an attention module must map (N, C_in, H, W) to the convolution's output shape"
+            )
+        return y + narrow(attended, y.dtype)
+
+    def fuse(self) -> nn.Module:
+        """The deployed form, as ``timm.utils.reparameterize_model`` asks for it.
+
+        Raises:
+            ReparameterizationError: the operator is in train mode.
+        """
+        if XVolution2d.deployment is None:
+            raise RuntimeError("xvolution.deploy is not loaded; import xvolution before re-parameterizing")
+        return XVolution2d.deployment(self)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("weight", "bias"):
+            if prefix + name in state_dict and f"{prefix}conv.{name}" not in state_dict:
+                state_dict[f"{prefix}conv.{name}"] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return self.conv.extra_repr()
+
+
+def _build_attention(
+    attention: str | nn.Module, conv: nn.Conv2d, common: dict[str, Any], pixel_shift: dict[str, Any]
+) -> nn.Module:
+    if isinstance(attention, nn.Module):
+        return attention
+    if attention not in ATTENTION_BRANCHES:
+        raise ValueError(
+            f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))} or a module"
+        )
+    branch = ATTENTION_BRANCHES[attention]
+    if branch is not PixelShiftAttention2d:
+        defaults = {"similarity": "hadamard", "gate": "identity"}
+        given = [name for name, value in pixel_shift.items() if value not in (None, False, defaults.get(name))]
+        if given:
+            raise ValueError(f"attention={attention!r} does not take {', '.join(given)}; these belong to attention='pssa'")
+        pixel_shift = {}
+    return branch(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        conv.padding_mode,
+        **common,
+        **pixel_shift,
+    )

@@ -1,0 +1,114 @@
+"""Which convolutions of a network are to be converted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from xvolution.nn import XVolution2d
+from xvolution.surgery.config import XVolutionConfig
+
+FilterFunction = Callable[[nn.Module, str], bool]
+
+_STAGE_NAME = re.compile(r"(?P<family>layer|stages?|blocks?|s|features|trunk_output)[._]?(block)?(?P<number>\d+)$")
+
+
+def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Every plain ``nn.Conv2d`` by name, but those inside an X-volution."""
+    inside = tuple(f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, XVolution2d))
+    for name, module in model.named_modules():
+        if type(module) is nn.Conv2d and not name.startswith(inside):
+            yield name, module
+
+
+def stages_of(model: nn.Module) -> list[tuple[str, ...]]:
+    """The stages of a network, each as the name prefixes of its modules.
+
+    A timm model tells them in ``feature_info``; else modules named ``layer1 ... layer4``, ``stages.0 ...`` and the like count.
+    """
+    info = getattr(model, "feature_info", None)
+    info = getattr(info, "info", info)
+    if isinstance(info, list) and info and all(isinstance(entry, Mapping) and entry.get("module") for entry in info):
+        stages = _stages_between(model, [str(entry["module"]) for entry in info])
+        if stages:
+            return stages
+    families: dict[tuple[str, str], list[str]] = {}
+    for name, module in model.named_modules():
+        match = _STAGE_NAME.search(name)
+        if match and next(convolutions(module), None):
+            families.setdefault((name[: match.start()], match["family"]), []).append(name)
+    numbered = [names for names in families.values() if len(names) > 1]
+    return [(name,) for name in numbered[0]] if numbered else []
+
+
+def _stages_between(model: nn.Module, ends: list[str]) -> list[tuple[str, ...]]:
+    """Siblings up to and including each feature's module form a stage; a leading stem is none."""
+    modules = dict(model.named_modules())
+    stages: list[tuple[str, ...]] = []
+    previous = ""
+    for end in ends:
+        if end not in modules:
+            return []
+        parent, _, leaf = end.rpartition(".")
+        start = previous.rpartition(".")
+        siblings = list(modules[parent]._modules)
+        first = siblings.index(start[2]) + 1 if previous and start[0] == parent else siblings.index(leaf)
+        members = [f"{parent}.{name}".lstrip(".") for name in siblings[first : siblings.index(leaf) + 1]]
+        previous = end
+        is_stem = not stages and ("stem" in end or next(convolutions(modules[end]), None) is None)
+        if not is_stem:
+            stages.append(tuple(members))
+    return stages
+
+
+def select(model: nn.Module, config: XVolutionConfig, filter_fn: FilterFunction | None = None) -> list[str]:
+    """Names of the convolutions to convert.
+
+    Without any criterion these are all spatial convolutions but the stem; criteria given together all have to hold.
+
+    Raises:
+        ValueError: ``stages`` that the network does not have.
+    """
+    candidates = list(convolutions(model))
+    if config.stages is not None:
+        prefixes = _prefixes(model, config.stages)
+        candidates = [(name, conv) for name, conv in candidates if f"{name}.".startswith(prefixes)]
+    if config.names is not None:
+        patterns = config.names
+        candidates = [(name, conv) for name, conv in candidates if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if config.kernel_sizes is not None:
+        candidates = [(n, conv) for n, conv in candidates if conv.kernel_size in {(k, k) for k in config.kernel_sizes or ()}]
+    elif config.names is None and filter_fn is None:
+        candidates = [(name, conv) for name, conv in candidates if max(conv.kernel_size) > 1]
+    if filter_fn is not None:
+        candidates = [(name, conv) for name, conv in candidates if filter_fn(conv, name)]
+    elif config.stages is None and config.names is None:
+        stem = _stem(model)
+        candidates = [(name, conv) for name, conv in candidates if name not in stem]
+    return [name for name, _ in candidates]
+
+
+def _prefixes(model: nn.Module, wanted: tuple[int, ...]) -> tuple[str, ...]:
+    stages = stages_of(model)
+    if not stages:
+        raise ValueError(
+            f"stages={wanted}, but {type(model).__name__} has no stages that could be found; select by names or filter_fn"
+        )
+    unknown = [stage for stage in wanted if not 1 <= stage <= len(stages)]
+    if unknown:
+        listed = ", ".join(f"{number}: {names[-1]}" for number, names in enumerate(stages, 1))
+        raise ValueError(f"stages={wanted}, but {type(model).__name__} has {len(stages)} stages, counted from 1 ({listed})")
+    return tuple(f"{name}." for stage in wanted for name in stages[stage - 1])
+
+
+def _stem(model: nn.Module) -> set[str]:
+    """The convolutions before the first stage; the first one where there are no stages."""
+    names = [name for name, _ in convolutions(model)]
+    stages = stages_of(model)
+    prefixes = tuple(f"{name}." for stage in stages for name in stage)
+    before = [name for name in names if not f"{name}.".startswith(prefixes)] if prefixes else names
+    first = names.index(next((name for name in names if f"{name}.".startswith(prefixes)), names[0])) if prefixes else 1
+    return set(before) & set(names[:first]) if names else set()

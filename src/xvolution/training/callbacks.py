@@ -1,0 +1,123 @@
+"""What happens around the steps: checkpoints, Ctrl-C, a line for each epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from xvolution.training.checkpoint import save_weights
+from xvolution.training.classification import Classification
+from xvolution.training.errors import Interrupted
+from xvolution.training.files import write_text
+from xvolution.training.metadata import Metadata
+
+
+class RunCheckpoints(Checkpoint):
+    """Writes `last.ckpt` after each epoch, every so many steps and on Ctrl-C, and `model.safetensors` after the best epoch.
+
+    Args:
+        run_dir: the folder.
+        metadata: of the weights.
+        every_steps: optimizer steps between checkpoints inside an epoch, or None.
+
+    Raises:
+        Interrupted: after Ctrl-C, when the checkpoint is written. A second Ctrl-C leaves at once.
+    """
+
+    def __init__(self, run_dir: Path, metadata: Metadata, every_steps: int | None = None) -> None:
+        self.run_dir, self.metadata, self.every_steps = run_dir, metadata, every_steps
+        self.last = run_dir / "last.ckpt"
+        self.weights = run_dir / "model.safetensors"
+        self._interrupted = False
+        self._previous_handler: Any = None
+        self._saved_at = -1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        try:
+            self._previous_handler = signal.signal(signal.SIGINT, self._on_sigint)
+        except ValueError:  # signals reach the main thread alone; elsewhere Ctrl-C is the caller's
+            self._previous_handler = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
+
+    def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        print("\nCtrl-C: a checkpoint follows after this step; press again to leave without one.", file=sys.stderr)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 >= trainer.num_training_batches:
+            return  # the epoch's own checkpoint follows, after its evaluation
+        stop = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        step = trainer.global_step
+        due = self.every_steps is not None and step > 0 and step % self.every_steps == 0 and step != self._saved_at
+        accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if accumulated and (due or stop):
+            trainer.save_checkpoint(self.last)
+            self._saved_at = step
+            if stop:
+                self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Classification)
+        history = pl_module.history
+        if trainer.is_global_zero and history and history[-1] is best_row(history):
+            save_weights(self.weights, pl_module.judged, self.metadata)
+        trainer.save_checkpoint(self.last)
+        if trainer.is_global_zero:
+            write_text(self.run_dir / "history.csv", _as_csv(history))
+        stop = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        if stop and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            self._leave(trainer)
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        raise Interrupted(
+            f"interrupted in epoch {trainer.current_epoch + 1} at step {trainer.global_step}; the checkpoint is {self.last}, "
+            "and the same command with --resume last goes on from there."
+        )
+
+
+class EpochLines(L.Callback):
+    """Prints one line for each epoch."""
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Classification)
+        if not pl_module.history:
+            return
+        row = pl_module.history[-1]
+        line = (
+            f"epoch {int(row['epoch']):3d}/{trainer.max_epochs}  train loss {row['train_loss']:.4f}  "
+            f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:.2%}  top-5 {row['val_top5']:.2%}  {row['seconds']:.1f} s"
+        )
+        skipped = int(row["skipped_images"])
+        print(line + (f"  {skipped} unreadable images skipped" if skipped else ""), flush=True)
+
+
+def best_row(history: list[dict[str, float]]) -> dict[str, float]:
+    """The epoch with the highest top-1 accuracy; the latest of equals."""
+    return max(history, key=lambda row: (row["val_top1"], row["epoch"]))
+
+
+def _as_csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,141 @@
+"""Checkpoints and weights: written whole or not at all, read without running anything that is in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from xvolution.deploy import reparameterize
+from xvolution.models import ModelError, build_model
+from xvolution.training.errors import InputError
+from xvolution.training.files import atomic_path
+from xvolution.training.metadata import Metadata
+
+HEADER = "xvolution"  # the metadata's key in safetensors headers, ONNX properties and Lightning checkpoints
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written beside their place and renamed into it."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a Lightning checkpoint of this library, tensors on the CPU.
+
+    Raises:
+        InputError: there is no such file, it is no checkpoint of this library, or it holds code.
+    """
+    path = Path(path)
+    _require_file(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, storage and memory errors of a file that may be anything
+        if "weights_only" in str(error) or "Unsupported global" in str(error):
+            raise InputError(
+                f"{path} was refused: it holds pickled objects other than tensors and plain values, which could run "
+                "code when they are read. Checkpoints of this library hold none."
+            ) from error
+        raise InputError(f"{path} is no checkpoint, or it is damaged.") from error
+    if not isinstance(checkpoint, dict) or HEADER not in checkpoint or "state_dict" not in checkpoint:
+        raise InputError(f"{path} is no checkpoint of this library: it does not say which network it belongs to.")
+    return checkpoint
+
+
+def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Metadata) -> None:
+    """Write a network's weights and its metadata as safetensors.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    # Tied parameters share storage, which safetensors refuses; each name gets a copy of its own.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", HEADER: metadata.to_json()})
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], Metadata]:
+    """Read what `save_weights` wrote, or the network in a Lightning checkpoint (the moving average where there is one).
+
+    Raises:
+        InputError: there is no such file, or it is neither.
+    """
+    path = Path(path)
+    _require_file(path)
+    if path.suffix != ".safetensors":
+        checkpoint = read_checkpoint(path)
+        return _judged_weights(checkpoint["state_dict"]), Metadata.from_dict(checkpoint[HEADER])
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is no safetensors file, or it is damaged ({error}).") from error
+    if HEADER not in header:
+        raise InputError(f"{path} does not say which network it belongs to; it was not written by this library.")
+    return tensors, Metadata.from_json(header[HEADER])
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Metadata]:
+    """Build the network a file describes, in its training or its deployed form, in eval mode, with the file's weights.
+
+    Args:
+        path: a Lightning checkpoint or a safetensors file of this library.
+        device: where to put the network.
+
+    Raises:
+        InputError: the file is no such file, or its weights do not fit the network that it describes.
+    """
+    weights, metadata = read_weights(path)
+    try:
+        model = build_model(metadata.model).eval()
+    except ModelError as error:
+        raise InputError(f"the network of {path} cannot be built: {error}") from error
+    if metadata.form == "deployed":
+        model = reparameterize(model, layout=metadata.layouts, fold_norms=metadata.fold_norms)
+    load_weights(model, weights, f"{path} ({metadata.model.name})")
+    return model.to(device).eval(), metadata
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        InputError: a name or a shape differs; the message tells the first of them.
+    """
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} weights are missing ({missing[0]}, ...)")
+    if unexpected:
+        problems.append(f"{len(unexpected)} belong to nothing in it ({unexpected[0]}, ...)")
+    if shapes:
+        key = min(shapes)
+        problems.append(f"{len(shapes)} have another shape ({key}: {tuple(weights[key].shape)}, not {tuple(own[key].shape)})")
+    if problems:
+        raise InputError(f"the weights of {name} are of another architecture: {'; '.join(problems)}.")
+    model.load_state_dict(weights, strict=True)
+
+
+def _judged_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = "ema.module." if any(name.startswith("ema.module.") for name in state) else "model."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")

@@ -1,0 +1,113 @@
+"""The parsers of `xvolution train`, `evaluate` and `deploy`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from xvolution.surgery import XVolutionConfig
+from xvolution.training.config import TrainConfig
+from xvolution.training.files import write_text
+
+
+def train_command(arguments: Sequence[str]) -> None:
+    """Train from flags and YAML files."""
+    config = parse_train(arguments)
+    from xvolution.training.run import train
+
+    result = train(config)
+    best = result.metrics
+    print(
+        f"best epoch {int(best['epoch'])}: top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}, "
+        f"loss {best['val_loss']:.4f}\nweights {result.weights}\ncheckpoint {result.checkpoint}"
+    )
+
+
+def train_parser() -> ArgumentParser:
+    """One flag for each field of `TrainConfig`, dashes for underscores, and `--config FILE` for YAML."""
+    parser = ArgumentParser(
+        prog="xvolution train", description="Train an image classifier, with X-volution or without.", default_env=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win.")
+    hints = typing.get_type_hints(TrainConfig)
+    documentation = docstring_parser.parse(TrainConfig.__doc__ or "")
+    helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    for field in dataclasses.fields(TrainConfig):
+        flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        if hint is XVolutionConfig:
+            parser.add_class_arguments(XVolutionConfig, field.name, help=helps[field.name])
+            parser.set_defaults({f"{field.name}.stages": default.stages})
+        elif hint is bool:
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=default, help=helps[field.name])
+        else:
+            parser.add_argument(flag, type=hint, default=default, help=helps[field.name])
+    return parser
+
+
+def parse_train(arguments: Sequence[str]) -> TrainConfig:
+    """Parse flags and YAML files into a configuration.
+
+    Raises:
+        InputError: a value is not allowed.
+        SystemExit: a flag is unknown or of the wrong type; the parser has said so.
+    """
+    parser = train_parser()
+    values: dict[str, Any] = parser.instantiate_classes(parser.parse_args(list(arguments))).as_dict()
+    values.pop("config", None)
+    return TrainConfig(**values)
+
+
+def evaluate_command(arguments: Sequence[str]) -> None:
+    """Evaluate a checkpoint, print the figures, write them where asked."""
+    parser = ArgumentParser(
+        prog="xvolution evaluate", description="Top-1, top-5, loss and images per second of a checkpoint."
+    )
+    parser.add_argument("checkpoint", type=str, help="a .ckpt, .safetensors (training or deployed form) or .onnx file.")
+    parser.add_argument("--data", type=str | None, help="as in training; by default the data it was trained on.")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="which part of the data.")
+    parser.add_argument("--holdout", type=float | None, help="judge by this fraction of the training part, as in training.")
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out part.")
+    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch.")
+    parser.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
+    parser.add_argument("--workers", type=int | None, help="processes that load images.")
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
+    parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="end, or go on without it.")
+    parser.add_argument("--limit-batches", type=int | None, help="evaluate at most so many batches.")
+    parser.add_argument("--json", type=str | None, help="file for the figures.")
+    parser.add_argument("--predictions", type=str | None, help="CSV file for the prediction of every image.")
+    values = parser.parse_args(list(arguments)).as_dict()
+    report = values.pop("json")
+    from xvolution.training.evaluation import evaluate
+
+    result = evaluate(values.pop("checkpoint"), values.pop("data"), **values)
+    print(result)
+    if report is not None:
+        write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def deploy_command(arguments: Sequence[str]) -> None:
+    """Re-parameterize a checkpoint and write the deployed form."""
+    parser = ArgumentParser(
+        prog="xvolution deploy", description="Re-parameterize a checkpoint and write what a deployment runs."
+    )
+    parser.add_argument("checkpoint", type=str, help="a .ckpt or .safetensors file in training form.")
+    parser.add_argument(
+        "--output", nargs="+", required=True, help="files; by their endings .safetensors, .onnx, .pt2 and .xml (OpenVINO)."
+    )
+    parser.add_argument("--layout", type=str, default="auto", help="auto measures; single, split, grouped.")
+    parser.add_argument(
+        "--fold-norms", action=ActionYesNo(no_prefix="no-"), default=False, help="fold the other norms into their convolutions."
+    )
+    parser.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
+    parser.add_argument("--batch-size", type=int, default=1, help="of the example input that is measured and compared.")
+    values = parser.parse_args(list(arguments)).as_dict()
+    from xvolution.training.deployment import deploy
+
+    print(deploy(values.pop("checkpoint"), values.pop("output"), **values))

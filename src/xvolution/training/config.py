@@ -1,0 +1,155 @@
+"""Everything a training run is decided by, as one dataclass; its fields are the flags of `xvolution train`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from xvolution.surgery import XVolutionConfig
+from xvolution.training.errors import InputError
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        model: a timm model name.
+        model_kwargs: further keyword arguments of timm.create_model, as JSON.
+        pretrained: begin with timm's pretrained weights.
+        small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
+        operator: conv trains the plain network, xvolution the converted one.
+        xvolution: what to put in the place of convolutions, and where.
+        data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
+            or a Hugging Face data set.
+        image_size: side length in pixels; by default the images' own where it is small, else 224.
+        holdout: judge by this fraction of the training part in the place of the validation part.
+        on_bad_image: error ends the run at an unreadable image, skip goes on without it.
+        workers: processes that load images; 0 loads in the training process.
+        limit_train_batches: batches of an epoch, at most.
+        limit_val_batches: batches of an evaluation, at most.
+        crop: pad shifts padded images, rrc crops and resizes at random, auto pads up to 96 pixels.
+        crop_scale: smallest area of a random crop, as a fraction of the image.
+        hflip: probability of mirroring; by default 0.5 (0 for digits).
+        auto_augment: timm's name of an augmentation policy, such as rand-m9-mstd0.5.
+        color_jitter: strength of the colour jitter.
+        random_erase: probability of random erasing.
+        mixup: alpha of mixup; 0 is off.
+        cutmix: alpha of cutmix; 0 is off.
+        label_smoothing: probability mass taken from the true class.
+        epochs: passes over the training part.
+        batch_size: images in a batch, for each process.
+        accumulate: batches whose gradients make one step.
+        optimizer: timm's name of an optimizer, such as sgd, adamw, lamb.
+        lr: learning rate at its peak.
+        momentum: of the optimizers that have one.
+        weight_decay: on weights; biases and norms get none.
+        schedule: timm's name of a schedule, such as cosine, step, linear.
+        decay_epochs: epochs between the drops of the step schedule.
+        decay_rate: factor of the drops of the step schedule.
+        warmup_epochs: epochs of linear warm-up.
+        min_lr: learning rate at the end.
+        clip_grad: largest norm of the gradient.
+        ema_decay: decay of an exponential moving average of the weights, which is then what is judged and exported.
+        precision: 32, or bf16 or 16 for mixed precision.
+        channels_last: keep images and weights in the channels-last memory format.
+        compile: compile the network with torch.compile.
+        accelerator: as Lightning names them; auto takes a GPU where there is one.
+        devices: how many, a list of indices, or auto.
+        num_nodes: machines.
+        strategy: as Lightning names them, such as ddp.
+        seed: of weights, order, augmentation and dropout.
+        deterministic: use deterministic algorithms only; resumed GPU runs need it to end with the same bits.
+        output: folder of the run; by default runs/<data>-<model>-<operator>.
+        resume: go on from last (the checkpoint in the output folder) or from a checkpoint's path.
+        checkpoint_every: write a checkpoint every so many steps, beside the one after each epoch.
+        progress: bar, lines (one for each epoch), off; auto draws a bar on a terminal.
+    """
+
+    model: str = "resnet18"
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    small_images: bool = False
+    operator: Literal["conv", "xvolution"] = "xvolution"
+    xvolution: XVolutionConfig = field(default_factory=lambda: XVolutionConfig(stages=(3,)))
+
+    data: str = "digits"
+    image_size: int | None = None
+    holdout: float | None = None
+    on_bad_image: Literal["error", "skip"] = "error"
+    workers: int | None = None
+    limit_train_batches: int | None = None
+    limit_val_batches: int | None = None
+
+    crop: Literal["auto", "pad", "rrc"] = "auto"
+    crop_scale: float = 0.08
+    hflip: float | None = None
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+
+    epochs: int = 10
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    decay_epochs: float = 30.0
+    decay_rate: float = 0.1
+    warmup_epochs: int = 0
+    min_lr: float = 0.0
+    clip_grad: float | None = None
+    ema_decay: float | None = None
+
+    precision: Literal["32", "bf16", "16"] = "32"
+    channels_last: bool = False
+    compile: bool = False
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    seed: int = 0
+    deterministic: bool = False
+
+    output: str | None = None
+    resume: str | None = None
+    checkpoint_every: int | None = None
+    progress: Literal["auto", "bar", "lines", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        self._require("epochs", self.epochs >= 1, "at least 1")
+        self._require("batch_size", self.batch_size >= 1, "at least 1")
+        self._require("accumulate", self.accumulate >= 1, "at least 1")
+        self._require("lr", self.lr > 0, "more than 0")
+        self._require("warmup_epochs", 0 <= self.warmup_epochs < max(self.epochs, 1), f"less than epochs ({self.epochs})")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
+        self._require("image_size", self.image_size is None or self.image_size >= 8, "at least 8 pixels")
+        self._require("workers", self.workers is None or self.workers >= 0, "at least 0")
+        self._require("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "at least 1")
+        mixes = self.mixup > 0 or self.cutmix > 0
+        self._require("batch_size", not mixes or self.batch_size % 2 == 0, "even with mixup or cutmix")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {allowed}.")
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder that the run writes to."""
+        if self.output is not None:
+            return Path(self.output).expanduser()
+        data = Path(self.data.rpartition(":")[2]).name
+        return Path("runs") / f"{data}-{self.model.removeprefix('xvolution_')}-{self.operator}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "xvolution"}
+        return {**values, "xvolution": self.xvolution.to_dict()}

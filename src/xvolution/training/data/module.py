@@ -1,0 +1,95 @@
+"""The data module: training and evaluation batches for this process, and where in the epoch a resumed run goes on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from xvolution.training.data.catalog import DataSplits
+from xvolution.training.data.dataset import Batch, ClassificationDataset, evaluation_loader
+from xvolution.training.data.sampler import EpochBatches
+from xvolution.training.data.transforms import Augmentation, Preprocessing, training_transform
+from xvolution.training.errors import InputError
+
+
+class ClassificationData(L.LightningDataModule):
+    """Batches are those of `ClassificationDataset`.
+
+    Args:
+        splits: the images.
+        preprocessing: for both parts.
+        augmentation: for the training part.
+        batch_size: of one process.
+        seed: of order and augmentation.
+        workers: processes that decode; 0 decodes in the training process.
+        on_bad_image: "error" or "skip".
+    """
+
+    def __init__(
+        self,
+        splits: DataSplits,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        on_bad_image: str = "error",
+    ) -> None:
+        super().__init__()
+        self.splits, self.preprocessing, self.augmentation = splits, preprocessing, augmentation
+        self.batch_size, self.seed, self.workers, self.on_bad_image = batch_size, seed, workers, on_bad_image
+        self._resume_at = (0, 0)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world_size = self._process()
+        batches = EpochBatches(len(self.splits.train), self.batch_size, self.seed, rank, world_size)
+        if len(batches) == 0:
+            raise InputError(
+                f"{len(self.splits.train)} training images are fewer than one batch of {self.batch_size} for each of "
+                f"{world_size} processes; use a smaller batch size."
+            )
+        batches.start(*self._resume_at)
+        transform = training_transform(self.preprocessing, self.augmentation)
+        return DataLoader(
+            ClassificationDataset(self.splits.train, transform, self.seed, self.on_bad_image),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        rank, world_size = self._process()
+        return evaluation_loader(
+            self.splits.val,
+            self.preprocessing,
+            self.batch_size,
+            workers=self.workers,
+            on_bad_image=self.on_bad_image,
+            rank=rank,
+            world_size=world_size,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and batch that come next."""
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        if progress.processed >= self.trainer.num_training_batches:
+            return {"epoch": self.trainer.current_epoch + 1, "batch": 0}
+        return {"epoch": self.trainer.current_epoch, "batch": progress.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume_at = (state_dict["epoch"], state_dict["batch"])
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+def default_workers(splits: DataSplits) -> int:
+    """None for images in memory that are tiny anyway, else one for each core but the one that trains, at most 8."""
+    return 0 if splits.name == "digits" else max(0, min(8, (os.cpu_count() or 1) - 1))

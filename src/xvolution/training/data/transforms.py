@@ -1,0 +1,99 @@
+"""Augmentation and preprocessing, by timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms
+
+SMALL = 96  # pixels: up to here images are padded and shifted, above they are cropped and resized
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What every image goes through before the network: resize, centre crop, normalize. Plain values, kept with the weights.
+
+    Attributes:
+        image_size: side length in pixels.
+        mean: of each channel, for pixels in [0, 1].
+        std: likewise.
+        crop_pct: the part of the resized image's side that the centre crop keeps.
+        interpolation: timm's name for the resampling filter.
+    """
+
+    image_size: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def resized(self, image_size: int | None) -> Preprocessing:
+        """The same for another side length; None keeps it."""
+        return self if image_size is None else replace(self, image_size=image_size)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training images go through besides; timm's names and meanings."""
+
+    crop: str = "auto"
+    crop_scale: float = 0.08
+    hflip: float = 0.5
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erase: float = 0.0
+
+
+def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """PIL image to a normalized float32 (3, image_size, image_size) tensor."""
+    return create_transform(
+        preprocessing.image_size,
+        is_training=False,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        crop_pct=preprocessing.crop_pct,
+    )
+
+
+def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
+    """PIL image to a normalized float32 (3, image_size, image_size) tensor, augmented.
+
+    It draws from Python's, NumPy's and torch's global generators, which the data set seeds for every image.
+    """
+    size = preprocessing.image_size
+    stages = create_transform(
+        size,
+        is_training=True,
+        scale=(augmentation.crop_scale, 1.0),
+        hflip=augmentation.hflip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.auto_augment,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        re_prob=augmentation.random_erase,
+        separate=True,
+    )
+    if augmentation.crop == "pad" or (augmentation.crop == "auto" and size <= SMALL):
+        shift = [
+            transforms.Resize((size, size), transforms.InterpolationMode(preprocessing.interpolation)),
+            transforms.RandomCrop(size, padding=max(1, size // 8)),
+            transforms.RandomHorizontalFlip(augmentation.hflip),
+        ]
+        stages = (transforms.Compose(shift), *stages[1:])
+    return transforms.Compose(list(stages))
