@@ -1,0 +1,150 @@
+"""The nearest static convolution: when even the gate must go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.deploy.fold import fold
+from xvolution.deploy.reparameterize import ReparameterizationError
+from xvolution.functional import window_taps
+from xvolution.nn import XVolution2d
+from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.surgery.modules import call, replace_module
+from xvolution.surgery.outputs import tensors_in
+
+#: Ridge relative to the mean diagonal of the normal equations: keeps flat directions at the convolution branch.
+_RIDGE = 1e-8
+
+
+@dataclass(frozen=True)
+class CollapseReport:
+    """How far the static model is from the operator on the calibration data.
+
+    Attributes:
+        layers: by module name, ``||static - operator|| / ||operator||`` (Frobenius) on the inputs that the operator sees.
+        output: the same for the model's output; every collapsed layer contributes.
+    """
+
+    layers: dict[str, float]
+    output: float
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in (*self.layers, "model output"))
+        lines = [f"{name.ljust(width)}  {error:.2e}" for name, error in (*self.layers.items(), ("model output", self.output))]
+        return "\n".join(["relative error of the nearest static convolutions", *lines])
+
+
+def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, CollapseReport]:
+    """Replace every X-volution by the plain ``nn.Conv2d`` that is nearest to it on calibration data.
+
+    Least squares over the patches that each operator sees, in closed form (fp64 normal equations)::
+
+        min over W, b of  Σ_patches || W · patch + b - operator(patch) ||²
+
+    Args:
+        model: a network in eval mode, or a single ``XVolution2d``.
+        calibration: batches: tensors, tuples of positional arguments or mappings of keyword arguments. Read once; it should
+            look like what the model will see, and hold more patches than a kernel has weights.
+
+    Returns:
+        The static model (a copy), and the report. An approximation: read the report.
+
+    Raises:
+        ReparameterizationError: the model is in train mode.
+        ValueError: no calibration data, or no X-volution.
+    """
+    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution2d)}
+    if not operators:
+        raise ValueError("the model has no XVolution2d to collapse")
+    if any(module.training for module in model.modules()):
+        raise ReparameterizationError("the model is in train mode; call model.eval() before collapsing it")
+    batches = list(calibration)
+    if not batches:
+        raise ValueError("calibration holds no batch; give at least one batch of images like those the model will see")
+    fits = {name: _Fit(operator) for name, operator in operators.items()}
+    expected = _run(model, batches, fits)
+    static = deepcopy(model)
+    for name, fit in fits.items():
+        static = replace_module(static, name, fit.solve())
+    actual = _run(static, batches, {})
+    error = sum(((a - e).square().sum() for a, e in zip(actual, expected, strict=True)), start=torch.zeros(()))
+    norm = sum((e.square().sum() for e in expected), start=torch.zeros(()))
+    return static, CollapseReport({name: fit.error for name, fit in fits.items()}, _ratio(error, norm))
+
+
+def _run(model: nn.Module, batches: list[Any], fits: dict[str, _Fit]) -> list[Tensor]:
+    handles = [fit.operator.register_forward_hook(fit.observe) for fit in fits.values()]
+    try:
+        with torch.no_grad():
+            return [tensor.double().cpu() for batch in batches for tensor in tensors_in(call(model, batch))]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ratio(error: Tensor, norm: Tensor) -> float:
+    return float((error / norm).clamp(min=0).sqrt()) if norm > 0 else 0.0
+
+
+class _Fit:
+    """Normal equations of one layer: the static residual that is nearest to ``operator - convolution branch``."""
+
+    def __init__(self, operator: XVolution2d) -> None:
+        self.operator = operator
+        convolution = fold(operator).convolution
+        self.geometry, self.groups = convolution.geometry, convolution.groups
+        self.weight, self.bias = convolution.weight, convolution.bias
+        taps = self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
+        size = self.weight.shape[1] * taps + 1
+        rows = self.weight.shape[0] // self.groups
+        self.gram = self.weight.new_zeros(self.groups, size, size)
+        self.moment = self.weight.new_zeros(self.groups, size, rows)
+        self.residual_square = self.weight.new_zeros(self.groups)
+        self.output_square = self.weight.new_zeros(())
+        self.error = 0.0
+
+    def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Accumulate one batch: (N, C_in, H, W) and (N, C_out, H', W')."""
+        x, y = (tensor.double() if tensor.dim() == 4 else tensor.double().unsqueeze(0) for tensor in (args[0], output))
+        geometry = self.geometry
+        padded = geometry.pad(x)
+        base = nn.functional.conv2d(
+            padded, self.weight, self.bias, geometry.stride, 0, geometry.dilation, self.groups
+        )
+        taps = torch.stack(window_taps(padded, geometry.kernel_size, geometry.stride, geometry.dilation), 2)
+        patches = taps.unflatten(1, (self.groups, -1)).permute(1, 0, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+        patches = torch.cat([patches, torch.ones_like(patches[..., :1])], 2)
+        residual = (y - base).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2).flatten(1, 3)
+        self.gram += patches.transpose(1, 2) @ patches
+        self.moment += patches.transpose(1, 2) @ residual
+        self.residual_square += residual.square().sum((1, 2))
+        self.output_square += y.square().sum()
+
+    def solve(self) -> nn.Conv2d:
+        """The nearest convolution; sets ``error``."""
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        ridge = torch.diag_embed((_RIDGE * diagonal.mean(1, keepdim=True)).clamp(min=1e-30).expand_as(diagonal))
+        solution = torch.linalg.solve(self.gram + ridge, self.moment)
+        left = self.residual_square - 2 * (solution * self.moment).sum((1, 2))
+        left = left + (solution * (self.gram @ solution)).sum((1, 2))
+        self.error = _ratio(left.sum(), self.output_square)
+        weight = self.operator.conv.weight
+        delta = solution[:, :-1].transpose(1, 2).reshape(self.weight.shape)
+        conv = conv2d_over(
+            self.geometry,
+            self.operator.in_channels,
+            self.operator.out_channels,
+            groups=self.groups,
+            device=weight.device,
+            dtype=weight.dtype,
+        ).eval()
+        with torch.no_grad():
+            conv.weight.copy_(self.weight + delta)
+            conv.bias.copy_(self.bias + solution[:, -1].flatten())
+        return conv

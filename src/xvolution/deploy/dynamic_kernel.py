@@ -1,0 +1,165 @@
+"""The operator read as a dynamic convolution: its kernel at one pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.deploy.fold import FoldedConvolution, FoldedGate, embed, fold, shifted_keys, union_of
+from xvolution.functional import centre_of, pad, window_taps
+from xvolution.nn import LinearAttention2d, PixelShiftAttention2d, XVolution2d
+from xvolution.nn.geometry import Geometry
+from xvolution.nn.pixel_shift import GATES
+
+
+@overload
+def dynamic_kernel(
+    module: XVolution2d, x: Tensor, position: Sequence[int], return_bias: Literal[False] = False
+) -> Tensor: ...
+
+
+@overload
+def dynamic_kernel(
+    module: XVolution2d, x: Tensor, position: Sequence[int], return_bias: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+
+
+@torch.no_grad()
+def dynamic_kernel(
+    module: XVolution2d, x: Tensor, position: Sequence[int], return_bias: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The kernel that the operator applies at one output pixel, which depends on the image.
+
+    At that pixel ``output = Σ kernel * patch + bias``, with ``patch`` the padded input under the window::
+
+        W(x_0)_δ = W^c_δ + W^v diag(φ(q_0) ⊙ w_δ) W^k            (pssa, hadamard)
+        W(x_0)_δ = W^c_δ + Σ_h w_{δ,h} <q_0, k_δ>_h W^v_h         (pssa, dot)
+        W(x_0)_δ = W^c_δ + [δ = 0] M(x) W^q                      (linear)
+
+    Args:
+        module: an ``XVolution2d`` in eval mode, with the ``pssa`` or the ``linear`` branch.
+        x: (N, C_in, H, W).
+        position: (row, column) of the output pixel.
+        return_bias: also return the bias at that pixel, which holds everything that does not multiply the patch: folded batch
+            norms, the term over all pixels, the bias of the query.
+
+    Returns:
+        The kernel (N, C_out, C_in / groups, kh, kw), in the dtype of ``x``; with ``return_bias`` also the bias (N, C_out). The
+        window is the convolution's, or the smallest regular one that also has all shifts where they reach further.
+
+    Raises:
+        ValueError: train mode, a position outside of the output, a branch that is no dynamic convolution over a window
+            (``global`` or a module), or a norm that does not fold.
+    """
+    _check(module, x)
+    folded = fold(module)
+    wide = x.double()
+    convolution = folded.convolution
+    if folded.gate is not None:
+        kept = (convolution.norm, folded.gate.norm, folded.gate.query_norm, folded.gate.window_norm)
+        _check_folded(kept)
+        kernel, bias = _gated(convolution, folded.gate, wide, position)
+    else:
+        _check_folded((convolution.norm, folded.attention_norm))
+        branch = _dot if isinstance(module.attention, PixelShiftAttention2d) else _linear
+        kernel, bias = branch(convolution, module.attention, folded.value_scale, wide, position)
+    kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
+    return (kernel, bias) if return_bias else kernel
+
+
+def _check(module: nn.Module, x: Tensor) -> None:
+    if not isinstance(module, XVolution2d):
+        raise ValueError(f"dynamic_kernel takes an XVolution2d, got {type(module).__name__}")
+    if module.training:
+        raise ValueError("the operator is in train mode, where batch norms depend on the batch; call eval() first")
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (N, C_in, H, W)")
+    if not isinstance(module.attention, PixelShiftAttention2d | LinearAttention2d):
+        raise ValueError(
+            f"the branch {type(module.attention).__name__} is no dynamic convolution over a window; "
+            "dynamic_kernel reads 'pssa' and 'linear'"
+        )
+
+
+def _check_folded(norms: Sequence[nn.Module]) -> None:
+    kept = [type(norm).__name__ for norm in norms if type(norm) is not nn.Identity]
+    if kept:
+        raise ValueError(f"{kept[0]} does not fold into a kernel, because it depends on the whole feature map; use batch norm")
+
+
+def _pixel(maps: Tensor, position: Sequence[int]) -> Tensor:
+    """(N, C, H', W') -> (N, C) at one position."""
+    row, column = position
+    height, width = maps.shape[2:]
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError(f"position {(row, column)} is outside of the output of {height} x {width} pixels")
+    return maps[:, :, row, column]
+
+
+def _query(x: Tensor, weight: Tensor, bias: Tensor, convolution: FoldedConvolution, position: Sequence[int]) -> Tensor:
+    """q_0 (N, A): the 1x1 convolution of the centre pixel of the window at ``position``."""
+    centre = convolution.geometry.centre()
+    maps = nn.functional.conv2d(
+        centre.pad(x), weight.flatten(1)[:, :, None, None], bias, centre.stride, groups=convolution.groups
+    )
+    return _pixel(maps, position)
+
+
+def _gated(
+    convolution: FoldedConvolution, gate: FoldedGate, x: Tensor, position: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    union, groups = union_of(convolution, gate), convolution.groups
+    query = GATES[gate.gate](_query(x, gate.query_weight, gate.query_bias, convolution, position)).unflatten(1, (groups, -1))
+    value = gate.value_weight.unflatten(0, (groups, -1))
+    keys = shifted_keys(gate, union).unflatten(0, (groups, -1))
+    attended = torch.einsum("goa,nga,gaihw->ngoihw", value, query, keys).flatten(1, 2)
+    constant = gate.window_bias.expand(x.shape[0], -1)
+    if gate.mean_weight is not None:
+        mean = nn.functional.conv2d(x.mean((2, 3), keepdim=True), gate.key_weight[:, :, None, None], groups=groups)
+        constant = constant + gate.mean_weight * mean.flatten(1)
+    bias = torch.einsum("goa,nga,nga->ngo", value, query, constant.unflatten(1, (groups, -1))).flatten(1)
+    kernel = embed(convolution.weight, convolution.geometry, union)
+    return kernel + attended, convolution.bias + bias
+
+
+def _dot(
+    convolution: FoldedConvolution,
+    attention: PixelShiftAttention2d,
+    value_scale: Tensor,
+    x: Tensor,
+    position: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    shifts, heads, groups = attention.shifts, attention.groups * attention.heads, attention.groups
+    query = _query(x, attention.query.weight.double(), attention.query.bias.double(), convolution, position)
+    key = nn.functional.conv2d(x, attention.key.weight.double(), groups=groups)
+    taps = window_taps(pad(key, shifts.padding, shifts.padding_mode), shifts.kernel_size, shifts.stride, shifts.dilation)
+    keys = torch.stack([_pixel(tap, position) for tap in taps], 2).unflatten(1, (heads, -1))
+    scores = torch.einsum("nha,nhat->nht", query.unflatten(1, (heads, -1)), keys) * attention.window_weight.double().flatten(1)
+    value = (attention.value.weight.double().flatten(1) * value_scale.unsqueeze(1)).unflatten(0, (heads, -1))
+    attended = torch.einsum("nht,hoi->nhoit", scores, value).flatten(1, 2).unflatten(3, shifts.kernel_size)
+    union = convolution.geometry.union([shifts])
+    kernel = embed(convolution.weight, convolution.geometry, union) + embed(attended, shifts, union)
+    return kernel, convolution.bias.expand(x.shape[0], -1)
+
+
+def _linear(
+    convolution: FoldedConvolution, attention: LinearAttention2d, value_scale: Tensor, x: Tensor, position: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    geometry = convolution.geometry
+    # Only the check of the position needs the query here; the kernel is the same at every pixel of an image.
+    query_weight, query_bias = attention.query.weight.double(), attention.query.bias.double()
+    _query(x, query_weight, query_bias, convolution, position)
+    mixing = deepcopy(attention).double().mixing_matrix(x)
+    heads = mixing.shape[1]
+    mixing = mixing * value_scale.reshape(heads, -1, 1)
+    centre = (mixing @ query_weight.flatten(1).unflatten(0, (heads, -1))).flatten(1, 2)
+    bias = (mixing @ query_bias.unflatten(0, (heads, -1)).unsqueeze(-1)).flatten(1)
+    kernel = convolution.weight.repeat(x.shape[0], 1, 1, 1, 1)
+    row, column = centre_of(geometry.kernel_size)
+    kernel[..., row, column] += centre
+    return kernel, convolution.bias + bias
+
