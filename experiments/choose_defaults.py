@@ -72,7 +72,9 @@ def run(variant: str, seed: int, data: str, output: Path) -> None:
         "metrics": result.metrics,
         "history": result.history,
         "xvolution": None if config is None else config.to_dict(),
-        "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("xvolution", "data", "output")},
+        "recipe": {
+            name: value for name, value in asdict(recipe).items() if name not in ("xvolution", "data", "output")
+        },
         "data": "Tiny-ImageNet, training split, a tenth of it held out for these figures",
         "command": "python experiments/choose_defaults.py --data DATA --output results/defaults --seeds 3",
         "commit": commit,

@@ -49,7 +49,7 @@ def padding_pairs(
 
 
 def centre_of(kernel_size: Sequence[int]) -> tuple[int, ...]:
-    """Index of the centre tap, ``(K - 1) // 2`` in each dimension: the tap that reads the pixel itself under ``padding='same'``."""
+    """Index of the centre tap, ``(K - 1) // 2`` in each dimension: under ``padding='same'`` it reads the pixel itself."""
     return tuple((k - 1) // 2 for k in kernel_size)
 
 
@@ -97,7 +97,9 @@ def window_taps(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], di
     Raises:
         ValueError: the padded map is smaller than the window.
     """
-    size = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel_size, stride, dilation, strict=True)]
+    size = [
+        (n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel_size, stride, dilation, strict=True)
+    ]
     if min(size) < 1:
         raise ValueError(
             f"the padded input of {tuple(x.shape[2:])} pixels is smaller than the window of "
@@ -232,7 +234,9 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int = 1) 
     scores = torch.einsum(
         "nhap,nhat->nhpt", query.flatten(2).unflatten(1, (heads, -1)), key.flatten(2).unflatten(1, (heads, -1))
     )
-    mixed = torch.einsum("nhpt,nhct->nhcp", scores, value.flatten(2).unflatten(1, (heads, -1))) / (key.shape[2] * key.shape[3])
+    mixed = torch.einsum("nhpt,nhct->nhcp", scores, value.flatten(2).unflatten(1, (heads, -1))) / (
+        key.shape[2] * key.shape[3]
+    )
     return mixed.flatten(1, 2).unflatten(2, query.shape[2:])
 
 
@@ -259,7 +263,9 @@ def dynamic_conv2d(
     """
     kernel_size = tuple(kernel.shape[3:5])
     stride, dilation = as_pair(stride), as_pair(dilation)
-    windows = _windows(pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode), kernel_size, stride, dilation)
+    windows = _windows(
+        pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode), kernel_size, stride, dilation
+    )
     y = torch.einsum(
         "ngitp,ngoitp->ngop",
         windows.flatten(3).unflatten(1, (groups, -1)),

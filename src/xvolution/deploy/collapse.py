@@ -14,7 +14,7 @@ from xvolution.deploy.fold import fold
 from xvolution.deploy.reparameterize import ReparameterizationError
 from xvolution.functional import window_taps
 from xvolution.nn import XVolution2d
-from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.nn.geometry import conv2d_over
 from xvolution.surgery.modules import call, replace_module
 from xvolution.surgery.outputs import tensors_in
 
@@ -36,7 +36,9 @@ class CollapseReport:
 
     def __str__(self) -> str:
         width = max(len(name) for name in (*self.layers, "model output"))
-        lines = [f"{name.ljust(width)}  {error:.2e}" for name, error in (*self.layers.items(), ("model output", self.output))]
+        lines = [
+            f"{name.ljust(width)}  {error:.2e}" for name, error in (*self.layers.items(), ("model output", self.output))
+        ]
         return "\n".join(["relative error of the nearest static convolutions", *lines])
 
 
@@ -114,9 +116,7 @@ class _Fit:
         x, y = (tensor.double() if tensor.dim() == 4 else tensor.double().unsqueeze(0) for tensor in (args[0], output))
         geometry = self.geometry
         padded = geometry.pad(x)
-        base = nn.functional.conv2d(
-            padded, self.weight, self.bias, geometry.stride, 0, geometry.dilation, self.groups
-        )
+        base = nn.functional.conv2d(padded, self.weight, self.bias, geometry.stride, 0, geometry.dilation, self.groups)
         taps = torch.stack(window_taps(padded, geometry.kernel_size, geometry.stride, geometry.dilation), 2)
         patches = taps.unflatten(1, (self.groups, -1)).permute(1, 0, 4, 5, 2, 3).flatten(4).flatten(1, 3)
         patches = torch.cat([patches, torch.ones_like(patches[..., :1])], 2)
@@ -146,5 +146,6 @@ class _Fit:
         ).eval()
         with torch.no_grad():
             conv.weight.copy_(self.weight + delta)
-            conv.bias.copy_(self.bias + solution[:, -1].flatten())
+            bias: Any = conv.bias
+            bias.copy_(self.bias + solution[:, -1].flatten())
         return conv

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from xvolution.deploy.fold import FoldedConvolution, FoldedGate, embed, fold, shifted_keys, union_of
 from xvolution.functional import centre_of, pad, window_taps
 from xvolution.nn import LinearAttention2d, PixelShiftAttention2d, XVolution2d
-from xvolution.nn.geometry import Geometry
 from xvolution.nn.pixel_shift import GATES
 
 
@@ -65,8 +64,9 @@ def dynamic_kernel(
         kernel, bias = _gated(convolution, folded.gate, wide, position)
     else:
         _check_folded((convolution.norm, folded.attention_norm))
-        branch = _dot if isinstance(module.attention, PixelShiftAttention2d) else _linear
-        kernel, bias = branch(convolution, module.attention, folded.value_scale, wide, position)
+        attention: Any = deepcopy(module.attention).double()
+        branch = _dot if isinstance(attention, PixelShiftAttention2d) else _linear
+        kernel, bias = branch(convolution, attention, folded.value_scale, wide, position)
     kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
     return (kernel, bias) if return_bias else kernel
 
@@ -88,7 +88,9 @@ def _check(module: nn.Module, x: Tensor) -> None:
 def _check_folded(norms: Sequence[nn.Module]) -> None:
     kept = [type(norm).__name__ for norm in norms if type(norm) is not nn.Identity]
     if kept:
-        raise ValueError(f"{kept[0]} does not fold into a kernel, because it depends on the whole feature map; use batch norm")
+        raise ValueError(
+            f"{kept[0]} does not fold into a kernel, because it depends on the whole feature map; use batch norm"
+        )
 
 
 def _pixel(maps: Tensor, position: Sequence[int]) -> Tensor:
@@ -113,7 +115,9 @@ def _gated(
     convolution: FoldedConvolution, gate: FoldedGate, x: Tensor, position: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     union, groups = union_of(convolution, gate), convolution.groups
-    query = GATES[gate.gate](_query(x, gate.query_weight, gate.query_bias, convolution, position)).unflatten(1, (groups, -1))
+    query = GATES[gate.gate](_query(x, gate.query_weight, gate.query_bias, convolution, position)).unflatten(
+        1, (groups, -1)
+    )
     value = gate.value_weight.unflatten(0, (groups, -1))
     keys = shifted_keys(gate, union).unflatten(0, (groups, -1))
     attended = torch.einsum("goa,nga,gaihw->ngoihw", value, query, keys).flatten(1, 2)
@@ -128,18 +132,20 @@ def _gated(
 
 def _dot(
     convolution: FoldedConvolution,
-    attention: PixelShiftAttention2d,
-    value_scale: Tensor,
+    attention: Any,
+    value_scale: Any,
     x: Tensor,
     position: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     shifts, heads, groups = attention.shifts, attention.groups * attention.heads, attention.groups
-    query = _query(x, attention.query.weight.double(), attention.query.bias.double(), convolution, position)
-    key = nn.functional.conv2d(x, attention.key.weight.double(), groups=groups)
-    taps = window_taps(pad(key, shifts.padding, shifts.padding_mode), shifts.kernel_size, shifts.stride, shifts.dilation)
+    query = _query(x, attention.query.weight, attention.query.bias, convolution, position)
+    key = nn.functional.conv2d(x, attention.key.weight, groups=groups)
+    taps = window_taps(
+        pad(key, shifts.padding, shifts.padding_mode), shifts.kernel_size, shifts.stride, shifts.dilation
+    )
     keys = torch.stack([_pixel(tap, position) for tap in taps], 2).unflatten(1, (heads, -1))
-    scores = torch.einsum("nha,nhat->nht", query.unflatten(1, (heads, -1)), keys) * attention.window_weight.double().flatten(1)
-    value = (attention.value.weight.double().flatten(1) * value_scale.unsqueeze(1)).unflatten(0, (heads, -1))
+    scores = torch.einsum("nha,nhat->nht", query.unflatten(1, (heads, -1)), keys) * attention.window_weight.flatten(1)
+    value = (attention.value.weight.flatten(1) * value_scale.unsqueeze(1)).unflatten(0, (heads, -1))
     attended = torch.einsum("nht,hoi->nhoit", scores, value).flatten(1, 2).unflatten(3, shifts.kernel_size)
     union = convolution.geometry.union([shifts])
     kernel = embed(convolution.weight, convolution.geometry, union) + embed(attended, shifts, union)
@@ -147,13 +153,17 @@ def _dot(
 
 
 def _linear(
-    convolution: FoldedConvolution, attention: LinearAttention2d, value_scale: Tensor, x: Tensor, position: Sequence[int]
+    convolution: FoldedConvolution,
+    attention: Any,
+    value_scale: Any,
+    x: Tensor,
+    position: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     geometry = convolution.geometry
     # Only the check of the position needs the query here; the kernel is the same at every pixel of an image.
-    query_weight, query_bias = attention.query.weight.double(), attention.query.bias.double()
+    query_weight, query_bias = attention.query.weight, attention.query.bias
     _query(x, query_weight, query_bias, convolution, position)
-    mixing = deepcopy(attention).double().mixing_matrix(x)
+    mixing = attention.mixing_matrix(x)
     heads = mixing.shape[1]
     mixing = mixing * value_scale.reshape(heads, -1, 1)
     centre = (mixing @ query_weight.flatten(1).unflatten(0, (heads, -1))).flatten(1, 2)
@@ -162,4 +172,3 @@ def _linear(
     row, column = centre_of(geometry.kernel_size)
     kernel[..., row, column] += centre
     return kernel, convolution.bias + bias
-

@@ -118,7 +118,9 @@ def _checked(model: nn.Module, path: Path, example_inputs: Any) -> tuple[Tensor,
         raise ExportError("the model is in train mode; call model.eval() before exporting it")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if isinstance(example_inputs, Mapping) or not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise ValueError("example_inputs must be a tensor or a tuple of tensors, in the order in which the model takes them")
+        raise ValueError(
+            "example_inputs must be a tensor or a tuple of tensors, in the order in which the model takes them"
+        )
     return inputs
 
 
@@ -130,7 +132,7 @@ def _capture(
     batch = tuple(x.expand(2, *x.shape[1:]).contiguous() if x.dim() == 4 and x.shape[0] == 1 else x for x in inputs)
     failure = ""
     for name, axes in choices.items():
-        shapes = tuple({axis: Dim.DYNAMIC for axis in axes} if x.dim() == 4 else None for x in inputs)
+        shapes = tuple(dict.fromkeys(axes, Dim.DYNAMIC) if x.dim() == 4 else None for x in inputs)
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -175,15 +177,21 @@ def _to_onnx(program: ExportedProgram, path: Path, opset_version: int | None) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            converted = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset_version, optimize=True)
+            converted = torch.onnx.export(
+                program, dynamo=True, verbose=False, opset_version=opset_version, optimize=True
+            )
     except Exception as error:
-        raise ExportError(f"the ONNX exporter cannot convert the model: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(
+            f"the ONNX exporter cannot convert the model: {str(error).strip().splitlines()[0]}"
+        ) from error
     if converted is None:
         raise ExportError("the ONNX exporter returned nothing; check that onnx and onnxscript are up to date")
     converted.save(path)
     foreign = {node.domain for node in onnx.load(path, load_external_data=False).graph.node} - {"", "ai.onnx"}
     if foreign:
-        raise ExportError(f"the ONNX graph holds operators of {', '.join(sorted(foreign))}; only standard ones can be deployed")
+        raise ExportError(
+            f"the ONNX graph holds operators of {', '.join(sorted(foreign))}; only standard ones can be deployed"
+        )
 
 
 def _write_pt2(program: ExportedProgram, path: Path, opset_version: int | None) -> Runner:

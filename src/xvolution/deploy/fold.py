@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ _LINEAR_IN_VALUE = (PixelShiftAttention2d, LinearAttention2d, GlobalAttention2d)
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def is_foldable(norm: nn.Module) -> bool:
+def is_foldable(norm: Any) -> bool:
     """True for the identity and for a batch norm that reads running statistics: both are affine per channel."""
     if type(norm) is nn.Identity:
         return True
@@ -25,7 +26,7 @@ def is_foldable(norm: nn.Module) -> bool:
     return type(norm).__name__ == "FrozenBatchNorm2d"
 
 
-def affine_of(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def affine_of(norm: Any, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """(scale, shift) of a foldable norm: ``norm(x) = scale * x + shift``.
 
     Returns:
@@ -115,12 +116,12 @@ def fold(operator: XVolution2d) -> FoldedOperator:
 
 def _split(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
     """(scale, shift, what is left of the norm)."""
-    if is_foldable(norm):
-        return *(part.detach() for part in affine_of(norm, channels, like)), nn.Identity()
-    return *affine_of(nn.Identity(), channels, like), norm
+    foldable = is_foldable(norm)
+    scale, shift = affine_of(norm if foldable else nn.Identity(), channels, like)
+    return scale.detach(), shift.detach(), nn.Identity() if foldable else norm
 
 
-def _fold_gate(attention: PixelShiftAttention2d, value_scale: Tensor | None, norm: nn.Module) -> FoldedGate:
+def _fold_gate(attention: Any, value_scale: Tensor | None, norm: nn.Module) -> FoldedGate:
     channels = attention.channels
     query_weight = attention.query.weight.detach().double().flatten(1)
     query_scale, query_shift, query_norm = _split(attention.query_norm, channels, query_weight)
@@ -151,7 +152,8 @@ def _fold_gate(attention: PixelShiftAttention2d, value_scale: Tensor | None, nor
 def embed(kernel: Tensor, window: Geometry, union: Geometry) -> Tensor:
     """Place a kernel (..., kh, kw) over ``window`` into the larger kernel over ``union``, zeros elsewhere."""
     larger = kernel.new_zeros(*kernel.shape[: -len(union.kernel_size)], *union.kernel_size)
-    larger[(..., *union.tap_slices(window))] = kernel
+    index: Any = (..., *union.tap_slices(window))
+    larger[index] = kernel
     return larger
 
 

@@ -21,7 +21,7 @@ def _conv(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, 
         geometry, weight.shape[1] * groups, weight.shape[0], groups=groups, bias=bias is not None, **factory
     )
     conv.weight.copy_(weight)
-    if bias is not None:
+    if conv.bias is not None and bias is not None:
         conv.bias.copy_(bias)
     return conv
 
@@ -57,7 +57,9 @@ class GatedConv2d(DeployedXVolution2d):
         self.value = _pointwise(gate.value_weight, None, convolution.groups, factory)
         self.context = None
         if gate.mean_weight is not None:
-            self.context = _pointwise(gate.mean_weight.unsqueeze(1) * gate.key_weight, None, convolution.groups, factory)
+            self.context = _pointwise(
+                gate.mean_weight.unsqueeze(1) * gate.key_weight, None, convolution.groups, factory
+            )
         # Norms that could not fold; identities otherwise.
         self.conv_norm, self.attention_norm = convolution.norm, gate.norm
         self.query_norm, self.window_norm = gate.query_norm, gate.window_norm
@@ -95,7 +97,8 @@ class SingleGatedConv2d(GatedConv2d):
         )
         biases = (convolution.bias, gate.query_bias, gate.window_bias)
         weight, bias = (
-            torch.cat([part.unflatten(0, (groups, -1)) for part in parts], 1).flatten(0, 1) for parts in (kernels, biases)
+            torch.cat([part.unflatten(0, (groups, -1)) for part in parts], 1).flatten(0, 1)
+            for parts in (kernels, biases)
         )
         self.conv = _conv(union, weight, bias, groups, factory)
 
@@ -104,7 +107,9 @@ class SingleGatedConv2d(GatedConv2d):
         if self.groups == 1:
             y, query, window_sum = z.split(self.sizes, 1)
         else:
-            y, query, window_sum = (part.flatten(1, 2) for part in z.unflatten(1, (self.groups, -1)).split(self.sizes, 2))
+            y, query, window_sum = (
+                part.flatten(1, 2) for part in z.unflatten(1, (self.groups, -1)).split(self.sizes, 2)
+            )
         return y, query, window_sum
 
 
@@ -122,7 +127,9 @@ class SplitGatedConv2d(GatedConv2d):
         self.merged = groups == 1 and centre == Geometry.create(1, padding_mode=centre.padding_mode)
         if self.merged:
             weight = torch.cat([gate.query_weight, gate.key_weight])
-            self.query_key = _pointwise(weight, torch.cat([gate.query_bias, torch.zeros_like(gate.query_bias)]), 1, factory)
+            self.query_key = _pointwise(
+                weight, torch.cat([gate.query_bias, torch.zeros_like(gate.query_bias)]), 1, factory
+            )
         else:
             self.query = _conv(centre, gate.query_weight[:, :, None, None], gate.query_bias, groups, factory)
             self.key = _pointwise(gate.key_weight, None, groups, factory)
@@ -152,7 +159,7 @@ class TwoBranchConv2d(DeployedXVolution2d):
         self.attention = deepcopy(attention)
         self.attention_norm = folded.attention_norm
         if folded.value_scale is not None:
-            value = self.attention.value
+            value: Any = self.attention.value
             value.weight.copy_(value.weight.double() * folded.value_scale.reshape(-1, 1, 1, 1))
             if value.bias is not None:
                 value.bias.copy_(value.bias.double() * folded.value_scale)
@@ -173,12 +180,15 @@ class ContentConv2d(TwoBranchConv2d):
         if torch.compiler.is_exporting() or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
             return super().compute(x)
         conv, attention, images = self.conv, self.attention, x.shape[0]
+        queries: Any = attention.query
         mixing = attention.mixing_matrix(x)
         heads = mixing.shape[1]
-        query_weight = attention.query.weight.flatten(1).unflatten(0, (heads, -1)).to(mixing.dtype)
-        query_bias = attention.query.bias.unflatten(0, (heads, -1)).unsqueeze(-1).to(mixing.dtype)
+        query_weight = queries.weight.flatten(1).unflatten(0, (heads, -1)).to(mixing.dtype)
+        query_bias = queries.bias.unflatten(0, (heads, -1)).unsqueeze(-1).to(mixing.dtype)
         geometry = Geometry.of(conv)
-        centre = embed(narrow((mixing @ query_weight).flatten(1, 2), x.dtype)[..., None, None], geometry.centre(), geometry)
+        centre = embed(
+            narrow((mixing @ query_weight).flatten(1, 2), x.dtype)[..., None, None], geometry.centre(), geometry
+        )
         kernel = (conv.weight.to(x.dtype) + centre).flatten(0, 1)
         bias = (conv.bias + (mixing @ query_bias).flatten(1)).to(x.dtype).flatten()
         batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)

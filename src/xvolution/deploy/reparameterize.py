@@ -14,7 +14,7 @@ from xvolution.deploy.fold import fold, is_foldable
 from xvolution.deploy.layouts import DeployedXVolution2d, build, layouts_for
 from xvolution.deploy.measure import fastest
 from xvolution.nn import XVolution2d
-from xvolution.surgery.modules import call, replace_module
+from xvolution.surgery.modules import call, conv_at, replace_module
 from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
 from xvolution.surgery.pairing import norm_alone, pair_norms, without_norm
 
@@ -105,7 +105,7 @@ def _check(model: nn.Module, operators: Mapping[str, nn.Module], layout: str | M
         )
 
 
-def _deploy(operator: XVolution2d, layout: str, x: Tensor | None) -> nn.Module:
+def _deploy(operator: Any, layout: str, x: Tensor | None) -> nn.Module:
     folded = fold(operator)
     weight = operator.conv.weight
     factory = {"device": weight.device, "dtype": weight.dtype}
@@ -130,9 +130,10 @@ def _fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     for conv_name, norm_name in pairs.items():
         if any(conv_name.startswith(f"{name}.") for name in deployed):
             continue
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        if is_foldable(norm_alone(norm)):
-            model = replace_module(model, conv_name, fuse_conv_bn_eval(conv, norm_alone(norm)))
+        conv, norm = conv_at(model, conv_name), model.get_submodule(norm_name)
+        alone: Any = norm_alone(norm)
+        if is_foldable(alone):
+            model = replace_module(model, conv_name, fuse_conv_bn_eval(conv, alone))
             model = replace_module(model, norm_name, without_norm(norm))
     return model
 
@@ -161,21 +162,29 @@ class _Recorder:
             handle.remove()
 
 
-def _compare(
-    expected: Any, actual: Any, before: _Recorder, after: _Recorder, rtol: float | None, atol: float
-) -> None:
+def _compare(expected: Any, actual: Any, before: _Recorder, after: _Recorder, rtol: float | None, atol: float) -> None:
     tensors = tensors_in(expected)
     if not tensors:
-        raise ReparameterizationError("the model returned no tensor for example_inputs; give inputs that reach its outputs")
+        raise ReparameterizationError(
+            "the model returned no tensor for example_inputs; give inputs that reach its outputs"
+        )
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
     allowed = TOLERANCE.get(dtype, 1e-4) if rtol is None else rtol
     error = difference(expected, actual)
     if error.relative <= allowed or error.absolute <= atol:
         return
-    errors = {name: difference(before.outputs[name], after.outputs[name]).relative for name in before.outputs if name in after.outputs}
+    errors = {
+        name: difference(before.outputs[name], after.outputs[name]).relative
+        for name in before.outputs
+        if name in after.outputs
+    }
     first = next((name for name, relative in errors.items() if relative > allowed), None)
     finite = all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point())
-    where = f"the first module that differs is {first} (relative {errors[first]:.1e})" if first else "no X-volution differs by itself"
+    where = (
+        f"the first module that differs is {first} (relative {errors[first]:.1e})"
+        if first
+        else "no X-volution differs by itself"
+    )
     cause = (
         "rounding in low precision, or activations so large that fp32 is not enough; try the model in fp64, or a larger rtol"
         if finite

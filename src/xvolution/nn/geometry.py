@@ -108,16 +108,7 @@ class ExplicitlyPaddedConv2d(nn.Conv2d):
     """``nn.Conv2d`` whose padding is ((top, bottom), (left, right)), negative numbers cropping."""
 
     def __init__(self, in_channels: int, out_channels: int, geometry: Geometry, **options: Any) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            geometry.kernel_size,
-            geometry.stride,
-            0,
-            geometry.dilation,
-            padding_mode=geometry.padding_mode,
-            **options,
-        )
+        super().__init__(in_channels, out_channels, **_window(geometry, 0), **options)
         self.padding_pairs = geometry.padding
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,13 +129,15 @@ def conv2d_over(geometry: Geometry, in_channels: int, out_channels: int, **optio
     """
     if any(before != after or before < 0 for before, after in geometry.padding):
         return ExplicitlyPaddedConv2d(in_channels, out_channels, geometry, **options)
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        geometry.kernel_size,
-        geometry.stride,
-        tuple(before for before, _ in geometry.padding),
-        geometry.dilation,
-        padding_mode=geometry.padding_mode,
-        **options,
-    )
+    padding = tuple(before for before, _ in geometry.padding)
+    return nn.Conv2d(in_channels, out_channels, **_window(geometry, padding), **options)
+
+
+def _window(geometry: Geometry, padding: int | tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "kernel_size": geometry.kernel_size,
+        "stride": geometry.stride,
+        "padding": padding,
+        "dilation": geometry.dilation,
+        "padding_mode": geometry.padding_mode,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class GlobalAttention2d(nn.Module):
         check_heads(heads, out_channels, groups)
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
         centre = Geometry.create(kernel_size, stride, padding, dilation, padding_mode).centre()
-        options = {"groups": groups, "device": device, "dtype": dtype}
+        options: dict[str, Any] = {"groups": groups, "device": device, "dtype": dtype}
         self.groups, self.heads = groups, heads
         self.query = conv2d_over(centre, in_channels, channels, **options)
         self.key = conv2d_over(centre, in_channels, channels, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class LinearAttention2d(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(heads, out_channels, groups)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
         geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode)
         self.groups, self.heads = groups, heads

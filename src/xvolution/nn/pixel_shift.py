@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def check_heads(heads: int, out_channels: int, groups: int) -> None:
         )
 
 
-def build_norm(norm_layer: Callable[[int], nn.Module] | None, channels: int, factory: dict) -> nn.Module:
+def build_norm(norm_layer: Callable[[int], nn.Module] | None, channels: int, factory: dict[str, Any]) -> nn.Module:
     """``norm_layer(channels)`` on the device and in the dtype of the layer; the identity when there is none."""
     if norm_layer is None:
         return nn.Identity()
@@ -108,7 +109,7 @@ class PixelShiftAttention2d(nn.Module):
         }
         _check_similarity(similarity, heads, gate, hadamard_only)
         check_heads(heads, out_channels, groups)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
         geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode)
         windows = [
@@ -116,7 +117,7 @@ class PixelShiftAttention2d(nn.Module):
             for distance in _distances(shift_distance, geometry.dilation)
         ]
         self.similarity, self.heads, self.groups, self.gate = similarity, heads, groups, gate
-        grouped = {"groups": groups, "bias": False, **factory}
+        grouped: dict[str, Any] = {"groups": groups, "bias": False, **factory}
         self.query = conv2d_over(geometry.centre(), in_channels, channels, **{**grouped, "bias": True})
         self.key = nn.Conv2d(in_channels, channels, 1, **grouped)
         self.mean_weight = nn.Parameter(torch.zeros(channels, **factory)) if global_term else None
@@ -159,7 +160,9 @@ class PixelShiftAttention2d(nn.Module):
         query, key, value = widen(source_query, self.key(x), self.value(x))
         shifts, heads = self.shifts, self.groups * self.heads
         key_taps, value_taps = (
-            window_taps(pad(maps, shifts.padding, shifts.padding_mode), shifts.kernel_size, shifts.stride, shifts.dilation)
+            window_taps(
+                pad(maps, shifts.padding, shifts.padding_mode), shifts.kernel_size, shifts.stride, shifts.dilation
+            )
             for maps in (key, value)
         )
         weights = self.window_weight.to(query.dtype).flatten(1).unsqueeze(-1).unsqueeze(-1)
@@ -187,10 +190,14 @@ def _check_similarity(similarity: str, heads: int, gate: str, hadamard_only: dic
     if gate not in GATES:
         raise ValueError(f"gate is {gate!r}; allowed are {', '.join(map(repr, GATES))}")
     if similarity == "hadamard" and heads != 1:
-        raise ValueError(f"heads is {heads}, but similarity='hadamard' has one weight for each channel; use similarity='dot'")
+        raise ValueError(
+            f"heads is {heads}, but similarity='hadamard' has one weight for each channel; use similarity='dot'"
+        )
     given = [name for name, used in hadamard_only.items() if used]
     if similarity == "dot" and given:
-        raise ValueError(f"similarity='dot' does not take {', '.join(given)}; leave it out or use similarity='hadamard'")
+        raise ValueError(
+            f"similarity='dot' does not take {', '.join(given)}; leave it out or use similarity='hadamard'"
+        )
 
 
 def _distances(

@@ -84,10 +84,10 @@ class XVolution2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **factory
-        )
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        window: tuple[Any, Any, Any, Any] = (kernel_size, stride, padding, dilation)
+        mode: Any = padding_mode
+        self.conv = nn.Conv2d(in_channels, out_channels, *window, groups, bias, mode, **factory)
         self.conv_norm = build_norm(norm_layer, out_channels, factory)
         pixel_shift = {
             "similarity": similarity,
@@ -132,7 +132,11 @@ class XVolution2d(nn.Module):
         return operator.train(conv.training)
 
     def _start_attention_at_zero(self) -> None:
-        last = self.attention.value if isinstance(self.attention_norm, nn.Identity) and hasattr(self.attention, "value") else None
+        last = (
+            self.attention.value
+            if isinstance(self.attention_norm, nn.Identity) and hasattr(self.attention, "value")
+            else None
+        )
         weight = getattr(self.attention_norm if last is None else last, "weight", None)
         if weight is None:
             raise ValueError(
@@ -223,7 +227,9 @@ def _build_attention(
         defaults = {"similarity": "hadamard", "gate": "identity"}
         given = [name for name, value in pixel_shift.items() if value not in (None, False, defaults.get(name))]
         if given:
-            raise ValueError(f"attention={attention!r} does not take {', '.join(given)}; these belong to attention='pssa'")
+            raise ValueError(
+                f"attention={attention!r} does not take {', '.join(given)}; these belong to attention='pssa'"
+            )
         pixel_shift = {}
     return branch(
         conv.in_channels,

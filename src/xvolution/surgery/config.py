@@ -46,7 +46,9 @@ class XVolutionConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.norm_layer, str) and not hasattr(nn, self.norm_layer):
-            raise ValueError(f"norm_layer is {self.norm_layer!r}; give the name of a class in torch.nn, such as 'BatchNorm2d'")
+            raise ValueError(
+                f"norm_layer is {self.norm_layer!r}; give the name of a class in torch.nn, such as 'BatchNorm2d'"
+            )
         for name in (*_PLACEMENT, "shift_distance"):
             value = getattr(self, name)
             if isinstance(value, list):
@@ -70,7 +72,9 @@ class XVolutionConfig:
         values = asdict(self)
         functions = [name for name, value in values.items() if callable(value)]
         if functions:
-            raise ValueError(f"{', '.join(functions)} of this configuration is a function and cannot be stored; use a name")
+            raise ValueError(
+                f"{', '.join(functions)} of this configuration is a function and cannot be stored; use a name"
+            )
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -82,5 +86,7 @@ class XVolutionConfig:
         """
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"the configuration has unknown fields {', '.join(sorted(unknown))}; it may be of a newer version")
+            raise ValueError(
+                f"the configuration has unknown fields {', '.join(sorted(unknown))}; it may be of a newer version"
+            )
         return cls(**values)

@@ -6,11 +6,12 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from xvolution.nn import XVolution2d
 from xvolution.surgery.config import XVolutionConfig
-from xvolution.surgery.modules import call, evaluating, infer_inputs, replace_module
+from xvolution.surgery.modules import call, conv_at, evaluating, infer_inputs, replace_module
 from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
 from xvolution.surgery.pairing import norm_alone, pair_norms, without_norm
 from xvolution.surgery.selection import FilterFunction, convolutions, select
@@ -64,7 +65,7 @@ def convert(
     expected = _outputs(model, inputs)
     replacements, moved = [], {}
     for name in names:
-        conv = model.get_submodule(name)
+        conv = conv_at(model, name)
         norm_name = pairs.get(name)
         operator, model = _replace(model, name, norm_name, config)
         replacements.append(Replacement.of(name, conv, operator, norm_name))
@@ -74,7 +75,7 @@ def convert(
         model.register_load_state_dict_pre_hook(MovedNorms(moved))
     if config.zero_init and expected is not None:
         _check_outputs(expected, _outputs(model, inputs))
-    model.summary = ConversionSummary(
+    summary = ConversionSummary(
         replaced=replacements,
         parameters_before=parameters_before,
         parameters_after=count_parameters(model),
@@ -82,6 +83,8 @@ def convert(
         flops_after=count_flops(model, inputs),
         input_shape=tuple(tensors_in(inputs)[0].shape) if inputs is not None and tensors_in(inputs) else None,
     )
+    # Written past nn.Module's bookkeeping, which is for parameters and modules.
+    vars(model)["summary"] = summary
     return model
 
 
@@ -102,7 +105,7 @@ class MovedNorms:
 def _replace(
     model: nn.Module, name: str, norm_name: str | None, config: XVolutionConfig
 ) -> tuple[XVolution2d, nn.Module]:
-    conv = model.get_submodule(name)
+    conv = conv_at(model, name)
     norm = None if norm_name is None else model.get_submodule(norm_name)
     options = config.operator_options(conv)
     operator = XVolution2d.from_conv(conv, conv_norm=None if norm is None else norm_alone(norm), **options)
@@ -123,7 +126,7 @@ def _outputs(model: nn.Module, inputs: Any) -> Any:
 
 def _check_outputs(expected: Any, actual: Any) -> None:
     error = difference(expected, actual)
-    dtype = next((tensor.dtype for tensor in tensors_in(expected) if tensor.is_floating_point()), None)
+    dtype = next((tensor.dtype for tensor in tensors_in(expected) if tensor.is_floating_point()), torch.float32)
     if error.relative > TOLERANCE.get(dtype, 1e-4):
         raise ConversionError(
             f"the converted model's outputs differ by {error.absolute:.1e} (relative {error.relative:.1e}): the network uses a "

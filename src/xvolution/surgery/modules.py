@@ -32,6 +32,18 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
     return model(example_inputs)
 
 
+def conv_at(model: nn.Module, name: str) -> nn.Conv2d:
+    """The convolution called ``name``.
+
+    Raises:
+        TypeError: the module is no ``nn.Conv2d``.
+    """
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Conv2d):
+        raise TypeError(f"{name} is a {type(module).__name__}, not an nn.Conv2d")
+    return module
+
+
 def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> nn.Module:
     """Put ``replacement`` wherever the module called ``name`` is registered, so that a shared module stays shared.
 

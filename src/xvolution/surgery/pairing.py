@@ -22,17 +22,19 @@ def is_pairable_norm(module: nn.Module) -> bool:
     return type(module) in _PLAIN_NORMS or type(module).__name__ in ("FrozenBatchNorm2d", "BatchNormAct2d")
 
 
-def norm_alone(norm: nn.Module) -> nn.Module:
+def norm_alone(norm: Any) -> nn.Module:
     """The norm without the dropout and activation that timm's ``BatchNormAct2d`` appends; parameters are shared."""
     if type(norm).__name__ != "BatchNormAct2d":
         return norm
-    alone = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
+    alone = nn.BatchNorm2d(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
+    )
     for store in ("_parameters", "_buffers"):
         getattr(alone, store).update(getattr(norm, store))
     return alone.train(norm.training)
 
 
-def without_norm(norm: nn.Module) -> nn.Module:
+def without_norm(norm: Any) -> nn.Module:
     """What stays in the place of a norm that moved into the convolution before it."""
     rest = [] if type(norm).__name__ != "BatchNormAct2d" else [norm.drop, norm.act]
     rest = [module for module in rest if type(module) is not nn.Identity]
@@ -63,9 +65,12 @@ def pair_norms(model: nn.Module, example_inputs: Any = None) -> dict[str, str]:
     return _proven(model, _watched_pairs(model, example_inputs), example_inputs, keep_unprovable=False)
 
 
-def _fits(conv: nn.Module, norm: nn.Module) -> bool:
-    return type(conv) is nn.Conv2d and is_pairable_norm(norm) and norm.running_mean is not None and (
-        norm.running_mean.numel() == conv.out_channels
+def _fits(conv: nn.Module, norm: Any) -> bool:
+    return (
+        type(conv) is nn.Conv2d
+        and is_pairable_norm(norm)
+        and norm.running_mean is not None
+        and (norm.running_mean.numel() == conv.out_channels)
     )
 
 
@@ -111,7 +116,9 @@ def _watched_pairs(model: nn.Module, example_inputs: Any) -> dict[str, str]:
             handle.remove()
     readers = {id(tensors[0]): name for name, tensors in consumed.items() if len(tensors) == 1}
     pairs = {
-        name: readers[id(tensors[0])] for name, tensors in produced.items() if len(tensors) == 1 and id(tensors[0]) in readers
+        name: readers[id(tensors[0])]
+        for name, tensors in produced.items()
+        if len(tensors) == 1 and id(tensors[0]) in readers
     }
     return {conv: norm for conv, norm in pairs.items() if _fits(modules[conv], modules[norm])}
 
@@ -163,7 +170,7 @@ def _hold(model: nn.Module, pairs: dict[str, str], example_inputs: Any) -> bool 
     return error.relative <= TOLERANCE.get(dtype, 1e-4)
 
 
-def _randomize(norms: Iterable[nn.Module]) -> None:
+def _randomize(norms: Iterable[Any]) -> None:
     """Random statistics and affine parameters: a fresh batch norm is the identity and would hide a wrong pair."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -177,4 +184,3 @@ def _randomize(norms: Iterable[nn.Module]) -> None:
                 if tensor is not None:
                     noise = torch.rand(tensor.shape, generator=generator).to(tensor)
                     tensor.copy_(low + (high - low) * noise)
-

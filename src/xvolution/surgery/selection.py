@@ -18,7 +18,9 @@ _STAGE_NAME = re.compile(r"(?P<family>layer|stages?|blocks?|s|features|trunk_out
 
 def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     """Every plain ``nn.Conv2d`` by name, but those inside an X-volution."""
-    inside = tuple(f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, XVolution2d))
+    inside = tuple(
+        f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, XVolution2d)
+    )
     for name, module in model.named_modules():
         if type(module) is nn.Conv2d and not name.startswith(inside):
             yield name, module
@@ -78,9 +80,13 @@ def select(model: nn.Module, config: XVolutionConfig, filter_fn: FilterFunction 
         candidates = [(name, conv) for name, conv in candidates if f"{name}.".startswith(prefixes)]
     if config.names is not None:
         patterns = config.names
-        candidates = [(name, conv) for name, conv in candidates if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        candidates = [
+            (name, conv) for name, conv in candidates if any(fnmatchcase(name, pattern) for pattern in patterns)
+        ]
     if config.kernel_sizes is not None:
-        candidates = [(n, conv) for n, conv in candidates if conv.kernel_size in {(k, k) for k in config.kernel_sizes or ()}]
+        candidates = [
+            (n, conv) for n, conv in candidates if conv.kernel_size in {(k, k) for k in config.kernel_sizes or ()}
+        ]
     elif config.names is None and filter_fn is None:
         candidates = [(name, conv) for name, conv in candidates if max(conv.kernel_size) > 1]
     if filter_fn is not None:
@@ -100,7 +106,9 @@ def _prefixes(model: nn.Module, wanted: tuple[int, ...]) -> tuple[str, ...]:
     unknown = [stage for stage in wanted if not 1 <= stage <= len(stages)]
     if unknown:
         listed = ", ".join(f"{number}: {names[-1]}" for number, names in enumerate(stages, 1))
-        raise ValueError(f"stages={wanted}, but {type(model).__name__} has {len(stages)} stages, counted from 1 ({listed})")
+        raise ValueError(
+            f"stages={wanted}, but {type(model).__name__} has {len(stages)} stages, counted from 1 ({listed})"
+        )
     return tuple(f"{name}." for stage in wanted for name in stages[stage - 1])
 
 
