@@ -12,7 +12,7 @@ from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator,
 from xvolution.nn import LinearAttention2d
 from xvolution.nn.geometry import Geometry, conv2d_over
 from xvolution.nn.pixel_shift import GATES
-from xvolution.nn.precision import apply_wide, narrow, widen
+from xvolution.nn.precision import add, apply_wide, narrow, widen
 
 
 def _conv(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> nn.Conv2d:
@@ -76,7 +76,7 @@ class GatedConv2d(DeployedXVolution2d):
         query, window_sum = widen(self.query_norm(query), self.window_norm(window_sum))
         attended = apply_wide(self.value, GATES[self.gate](query) * window_sum, source)
         y = self.conv_norm(y)
-        return y + narrow(self.attention_norm(attended), y.dtype)
+        return add(y, self.attention_norm(attended))
 
 
 class SingleGatedConv2d(GatedConv2d):
@@ -166,7 +166,7 @@ class TwoBranchConv2d(DeployedXVolution2d):
 
     def compute(self, x: Tensor) -> Tensor:
         y = self.conv_norm(self.conv(x))
-        return y + narrow(self.attention_norm(self.attention(x)), y.dtype)
+        return add(y, self.attention_norm(self.attention(x)))
 
 
 class ContentConv2d(TwoBranchConv2d):

@@ -22,6 +22,13 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
+def add(y: Tensor, attended: Tensor) -> Tensor:
+    """``y + attended`` in the dtype of ``y``, saturated like ``narrow``."""
+    if y.dtype == torch.float16:
+        return narrow(y.float() + attended.float(), y.dtype)
+    return y + attended.to(y.dtype)
+
+
 def apply_wide(conv: nn.Conv2d, x: Tensor, source: torch.dtype) -> Tensor:
     """``conv(x)`` for a bias-free 1x1 convolution; in fp32, even under autocast, when ``x`` was widened from fp16.
 

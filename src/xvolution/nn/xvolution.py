@@ -12,7 +12,7 @@ from xvolution.functional import Similarity
 from xvolution.nn.global_attention import GlobalAttention2d
 from xvolution.nn.linear_attention import LinearAttention2d
 from xvolution.nn.pixel_shift import PixelShiftAttention2d, build_norm
-from xvolution.nn.precision import narrow
+from xvolution.nn.precision import add
 
 ATTENTION_BRANCHES = {"pssa": PixelShiftAttention2d, "linear": LinearAttention2d, "global": GlobalAttention2d}
 
@@ -85,9 +85,9 @@ class XVolution2d(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        window: tuple[Any, Any, Any, Any] = (kernel_size, stride, padding, dilation)
+        geometry: tuple[Any, Any, Any, Any] = (kernel_size, stride, padding, dilation)
         mode: Any = padding_mode
-        self.conv = nn.Conv2d(in_channels, out_channels, *window, groups, bias, mode, **factory)
+        self.conv = nn.Conv2d(in_channels, out_channels, *geometry, groups, bias, mode, **factory)
         self.conv_norm = build_norm(norm_layer, out_channels, factory)
         pixel_shift = {
             "similarity": similarity,
@@ -191,7 +191,7 @@ class XVolution2d(nn.Module):
                 f"the attention branch returned {tuple(attended.shape)}, the convolution {tuple(y.shape)}; "
                 "an attention module must map (N, C_in, H, W) to the convolution's output shape"
             )
-        return y + narrow(attended, y.dtype)
+        return add(y, attended)
 
     def fuse(self) -> nn.Module:
         """The deployed form, as ``timm.utils.reparameterize_model`` asks for it.

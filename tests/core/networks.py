@@ -1,0 +1,102 @@
+"""Random operators and statistics for the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+from xvolution import XVolution2d
+from xvolution.nn.xvolution import ATTENTION_BRANCHES
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random batch norm statistics and affine parameters; fresh ones hide every folding bug."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator, dtype=torch.float64))
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                uniform(module.running_mean, -0.5, 0.5)
+                uniform(module.running_var, 0.5, 2.0)
+                uniform(module.weight, 0.5, 1.5)
+                uniform(module.bias, -0.5, 0.5)
+            if getattr(module, "mean_weight", None) is not None:
+                uniform(module.mean_weight, -1.0, 1.0)
+    return model
+
+
+@st.composite
+def operators(draw: st.DrawFn, branches: tuple[str, ...] = ("hadamard", "dot", "linear", "global")) -> XVolution2d:
+    """Any legal XVolution2d on 8 -> 16 channels in fp64, in eval mode with random statistics."""
+    groups = draw(st.sampled_from([1, 1, 2, 4]))
+    padding: Any = draw(st.sampled_from([0, 1, 2, (1, 2), "same", "valid"]))
+    geometry = {
+        "kernel_size": (draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 2, 3, 4]))),
+        "stride": 1 if padding == "same" else (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        "padding": padding,
+        "dilation": (draw(st.integers(1, 2)), draw(st.integers(1, 2))),
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "padding_mode": draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+    }
+    branch = draw(st.sampled_from(branches))
+    options: dict[str, Any] = {"norm_layer": draw(st.sampled_from([nn.BatchNorm2d, nn.BatchNorm2d, None]))}
+    if branch == "hadamard":
+        options |= {
+            "gate": draw(st.sampled_from(["identity", "sigmoid", "tanh"])),
+            "window": draw(st.sampled_from([None, 3, 5])),
+            "shift_distance": draw(st.sampled_from([None, 1, 2, (1, 2), (1, 3)])),
+            "global_term": draw(st.booleans()),
+            "query_norm": draw(st.booleans()),
+            "window_norm": draw(st.booleans()),
+        }
+    elif branch == "dot":
+        options |= {
+            "similarity": "dot",
+            "heads": draw(st.sampled_from([1, 2])),
+            "window": draw(st.sampled_from([None, 3])),
+        }
+    else:
+        assert branch in ATTENTION_BRANCHES
+        options |= {"attention": branch, "heads": draw(st.sampled_from([1, 2]))}
+    seed = draw(st.integers(0, 2**16))
+    torch.manual_seed(seed)
+    operator = XVolution2d(8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()
+    return randomize(operator, seed)
+
+
+class SmallNet(nn.Module):
+    """Residual network in two stages that torch.fx traces."""
+
+    def __init__(self, channels: int = 8, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(channels)
+        self.layer1 = Residual(channels)
+        self.layer2 = Residual(channels)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer2(self.layer1(self.stem_norm(self.stem(x)).relu()))
+        return self.head(x.mean((2, 3)))
+
+
+class Residual(nn.Module):
+    """conv-norm-relu-conv-norm and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm1(self.conv1(x)).relu()
+        return (x + self.norm2(self.conv2(y))).relu()

@@ -1,0 +1,246 @@
+"""Conversion keeps what a network computes, and says what it did."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from tests.core.networks import Residual, SmallNet, randomize
+from xvolution import ConversionError, XVolution2d, XVolutionConfig, convert
+
+
+def operators_in(model):
+    return [name for name, module in model.named_modules() if isinstance(module, XVolution2d)]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return randomize(SmallNet()).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 16, 16)
+
+
+def test_outputs_stay_and_norms_move_in(network, images):
+    converted = convert(network, XVolutionConfig())
+    assert operators_in(converted) == ["layer1.conv1", "layer1.conv2", "layer2.conv1", "layer2.conv2"]
+    assert torch.equal(converted(images), network(images))
+    assert isinstance(converted.layer1.conv1.conv_norm, nn.BatchNorm2d)
+    assert isinstance(converted.layer1.norm1, nn.Identity)
+    assert isinstance(network.layer1.norm1, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gate": "sigmoid", "query_norm": True, "window_norm": True, "global_term": True},
+        {"similarity": "dot", "heads": 2},
+        {"attention": "linear"},
+        {"attention": "global"},
+        {"norm_layer": None},
+        {"norm_layer": lambda channels: nn.GroupNorm(2, channels)},
+        {"attention": lambda conv: nn.Conv2d(conv.in_channels, conv.out_channels, 1)},
+    ],
+)
+def test_outputs_stay_with_every_branch(network, images, options):
+    assert torch.equal(convert(network, XVolutionConfig(**options))(images), network(images))
+
+
+def test_without_zero_init_the_attention_has_an_effect(network, images):
+    converted = convert(network, XVolutionConfig(zero_init=False))
+    assert not torch.allclose(converted(images), network(images))
+
+
+def test_inplace_changes_the_model_itself(network, images):
+    expected = network(images)
+    assert convert(network, XVolutionConfig(), inplace=True) is network
+    assert torch.equal(network(images), expected)
+
+
+def test_modes_of_all_modules_are_kept(network):
+    network.train()
+    network.layer2.eval()
+    converted = convert(network)
+    assert converted.layer1.conv1.training
+    assert converted.layer1.conv1.conv_norm.training
+    assert not converted.layer2.conv1.training
+
+
+def test_selection(network):
+    def names(filter_fn=None, **options):
+        return operators_in(convert(network, XVolutionConfig(**options), filter_fn))
+
+    assert names(stages=(2,)) == ["layer2.conv1", "layer2.conv2"]
+    assert names(names=("layer1.*1", "stem")) == ["stem", "layer1.conv1"]
+    assert names(kernel_sizes=(3,), stages=(1,)) == ["layer1.conv1", "layer1.conv2"]
+    assert names(lambda module, name: name.endswith("conv2")) == ["layer1.conv2", "layer2.conv2"]
+    assert names(lambda module, name: True)[0] == "stem"
+    with pytest.raises(ValueError, match=r"has 2 stages, counted from 1 \(1: layer1, 2: layer2\)"):
+        names(stages=(3,))
+    with pytest.raises(ValueError, match=r"selects no convolution of SmallNet; there are: stem 3x3, layer1\.conv1 3x3"):
+        names(kernel_sizes=(7,))
+    with pytest.raises(ValueError, match="has no plain"):
+        convert(nn.Linear(2, 2))
+
+
+def test_converting_again_changes_nothing(network, images):
+    once = convert(network, XVolutionConfig())
+    twice = convert(once, XVolutionConfig())
+    assert operators_in(twice) == operators_in(once)
+    assert torch.equal(twice(images), once(images))
+
+
+def test_shared_modules_are_replaced_once_and_stay_shared(images):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = Residual(3)
+            self.again = self.first
+            self.alone = nn.Conv2d(3, 3, 3, padding=1)
+            self.alias = self.alone
+
+        def forward(self, x):
+            return self.alias(self.alone(self.again(self.first(x))))
+
+    model = randomize(Shared()).eval()
+    converted = convert(model, filter_fn=lambda module, name: True)
+    assert converted.first is converted.again
+    assert converted.alone is converted.alias
+    assert isinstance(converted.alone, XVolution2d)
+    assert torch.equal(converted(images), model(images))
+
+
+def test_a_norm_with_another_reader_stays_where_it_is(images):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    model = randomize(Branching()).eval()
+    converted = convert(model, filter_fn=lambda module, name: True)
+    assert isinstance(converted.conv.conv_norm, nn.Identity)
+    assert isinstance(converted.norm, nn.BatchNorm2d)
+    assert torch.equal(converted(images), model(images))
+
+
+class Untraceable(nn.Module):
+    """Control flow that torch.fx refuses; registration order that misleads: ``norm`` follows ``pre`` but reads ``post``."""
+
+    def __init__(self):
+        super().__init__()
+        self.pre = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.post = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return self.norm(self.post(self.pre(x).relu()))
+
+
+def test_untraceable_models_are_paired_by_what_they_do(images):
+    model = randomize(Untraceable()).eval()
+    converted = convert(model, filter_fn=lambda module, name: True)
+    assert isinstance(converted.pre.conv_norm, nn.Identity)
+    assert isinstance(converted.post.conv_norm, nn.BatchNorm2d)
+    assert torch.equal(converted(images), model(images))
+
+
+def test_a_watched_pair_with_a_second_reader_is_dropped(images):
+    class Hidden(Untraceable):
+        def forward(self, x):
+            if x.sum() > 1e9:
+                return x
+            y = self.post(x)
+            return self.norm(y) + y
+
+    model = Hidden().eval()  # fresh statistics make the norm nearly the identity; the proof must not be fooled
+    converted = convert(model, filter_fn=lambda module, name: name == "post")
+    assert isinstance(converted.post.conv_norm, nn.Identity)
+    assert torch.equal(converted(images), model(images))
+
+
+def test_a_network_that_uses_the_convolution_otherwise_is_refused():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            weight = getattr(self.conv, "weight", None)
+            return self.conv(x) + (0 if weight is None else weight.sum())
+
+    with pytest.raises(ConversionError, match="leave it out"):
+        convert(Tied(), filter_fn=lambda module, name: True)
+
+
+def test_checkpoints_of_the_plain_model_load(network, images):
+    checkpoint = network.state_dict()
+    converted = convert(SmallNet(), XVolutionConfig()).eval()
+    missing, unexpected = converted.load_state_dict(checkpoint, strict=False)
+    assert not unexpected
+    assert missing
+    assert all(".attention" in name for name in missing)
+    assert torch.equal(converted(images), network(images))
+    twin = pickle.loads(pickle.dumps(converted))
+    twin.load_state_dict(copy.deepcopy(converted).state_dict())
+    assert torch.equal(twin(images), converted(images))
+
+
+def test_the_summary_counts(network):
+    summary = convert(network, XVolutionConfig(stages=(2,))).summary
+    assert [row.name for row in summary.replaced] == ["layer2.conv1", "layer2.conv2"]
+    assert summary.parameters_before == sum(p.numel() for p in network.parameters())
+    assert summary.parameters_after == sum(
+        p.numel() for p in convert(network, XVolutionConfig(stages=(2,))).parameters()
+    )
+    assert summary.flops_after > summary.flops_before > 0
+    assert "layer2.conv1  3x3 8->8  layer2.norm1" in str(summary)
+    assert "2 convolutions replaced" in str(summary)
+
+
+def test_the_configuration_survives_json():
+    config = XVolutionConfig(stages=[3], gate="tanh", shift_distance=(1, 2), names=["a.*"])
+    assert XVolutionConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="unknown fields colour"):
+        XVolutionConfig.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match="norm_layer is 'Batch'"):
+        XVolutionConfig(norm_layer="Batch")
+    with pytest.raises(ValueError, match="attention of this configuration is a function"):
+        XVolutionConfig(attention=lambda conv: conv).to_dict()
+
+
+@pytest.mark.parametrize("source", ["torchvision", "timm"])
+@pytest.mark.parametrize("name", ["resnet50"])
+def test_resnets_convert_by_stage(source, name):
+    models = pytest.importorskip("timm" if source == "timm" else "torchvision.models")
+    torch.manual_seed(0)
+    model = randomize((models.create_model if source == "timm" else models.get_model)(name)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    converted = convert(model, XVolutionConfig(stages=(3,)))
+    assert operators_in(converted) == [f"layer3.{block}.conv2" for block in range(6)]
+    assert torch.equal(converted(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("regnety_002", "s2"), ("convnext_atto", "stages.1"), ("efficientnet_b0", "blocks.1")]
+)
+def test_other_timm_networks_convert_by_feature_info(name, stage):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = randomize(timm.create_model(name)).eval()
+    converted = convert(model, XVolutionConfig(stages=(2,)))
+    assert operators_in(converted)
+    assert all(operator.startswith(f"{stage}.") for operator in operators_in(converted))
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(converted(x), model(x))
