@@ -13,7 +13,7 @@ from xvolution.surgery.config import XVolutionConfig
 
 FilterFunction = Callable[[nn.Module, str], bool]
 
-_STAGE_NAME = re.compile(r"(?P<family>layer|stages?|blocks?|s|features|trunk_output)[._]?(block)?(?P<number>\d+)$")
+_STAGE_NAME = re.compile(r"(?:^|\.)(?P<family>layer|stages?[._]?|s|trunk_output\.block)(?P<number>\d+)$")
 
 
 def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -113,10 +113,8 @@ def _prefixes(model: nn.Module, wanted: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _stem(model: nn.Module) -> set[str]:
-    """The convolutions before the first stage; the first one where there are no stages."""
+    """The first convolution, and all others before the first stage."""
     names = [name for name, _ in convolutions(model)]
-    stages = stages_of(model)
-    prefixes = tuple(f"{name}." for stage in stages for name in stage)
-    before = [name for name in names if not f"{name}.".startswith(prefixes)] if prefixes else names
-    first = names.index(next((name for name in names if f"{name}.".startswith(prefixes)), names[0])) if prefixes else 1
-    return set(before) & set(names[:first]) if names else set()
+    prefixes = tuple(f"{name}." for stage in stages_of(model) for name in stage)
+    first = next((index for index, name in enumerate(names) if f"{name}.".startswith(prefixes)), 1)
+    return set(names[: max(first, 1)])
