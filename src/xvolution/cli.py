@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("xvolution.training.commands", "train_command", "train a classifier, with X-volution or without"),
     "evaluate": ("xvolution.training.commands", "evaluate_command", "top-1, top-5, loss and speed of a checkpoint"),
     "deploy": ("xvolution.training.commands", "deploy_command", "re-parameterize a checkpoint and export it"),
+    "demo": ("xvolution.demo.command", "demo_command", "train, deploy and compare on embedded data, on one page"),
 }
 
 
@@ -60,7 +61,10 @@ def _run(module: str, function: str, arguments: list[str]) -> int:
         print("xvolution: interrupted.", file=sys.stderr)
         return 130
     except ImportError as error:
-        print(f"xvolution: {error.name or error} is missing; install it with pip install 'xvolution[all]'.", file=sys.stderr)
+        print(
+            f"xvolution: {error.name or error} is missing; install it with pip install 'xvolution[all]'.",
+            file=sys.stderr,
+        )
         return 2
     except Exception as error:
         code = getattr(error, "exit_code", None)

@@ -77,14 +77,18 @@ def _create(spec: ModelSpec, pretrained: bool) -> nn.Module:
         arguments["xvolution"] = XVolutionConfig.from_dict(spec.xvolution)
     elif not timm.is_model(spec.name.removeprefix("timm/").split(".")[0]):
         near = ", ".join(timm.list_models(f"*{spec.name[:6]}*")[:8])
-        raise ModelError(f"timm knows no model called {spec.name!r}" + (f"; names close to it: {near}." if near else "."))
+        raise ModelError(
+            f"timm knows no model called {spec.name!r}" + (f"; names close to it: {near}." if near else ".")
+        )
     try:
         return timm.create_model(
             spec.name, pretrained=pretrained, num_classes=spec.num_classes, in_chans=spec.in_chans, **arguments
         )
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"timm cannot build {spec.name} with {arguments or 'no further arguments'}: {reason}") from error
+        raise ModelError(
+            f"timm cannot build {spec.name} with {arguments or 'no further arguments'}: {reason}"
+        ) from error
 
 
 def shrink_stem(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from xvolution.surgery import XVolutionConfig, convert
 _PLAIN = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
 
 default_cfgs = generate_default_cfgs(
-    {f"xvolution_{name}": timm.get_pretrained_cfg(name).to_dict() for name in _PLAIN}
+    {f"xvolution_{name}": config.to_dict() for name in _PLAIN if (config := timm.get_pretrained_cfg(name)) is not None}
 )
 
 
@@ -38,7 +38,7 @@ def _xvolution_resnet(
 
 @register_model
 def xvolution_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 with X-volution. `stages` (1-based, default `(3,)`) and `xvolution` (an XVolutionConfig) select where and what."""
+    """ResNet-18 with X-volution in `stages` (from 1, default `(3,)`); `xvolution`, an XVolutionConfig, says which."""
     return _xvolution_resnet("resnet18", pretrained, **kwargs)
 
 

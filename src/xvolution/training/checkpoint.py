@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from xvolution.training.files import atomic_path
 from xvolution.training.metadata import Metadata
 
 HEADER = "xvolution"  # the metadata's key in safetensors headers, ONNX properties and Lightning checkpoints
+
+# What torch.load(weights_only=True) says of a pickle that is well-formed and holds more than tensors and plain values.
+_SIGNS_OF_CODE = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Can only")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -43,7 +47,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, storage and memory errors of a file that may be anything
-        if "weights_only" in str(error) or "Unsupported global" in str(error):
+        if any(sign in str(error) for sign in _SIGNS_OF_CODE) or _is_bare_pickle(path):
             raise InputError(
                 f"{path} was refused: it holds pickled objects other than tensors and plain values, which could run "
                 "code when they are read. Checkpoints of this library hold none."
@@ -104,7 +108,11 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     except ModelError as error:
         raise InputError(f"the network of {path} cannot be built: {error}") from error
     if metadata.form == "deployed":
-        model = reparameterize(model, layout=metadata.layouts, fold_norms=metadata.fold_norms)
+        # Which norms follow which convolutions is found, and checked, by running an example.
+        example = metadata.example_images() if metadata.fold_norms else None
+        model = reparameterize(
+            model, example_inputs=example, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True
+        )
     load_weights(model, weights, f"{path} ({metadata.model.name})")
     return model.to(device).eval(), metadata
 
@@ -125,7 +133,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], name: st
         problems.append(f"{len(unexpected)} belong to nothing in it ({unexpected[0]}, ...)")
     if shapes:
         key = min(shapes)
-        problems.append(f"{len(shapes)} have another shape ({key}: {tuple(weights[key].shape)}, not {tuple(own[key].shape)})")
+        problems.append(
+            f"{len(shapes)} have another shape ({key}: {tuple(weights[key].shape)}, not {tuple(own[key].shape)})"
+        )
     if problems:
         raise InputError(f"the weights of {name} are of another architecture: {'; '.join(problems)}.")
     model.load_state_dict(weights, strict=True)
@@ -134,6 +144,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], name: st
 def _judged_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     prefix = "ema.module." if any(name.startswith("ema.module.") for name in state) else "model."
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _is_bare_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) == pickle.PROTO
 
 
 def _require_file(path: Path) -> None:

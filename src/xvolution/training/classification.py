@@ -11,12 +11,13 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from xvolution.training.config import TrainConfig
 from xvolution.training.data.dataset import BAD, Batch, seed_generators
-from xvolution.training.errors import RunError
+from xvolution.training.errors import InputError, RunError
 from xvolution.training.metrics import ClassificationMetrics
 
 
@@ -35,6 +36,8 @@ class Classification(L.LightningModule):
         self.config, self.metadata = config, metadata
         self.model = model.to(memory_format=self._memory_format)
         self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        if self.ema is not None:
+            self.ema.requires_grad_(False)  # it gets no gradients, which distributed training would wait for
         self.metrics = ClassificationMetrics(num_classes)
         self.history: list[dict[str, float]] = []
         self.mixup = self._create_mixup(num_classes)
@@ -119,26 +122,36 @@ class Classification(L.LightningModule):
             }
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         config = self.config
-        optimizer = create_optimizer_v2(
-            self.model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-        )
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // config.epochs)
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            config.schedule,
-            num_epochs=config.epochs,
-            decay_epochs=config.decay_epochs,
-            decay_rate=config.decay_rate,
-            warmup_epochs=config.warmup_epochs,
-            warmup_lr=config.lr / 100,
-            warmup_prefix=False,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        try:
+            optimizer = create_optimizer_v2(
+                self.model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+            )
+        except (ValueError, AssertionError, ModuleNotFoundError) as error:
+            raise InputError(
+                f"timm has no optimizer {config.optimizer!r} here ({error}); sgd and adamw are two."
+            ) from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
+        config = self.config
+        try:
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                config.schedule,
+                num_epochs=config.epochs,
+                decay_epochs=config.decay_epochs,
+                decay_rate=config.decay_rate,
+                warmup_epochs=config.warmup_epochs,
+                warmup_lr=config.lr / 100,
+                min_lr=config.min_lr,
+                step_on_epochs=False,
+                updates_per_epoch=max(1, int(self.trainer.estimated_stepping_batches) // config.epochs),
+            )
+        except ValueError as error:
+            raise InputError(f"timm has no schedule {config.schedule!r}; cosine, step and linear are three.") from error
+        return scheduler
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(num_updates=self.global_step)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
+import functools
 import json
+import operator
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from xvolution.surgery import XVolutionConfig
 from xvolution.training.config import TrainConfig
+from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 
 
@@ -35,20 +39,39 @@ def train_parser() -> ArgumentParser:
         prog="xvolution train", description="Train an image classifier, with X-volution or without.", default_env=False
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win.")
-    hints = typing.get_type_hints(TrainConfig)
-    documentation = docstring_parser.parse(TrainConfig.__doc__ or "")
-    helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    for field in dataclasses.fields(TrainConfig):
-        flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-        if hint is XVolutionConfig:
-            parser.add_class_arguments(XVolutionConfig, field.name, help=helps[field.name])
-            parser.set_defaults({f"{field.name}.stages": default.stages})
-        elif hint is bool:
-            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), default=default, help=helps[field.name])
-        else:
-            parser.add_argument(flag, type=hint, default=default, help=helps[field.name])
+    defaults, xvolution = TrainConfig(), TrainConfig().xvolution
+    _add_fields(parser, "", defaults)
+    _add_fields(parser, "xvolution.", xvolution)
     return parser
+
+
+def _add_fields(parser: ArgumentParser, prefix: str, defaults: Any) -> None:
+    """Add a flag for each field of a dataclass that can be written down."""
+    hints = typing.get_type_hints(type(defaults))
+    helps = _field_documentation(type(defaults))
+    for field in dataclasses.fields(defaults):
+        hint, default = _writable(hints[field.name]), getattr(defaults, field.name)
+        options: dict[str, Any] = {"default": default, "help": helps.get(field.name, "of the operator XVolution2d.")}
+        if hint is bool:
+            options["action"] = ActionYesNo(no_prefix="no-")
+        elif not dataclasses.is_dataclass(hint):
+            options["type"] = hint
+        else:
+            continue
+        parser.add_argument(f"--{prefix}{field.name.replace('_', '-')}", **options)
+
+
+def _writable(hint: Any) -> Any:
+    """Leave the functions out of a union type: the command line has no way to write one."""
+    members = typing.get_args(hint)
+    if not any(typing.get_origin(member) is collections.abc.Callable for member in members):
+        return hint
+    return functools.reduce(operator.or_, [m for m in members if typing.get_origin(m) is not collections.abc.Callable])
+
+
+def _field_documentation(cls: type) -> dict[str, str]:
+    parameters = docstring_parser.parse(cls.__doc__ or "").params
+    return {p.arg_name: (p.description or "").replace("``", "") for p in parameters}
 
 
 def parse_train(arguments: Sequence[str]) -> TrainConfig:
@@ -59,9 +82,13 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         SystemExit: a flag is unknown or of the wrong type; the parser has said so.
     """
     parser = train_parser()
-    values: dict[str, Any] = parser.instantiate_classes(parser.parse_args(list(arguments))).as_dict()
+    values: dict[str, Any] = parser.parse_args(list(arguments)).as_dict()
     values.pop("config", None)
-    return TrainConfig(**values)
+    try:
+        xvolution = XVolutionConfig(**values.pop("xvolution"))
+    except ValueError as error:
+        raise InputError(f"--xvolution: {error}.") from error
+    return TrainConfig(**values, xvolution=xvolution)
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
@@ -72,7 +99,9 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=str, help="a .ckpt, .safetensors (training or deployed form) or .onnx file.")
     parser.add_argument("--data", type=str | None, help="as in training; by default the data it was trained on.")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="which part of the data.")
-    parser.add_argument("--holdout", type=float | None, help="judge by this fraction of the training part, as in training.")
+    parser.add_argument(
+        "--holdout", type=float | None, help="judge by this fraction of the training part, as in training."
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the held-out part.")
     parser.add_argument("--batch-size", type=int, default=64, help="images in a batch.")
     parser.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
@@ -99,11 +128,17 @@ def deploy_command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("checkpoint", type=str, help="a .ckpt or .safetensors file in training form.")
     parser.add_argument(
-        "--output", nargs="+", required=True, help="files; by their endings .safetensors, .onnx, .pt2 and .xml (OpenVINO)."
+        "--output",
+        nargs="+",
+        required=True,
+        help="files; by their endings .safetensors, .onnx, .pt2 and .xml (OpenVINO).",
     )
     parser.add_argument("--layout", type=str, default="auto", help="auto measures; single, split, grouped.")
     parser.add_argument(
-        "--fold-norms", action=ActionYesNo(no_prefix="no-"), default=False, help="fold the other norms into their convolutions."
+        "--fold-norms",
+        action=ActionYesNo(no_prefix="no-"),
+        default=False,
+        help="fold the other norms into their convolutions.",
     )
     parser.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
     parser.add_argument("--batch-size", type=int, default=1, help="of the example input that is measured and compared.")

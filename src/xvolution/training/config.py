@@ -128,7 +128,9 @@ class TrainConfig:
         self._require("batch_size", self.batch_size >= 1, "at least 1")
         self._require("accumulate", self.accumulate >= 1, "at least 1")
         self._require("lr", self.lr > 0, "more than 0")
-        self._require("warmup_epochs", 0 <= self.warmup_epochs < max(self.epochs, 1), f"less than epochs ({self.epochs})")
+        self._require(
+            "warmup_epochs", 0 <= self.warmup_epochs < max(self.epochs, 1), f"less than epochs ({self.epochs})"
+        )
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
         self._require("image_size", self.image_size is None or self.image_size >= 8, "at least 8 pixels")

@@ -75,7 +75,7 @@ def deploy(
     model, metadata = load_model(checkpoint)
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} is in its deployed form already; give the checkpoint of the training form.")
-    example = example_images(metadata, image_size, batch_size)
+    example = metadata.example_images(image_size, batch_size)
     try:
         deployed = reparameterize(model, example_inputs=example, layout=layout, fold_norms=fold_norms)
     except ReparameterizationError as error:
@@ -89,13 +89,6 @@ def deploy(
     for path in paths:
         _write(path, result, example)
     return result
-
-
-def example_images(metadata: Metadata, image_size: int | None = None, batch_size: int = 1) -> torch.Tensor:
-    """Normal noise of the shape and scale of a batch: (batch_size, in_chans, H, W) float32, always the same."""
-    size = image_size or metadata.preprocessing.image_size
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, metadata.model.in_chans, size, size, generator=generator)
 
 
 def _write(path: Path, result: DeployResult, example: torch.Tensor) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             with suppress(OSError):
                 temporary.unlink()
         if is_write_error(error):
-            raise RunError(f"{path} could not be written ({_reason(error)}); free some space or choose another folder.") from error
+            raise RunError(
+                f"{path} could not be written ({_reason(error)}); free some space or take another folder."
+            ) from error
         raise
 
 
@@ -44,6 +47,23 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn a full disk under a block that writes into `folder` by other libraries into a sentence.
+
+    Raises:
+        RunError: the disk is full or its limit is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS):
+            raise
+        raise RunError(
+            f"{folder} could not be written to ({error.strerror}); free some space or take another folder."
+        ) from error
 
 
 def is_write_error(error: BaseException) -> bool:
@@ -69,5 +89,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-

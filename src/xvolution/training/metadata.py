@@ -59,6 +59,12 @@ class Metadata:
         except (KeyError, TypeError) as error:
             raise InputError(f"the file's description of its network cannot be read ({error}).") from error
 
+    def example_images(self, image_size: int | None = None, batch_size: int = 1) -> torch.Tensor:
+        """Normal noise of the shape and scale of a batch, always the same: (batch_size, in_chans, H, W) float32."""
+        size = image_size or self.preprocessing.image_size
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch_size, self.model.in_chans, size, size, generator=generator)
+
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
 
@@ -69,7 +75,7 @@ class Metadata:
 
 def provenance(seed: int) -> dict[str, Any]:
     """Versions, seed, command and, inside a Git work tree, the commit."""
-    versions = {"xvolution": xvolution.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
+    versions = {"xvolution": xvolution.__version__, "torch": str(torch.__version__), "python": sys.version.split()[0]}
     for package in ("timm", "lightning"):
         try:
             versions[package] = version(package)

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from xvolution.models import ModelSpec, build_model
@@ -30,7 +31,7 @@ from xvolution.training.data.labels import require_labels
 from xvolution.training.data.module import default_workers
 from xvolution.training.data.transforms import SMALL, Augmentation, Preprocessing
 from xvolution.training.errors import InputError
-from xvolution.training.files import write_text
+from xvolution.training.files import write_errors, write_text
 from xvolution.training.metadata import Metadata, provenance
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -84,7 +85,8 @@ def train(config: TrainConfig) -> TrainResult:
     with warnings.catch_warnings():
         _quiet_lightning()
         trainer = _trainer(config, checkpoints)
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        with write_errors(config.run_dir):
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best_row(module.history), module.history)
 
 
@@ -110,8 +112,10 @@ def _resume_from(config: TrainConfig) -> Path | None:
     """Find the checkpoint to go on from, and see that a new run does not overwrite an old one."""
     last = config.run_dir / "last.ckpt"
     if config.resume is None:
-        if rank_zero_only.rank == 0 and last.exists():
-            raise InputError(f"{config.run_dir} holds a run already; add --resume last to go on with it, or give another --output.")
+        if getattr(rank_zero_only, "rank", 0) == 0 and last.exists():
+            raise InputError(
+                f"{config.run_dir} holds a run; add --resume last to go on with it or give another --output."
+            )
         return None
     path = last if config.resume == "last" else Path(config.resume).expanduser()
     if path.is_dir():
@@ -164,28 +168,34 @@ def _trainer(config: TrainConfig, checkpoints: RunCheckpoints) -> L.Trainer:
         TensorBoardLogger(config.run_dir, name="tensorboard", version=""),
         CSVLogger(config.run_dir, name="csv"),
     ]
-    return L.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        precision=PRECISIONS[config.precision],
-        max_epochs=config.epochs,
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.clip_grad,
-        limit_train_batches=config.limit_train_batches,
-        limit_val_batches=config.limit_val_batches,
-        deterministic=config.deterministic or None,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_progress_bar=progress == "bar",
-        enable_model_summary=False,
-        enable_checkpointing=True,
-        log_every_n_steps=10,
-    )
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=PRECISIONS[config.precision],
+            max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_grad,
+            limit_train_batches=config.limit_train_batches,
+            limit_val_batches=config.limit_val_batches,
+            deterministic=config.deterministic or None,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_progress_bar=progress == "bar",
+            enable_model_summary=False,
+            enable_checkpointing=True,
+            log_every_n_steps=10,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(
+            f"Lightning cannot use --accelerator {config.accelerator} --devices {config.devices} --strategy "
+            f"{config.strategy} --precision {config.precision} here: {error}"
+        ) from error
 
 
 @rank_zero_only
@@ -202,7 +212,12 @@ def _write_config(config: TrainConfig) -> None:
 def _quiet_lightning() -> None:
     """Silence advice that does not apply: the loaders are resumable and their worker counts are chosen."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*dataloader is not resumable.*", ".*does not have many workers.*", ".*logging interval.*"):
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists.*")
+    for advice in (
+        "dataloader is not resumable",
+        "does not have many workers",
+        "logging interval",
+        "in eval mode at the start of training",
+        "isinstance.treespec, LeafSpec",
+        "Experiment logs directory .* exists",
+    ):
+        warnings.filterwarnings("ignore", message=f"(?s).*{advice}")

@@ -14,7 +14,11 @@ from xvolution.training.data.sources import ArrayImages, FolderImages, ImageSour
 from xvolution.training.errors import InputError
 
 HELD_OUT = 0.2  # of a data set that comes in one part
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid", "dev"), "test": ("test", "testing")}
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass
@@ -43,7 +47,9 @@ class DataSplits:
         """
         source = {"train": self.train, "val": self.val, "test": self.test}.get(split)
         if source is None:
-            raise InputError(f"{self.name} has no part called {split!r}; there are train, val" + (", test." if self.test else "."))
+            raise InputError(
+                f"{self.name} has no part called {split!r}; there are train, val" + (", test." if self.test else ".")
+            )
         return source
 
 
@@ -79,16 +85,17 @@ def open_data(data: str | os.PathLike[str], holdout: float | None = None, seed: 
 
 
 def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
-    """Split off the same fraction of every class; both parts keep the source's order."""
+    """Split off the same fraction of every class, and at least one of a class of two; both parts keep the source's order."""
     if not 0 < fraction < 1:
         raise InputError(f"the held-out fraction must lie between 0 and 1, not {fraction}.")
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(source), dtype=bool)
     for label in np.unique(source.labels):
         members = np.flatnonzero(source.labels == label)
-        chosen[generator.permutation(members)[: round(len(members) * fraction)]] = True
+        count = max(round(len(members) * fraction), min(1, len(members) - 1))
+        chosen[generator.permutation(members)[:count]] = True
     if not chosen.any():
-        raise InputError(f"{fraction:.3g} of {len(source)} images is no image in any class; hold out a larger fraction.")
+        raise InputError(f"{len(source)} images of which no class has two cannot be split; give a validation part.")
     return source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
 
 
@@ -147,7 +154,9 @@ def _folders(path: Path) -> dict[str, ImageSource]:
     parts = {part: folder for folder in folders if (part := _exact_split(folder.name))}
     if "train" not in parts:
         if len(folders) < 2:
-            raise InputError(f"{path} needs at least two class folders with images, or a train folder with them; found {len(folders)}.")
+            raise InputError(
+                f"{path} needs at least two class folders, or a train folder with them; found {len(folders)} folders."
+            )
         return {"train": FolderImages(path)}
     train = FolderImages(parts["train"])
     others = {part: FolderImages(folder, train.class_names) for part, folder in parts.items() if part != "train"}

@@ -78,10 +78,10 @@ class ClassificationData(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The epoch and batch that come next."""
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        if progress.processed >= self.trainer.num_training_batches:
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done >= self.trainer.num_training_batches:
             return {"epoch": self.trainer.current_epoch + 1, "batch": 0}
-        return {"epoch": self.trainer.current_epoch, "batch": progress.processed}
+        return {"epoch": self.trainer.current_epoch, "batch": done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume_at = (state_dict["epoch"], state_dict["batch"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """One image to load. `padding` fills up the last batch of a process and is not counted."""
 
     index: int

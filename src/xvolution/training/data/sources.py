@@ -18,6 +18,10 @@ from xvolution.training.errors import InputError
 class BadImage(InputError):
     """One image that cannot be decoded; the message names it."""
 
+    def __init__(self, message: str) -> None:
+        # A loader's worker process hands over the whole traceback as the message; the sentence is its last line.
+        super().__init__(message.strip().splitlines()[-1].rpartition("BadImage: ")[2])
+
 
 class ImageSource(ABC):
     """Labelled images.
@@ -46,10 +50,11 @@ class ImageSource(ABC):
         try:
             return self._open(index).convert("RGB")
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadImage(f"{self.describe(index)} is not a readable image ({error}).") from error
+            raise BadImage(f"{self.describe(index)} is not a readable image ({_one_line(error)}).") from error
 
     @abstractmethod
-    def _open(self, index: int) -> Image.Image: ...
+    def _open(self, index: int) -> Image.Image:
+        """Open image `index`; decoding may wait until it is converted."""
 
     @abstractmethod
     def describe(self, index: int) -> str:
@@ -57,6 +62,10 @@ class ImageSource(ABC):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
         return Subset(self, indices)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Subset(ImageSource):
@@ -120,7 +129,8 @@ class TableImages(ImageSource):
     """A Hugging Face data set with an image column {bytes, path} and a label column."""
 
     def __init__(self, name: str, table: Any) -> None:
-        from datasets import ClassLabel, Image as ImageFeature
+        from datasets import ClassLabel
+        from datasets import Image as ImageFeature
 
         image_column = _column(table, ImageFeature, ("image", "img"), name)
         label_column = _column(table, ClassLabel, ("label", "labels", "fine_label", "coarse_label"), name)
@@ -161,7 +171,9 @@ class TorchvisionImages(ImageSource):
     """A torchvision classification data set, which answers (PIL image, label)."""
 
     def __init__(self, name: str, dataset: Any) -> None:
-        labels = next((getattr(dataset, key) for key in ("targets", "labels", "_labels", "y") if hasattr(dataset, key)), None)
+        labels = next(
+            (getattr(dataset, key) for key in ("targets", "labels", "_labels", "y") if hasattr(dataset, key)), None
+        )
         if labels is None:
             labels = [int(dataset[index][1]) for index in range(len(dataset))]
         labels = np.asarray(labels, dtype=np.int64)

@@ -11,6 +11,8 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
+from xvolution.training.errors import InputError
+
 SMALL = 96  # pixels: up to here images are padded and shifted, above they are cropped and resized
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -74,10 +76,31 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
     """PIL image to a normalized float32 (3, image_size, image_size) tensor, augmented.
 
     It draws from Python's, NumPy's and torch's global generators, which the data set seeds for every image.
+
+    Raises:
+        InputError: timm has no such augmentation policy.
     """
     size = preprocessing.image_size
-    stages = create_transform(
-        size,
+    try:
+        stages = _timm_stages(preprocessing, augmentation)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise InputError(
+            f"timm has no augmentation policy {augmentation.auto_augment!r}; rand-m9-mstd0.5 is one."
+        ) from error
+    if augmentation.crop == "pad" or (augmentation.crop == "auto" and size <= SMALL):
+        shift = [
+            transforms.Resize((size, size), transforms.InterpolationMode(preprocessing.interpolation)),
+            transforms.RandomCrop(size, padding=max(1, size // 8)),
+            transforms.RandomHorizontalFlip(augmentation.hflip),
+        ]
+        stages = (transforms.Compose(shift), *stages[1:])
+    return transforms.Compose(list(stages))
+
+
+def _timm_stages(preprocessing: Preprocessing, augmentation: Augmentation) -> tuple[Transform, ...]:
+    """timm's three stages: crop and flip, colours and policy, tensor and erasing."""
+    return create_transform(
+        preprocessing.image_size,
         is_training=True,
         scale=(augmentation.crop_scale, 1.0),
         hflip=augmentation.hflip,
@@ -89,11 +112,3 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
         re_prob=augmentation.random_erase,
         separate=True,
     )
-    if augmentation.crop == "pad" or (augmentation.crop == "auto" and size <= SMALL):
-        shift = [
-            transforms.Resize((size, size), transforms.InterpolationMode(preprocessing.interpolation)),
-            transforms.RandomCrop(size, padding=max(1, size // 8)),
-            transforms.RandomHorizontalFlip(augmentation.hflip),
-        ]
-        stages = (transforms.Compose(shift), *stages[1:])
-    return transforms.Compose(list(stages))

@@ -1,0 +1,164 @@
+"""The command line parses, calls, and answers mistakes with one sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xvolution import XVolutionConfig, __version__
+from xvolution.cli import COMMANDS, main
+
+pytest.importorskip("jsonargparse")
+
+from xvolution.training.commands import parse_train
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+TINY = [
+    "--model-kwargs",
+    '{"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]}',
+    "--small-images",
+    "--image-size",
+    "16",
+]
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"xvolution {__version__}\n"
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "deploy"])
+def test_help_of_a_command_needs_no_training_library(command: str) -> None:
+    code = (
+        "import sys; from xvolution.cli import main\n"
+        f"try: main([{command!r}, '--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('timm', 'lightning', 'torchvision', 'datasets') if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--" in finished.stdout
+    assert finished.stdout.strip().endswith("[]")
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tarin"]) == 2
+    assert "there is no command 'tarin'" in capsys.readouterr().err
+
+
+def test_flags_become_the_configuration() -> None:
+    flags = ["--lr", "0.2", "--small-images", "--no-compile", "--precision", "bf16", "--devices", "2"]
+    config = parse_train(
+        [*flags, "--xvolution.stages", "[2, 3]", "--xvolution.attention", "linear", "--checkpoint-every", "9"]
+    )
+    assert (config.lr, config.small_images, config.compile, config.precision) == (0.2, True, False, "bf16")
+    assert (config.devices, config.checkpoint_every) == (2, 9)
+    assert config.xvolution == XVolutionConfig(stages=(2, 3), attention="linear")
+    assert parse_train([]).xvolution.stages == (3,)
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 0.3\nepochs: 7\nxvolution:\n  stages: [1]\n  heads: 2\n")
+    config = parse_train(["--config", str(file), "--epochs", "9", "--xvolution.heads", "4"])
+    assert (config.lr, config.epochs) == (0.3, 9)
+    assert config.xvolution == XVolutionConfig(stages=(1,), heads=4)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipes_parse(path: Path) -> None:
+    config = parse_train(["--config", str(path)])
+    assert config.operator == "xvolution"
+    assert config.xvolution.stages == (3,)
+    if "imagenet1k" in path.stem:
+        assert config.xvolution.kernel_sizes == (3,)
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in CONFIGS} >= {"digits", "cifar10", "tiny_imagenet"}
+    assert sum("imagenet1k" in path.stem for path in CONFIGS) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "/no/such/folder"], "there is no file or folder /no/such/folder"),
+        (["train", "--epochs", "0"], "--epochs is 0; it must be at least 1"),
+        (["train", "--model", "resnet1850"], "timm knows no model called 'resnet1850'"),
+        (["train", "--xvolution.norm-layer", "NoSuchNorm"], "NoSuchNorm"),
+        (["evaluate", "/no/such.ckpt"], "there is no file /no/such.ckpt"),
+        (["deploy", "/no/such.ckpt", "--output", "m.onnx"], "there is no file /no/such.ckpt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_answered_with_one_sentence(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_flag_of_the_wrong_type_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--epochs", "many"])
+    assert left.value.code == 2
+    assert "epochs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_train_evaluate_deploy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, figures = tmp_path / "run", tmp_path / "figures.json"
+    train = ["train", *TINY, "--epochs", "1", "--limit-train-batches", "4", "--output", str(run)]
+    assert main([*train, "--accelerator", "cpu"]) == 0
+    assert "best epoch 1: top-1" in capsys.readouterr().out
+    assert main(train) == 2
+    assert "--resume last" in capsys.readouterr().err
+    deployed = run / "deployed.safetensors"
+    assert main(["deploy", str(run / "last.ckpt"), "--output", str(deployed), "--fold-norms"]) == 0
+    assert f"wrote {deployed}" in capsys.readouterr().out
+    results = []
+    for path in (run / "last.ckpt", deployed):
+        assert main(["evaluate", str(path), "--json", str(figures), "--predictions", str(tmp_path / "p.csv")]) == 0
+        assert "images/s" in capsys.readouterr().out
+        results.append((json.loads(figures.read_text())["top1"], (tmp_path / "p.csv").read_text()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from xvolution.cli import main\n"
+        "from xvolution.training.classification import Classification as C\n"
+        "step = C.training_step\n"
+        "def interrupted(self, batch, index):\n"
+        "    if index == 1: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return step(self, batch, index)\n"
+        "C.training_step = interrupted\n"
+        f"sys.exit(main(['train', *{TINY!r}, '--output', {str(tmp_path / 'run')!r}]))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert finished.returncode == 130
+    assert "--resume last goes on from there" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert (tmp_path / "run" / "last.ckpt").is_file()

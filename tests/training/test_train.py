@@ -1,0 +1,101 @@
+"""Training leaves what it promises."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from xvolution.training import TrainConfig, evaluate, load_model, train
+from xvolution.training.run import TrainResult
+
+
+def test_a_run_leaves_weights_checkpoint_history_and_logs(trained: TrainResult) -> None:
+    folder = trained.run_dir
+    assert trained.checkpoint == folder / "last.ckpt"
+    assert [row["epoch"] for row in trained.history] == [1, 2]
+    assert trained.metrics in trained.history
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert [float(row["val_top1"]) for row in rows] == [row["val_top1"] for row in trained.history]
+    assert list((folder / "tensorboard").glob("events*"))
+    assert list((folder / "csv").rglob("metrics.csv"))
+    assert json.loads((folder / "config.json").read_text())["model"] == "resnet18"
+    assert not list(folder.glob(".*"))
+
+
+def test_checkpoints_hold_plain_values_only(trained: TrainResult) -> None:
+    checkpoint = torch.load(trained.checkpoint, weights_only=True)
+    assert checkpoint["xvolution"]["model"]["xvolution"]["stages"] == [2, 3]
+
+
+def test_the_weights_say_what_they_are(trained: TrainResult) -> None:
+    with safe_open(trained.weights, framework="pt") as file:
+        header = json.loads(file.metadata()["xvolution"])
+    assert header["form"] == "training"
+    assert header["model"]["num_classes"] == len(header["class_names"]) == 10
+    assert header["preprocessing"]["image_size"] == 16
+    assert header["provenance"]["seed"] == 0
+    assert {"torch", "timm", "lightning", "xvolution"} <= header["provenance"]["versions"].keys()
+
+
+def test_evaluation_repeats_the_history(trained: TrainResult) -> None:
+    found = evaluate(trained.weights)
+    assert found.top1 == pytest.approx(trained.metrics["val_top1"], abs=1e-9)
+    assert found.top5 == pytest.approx(trained.metrics["val_top5"], abs=1e-9)
+    assert found.loss == pytest.approx(trained.metrics["val_loss"], rel=1e-6)
+    assert found.images == len(found.predictions) == 359
+
+
+def test_the_moving_average_is_what_is_exported(tiny: Callable[..., TrainConfig]) -> None:
+    result = train(tiny(ema_decay=0.5, epochs=1, operator="conv"))
+    model, _ = load_model(result.weights)
+    state = torch.load(result.checkpoint, weights_only=True)["state_dict"]
+    assert torch.equal(model.fc.weight, state["ema.module.fc.weight"])
+    assert not torch.equal(model.fc.weight, state["model.fc.weight"])
+    from_checkpoint, _ = load_model(result.checkpoint)
+    assert torch.equal(model.fc.weight, from_checkpoint.fc.weight)
+
+
+def test_learning(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny(
+        model_kwargs={"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]}, epochs=3, limit_train_batches=None, lr=0.1
+    )
+    assert train(config).metrics["val_top1"] > 0.7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"channels_last": True},
+        {"accumulate": 2, "clip_grad": 1.0, "label_smoothing": 0.1, "optimizer": "adamw", "lr": 1e-3},
+        {"mixup": 0.2, "cutmix": 1.0, "crop": "rrc", "color_jitter": 0.3, "holdout": 0.3},
+        {"model": "xvolution_resnet18"},
+        {"schedule": "step", "decay_epochs": 1.0, "deterministic": True},
+    ],
+    ids=str,
+)
+def test_settings(tiny: Callable[..., TrainConfig], changes: dict[str, object]) -> None:
+    result = train(tiny(epochs=1, limit_train_batches=2, limit_val_batches=2, **changes))
+    assert result.history[0]["train_loss"] > 0
+    load_model(result.weights)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny: Callable[..., TrainConfig]) -> None:
+    def weights(seed: int, name: str) -> torch.Tensor:
+        config = tiny(seed=seed, epochs=1, limit_train_batches=2, limit_val_batches=1)
+        config.output = f"{config.output}-{name}"
+        return load_model(train(config).checkpoint)[0].fc.weight
+
+    assert torch.equal(weights(1, "a"), weights(1, "b"))
+    assert not torch.equal(weights(1, "c"), weights(2, "d"))
+
+
+@pytest.mark.slow
+def test_compiled(tiny: Callable[..., TrainConfig]) -> None:
+    result = train(tiny(epochs=1, limit_train_batches=1, limit_val_batches=1, compile=True))
+    load_model(result.weights)
