@@ -9,17 +9,14 @@ not repeated, so the script can be stopped and started again, and several can sh
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from record import write_record
 
-from xvolution import XVolutionConfig, __version__
+from xvolution import XVolutionConfig
 from xvolution.training import TrainConfig, train
 
 STAGES = (2, 3)
@@ -65,7 +62,6 @@ def run(variant: str, seed: int, data: str, output: Path) -> None:
         progress="lines",
     )
     result = train(recipe)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     record = {
         "variant": variant,
         "seed": seed,
@@ -76,14 +72,8 @@ def run(variant: str, seed: int, data: str, output: Path) -> None:
             name: value for name, value in asdict(recipe).items() if name not in ("xvolution", "data", "output")
         },
         "data": "Tiny-ImageNet, training split, a tenth of it held out for these figures",
-        "command": "python experiments/choose_defaults.py --data DATA --output results/defaults --seeds 3",
-        "commit": commit,
-        "device": platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "xvolution": __version__},
     }
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, default=str))
-    os.replace(temporary, target)
+    write_record(target, record)
 
 
 def main() -> None:
