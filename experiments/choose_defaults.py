@@ -12,6 +12,7 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from record import write_record
@@ -20,15 +21,27 @@ from xvolution import XVolutionConfig
 from xvolution.training import TrainConfig, train
 
 STAGES = (2, 3)
+
+
+def pssa(
+    gate: Literal["identity", "sigmoid", "tanh"] = "identity",
+    query_norm: bool = False,
+    window_norm: bool = False,
+    global_term: bool = False,
+) -> XVolutionConfig:
+    """The Hadamard branch with exactly these options, whatever the library's defaults are."""
+    return XVolutionConfig(
+        stages=STAGES, gate=gate, query_norm=query_norm, window_norm=window_norm, global_term=global_term
+    )
+
+
 VARIANTS: dict[str, XVolutionConfig | None] = {
     "conv": None,
-    "pssa": XVolutionConfig(stages=STAGES),
-    "pssa-norms": XVolutionConfig(stages=STAGES, query_norm=True, window_norm=True),
-    "pssa-sigmoid-window-norm": XVolutionConfig(stages=STAGES, gate="sigmoid", window_norm=True),
-    "pssa-sigmoid-norms-global": XVolutionConfig(
-        stages=STAGES, gate="sigmoid", query_norm=True, window_norm=True, global_term=True
-    ),
-    "pssa-tanh-norms": XVolutionConfig(stages=STAGES, gate="tanh", query_norm=True, window_norm=True),
+    "pssa": pssa(),
+    "pssa-norms": pssa(query_norm=True, window_norm=True),
+    "pssa-sigmoid-window-norm": pssa("sigmoid", window_norm=True),
+    "pssa-sigmoid-norms-global": pssa("sigmoid", True, True, True),
+    "pssa-tanh-norms": pssa("tanh", True, True),
     "linear": XVolutionConfig(stages=STAGES, attention="linear"),
     "global": XVolutionConfig(stages=STAGES, attention="global"),
 }

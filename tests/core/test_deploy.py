@@ -85,14 +85,18 @@ def test_dynamic_kernel_refuses_with_a_sentence(operator, position, sentence):
         dynamic_kernel(operator, torch.randn(1, 4, 7, 7), position)
 
 
-def test_the_single_layout_is_one_standard_convolution_and_a_gate():
-    deployed = reparameterize(XVolution2d(8, 16, 3, padding=1, attention_ratio=0.25).eval(), layout="single")
-    convolutions = [module for module in deployed.modules() if isinstance(module, nn.Conv2d)]
-    assert all(type(module) is nn.Conv2d for module in convolutions)
-    assert [(conv.out_channels, conv.kernel_size) for conv in convolutions if conv.kernel_size != (1, 1)] == [
-        (16 + 2 * 4, (3, 3))
-    ]
-    assert [(conv.in_channels, conv.out_channels) for conv in convolutions if conv.kernel_size == (1, 1)] == [(4, 16)]
+@pytest.mark.parametrize("global_term", [False, True])
+def test_the_single_layout_is_one_standard_convolution_and_a_gate(global_term):
+    operator = XVolution2d(8, 16, 3, padding=1, attention_ratio=0.25, global_term=global_term).eval()
+    shapes = {
+        name: (type(module), module.in_channels, module.out_channels, module.kernel_size)
+        for name, module in reparameterize(operator, layout="single").named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+    expected = {"conv": (nn.Conv2d, 8, 16 + 2 * 4, (3, 3)), "value": (nn.Conv2d, 4, 16, (1, 1))}
+    if global_term:
+        expected["context"] = (nn.Conv2d, 8, 4, (1, 1))
+    assert shapes == expected
 
 
 @pytest.fixture
@@ -119,6 +123,7 @@ def test_networks_reparameterize(network, images, layout):
 def test_other_norms_fold_on_request(network, images):
     deployed = reparameterize(network, images, fold_norms=True)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
+    assert not any(module.training for module in deployed.modules())
     assert relative_error(network(images), deployed(images)) <= 1e-5
 
 

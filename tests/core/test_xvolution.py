@@ -10,9 +10,10 @@ from torch import nn
 from tests.core.networks import randomize
 from xvolution import XVolution2d, reparameterize
 
+PLAIN = {"gate": "identity", "global_term": False, "query_norm": False, "window_norm": False}
 BRANCHES = [
     {},
-    {"gate": "sigmoid", "window_norm": True, "query_norm": True, "global_term": True},
+    PLAIN,
     {"similarity": "dot", "heads": 2},
     {"attention": "linear", "heads": 2},
     {"attention": "global", "heads": 2},

@@ -61,7 +61,9 @@ def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
     """
     operator = _operator(model, name)
     if operator.training:
-        raise ValueError(f"{name!r} is in training mode, where a look would move its statistics; call model.eval() first")
+        raise ValueError(
+            f"{name!r} is in training mode, where a look would move its statistics; call model.eval() first"
+        )
     operands: list[Tensor] = []
     hook = operator.register_forward_pre_hook(lambda _, inputs: operands.append(inputs[0].detach()))
     try:

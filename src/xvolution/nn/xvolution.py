@@ -34,8 +34,11 @@ class XVolution2d(nn.Module):
         attention_ratio: attention channels as a fraction of the output channels.
         similarity: of ``pssa``: ``"hadamard"`` (merges into one convolution) or ``"dot"`` (the paper's equation 9).
         heads: heads in each group, for ``dot``, ``linear`` and ``global``.
-        gate, window, shift_distance, global_term: of ``pssa``; see ``PixelShiftAttention2d``.
-        query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum.
+        window, shift_distance: of ``pssa``; see ``PixelShiftAttention2d``.
+        gate, global_term: of ``pssa`` with Hadamard similarity; a sigmoid and the term over all pixels when None.
+        query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
+            None both, provided that it is a batch norm, which folds. These four defaults were chosen by measurement
+            (``docs/results.md``).
         norm_layer: normalization of each branch; None drops them all.
         zero_init: start the attention at zero effect, so that the operator starts as its convolution branch.
         device, dtype: of the parameters.
@@ -72,12 +75,12 @@ class XVolution2d(nn.Module):
         attention_ratio: float = 0.25,
         similarity: Similarity = "hadamard",
         heads: int = 1,
-        gate: str = "identity",
+        gate: str | None = None,
         window: int | Sequence[int] | None = None,
         shift_distance: int | Sequence[int] | None = None,
-        global_term: bool = False,
-        query_norm: bool = False,
-        window_norm: bool = False,
+        global_term: bool | None = None,
+        query_norm: bool | None = None,
+        window_norm: bool | None = None,
         norm_layer: NormLayer | None = nn.BatchNorm2d,
         zero_init: bool = True,
         device: torch.device | str | None = None,
@@ -89,15 +92,14 @@ class XVolution2d(nn.Module):
         mode: Any = padding_mode
         self.conv = nn.Conv2d(in_channels, out_channels, *geometry, groups, bias, mode, **factory)
         self.conv_norm = build_norm(norm_layer, out_channels, factory)
-        pixel_shift = {
-            "similarity": similarity,
-            "gate": gate,
-            "window": window,
-            "shift_distance": shift_distance,
-            "global_term": global_term,
-            "query_norm": norm_layer if query_norm else None,
-            "window_norm": norm_layer if window_norm else None,
-        }
+        gate_options = {"gate": gate, "global_term": global_term, "query_norm": query_norm, "window_norm": window_norm}
+        if attention == "pssa" and similarity == "hadamard":
+            defaults = _hadamard_defaults(norm_layer)
+            gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
+        pixel_shift: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
+        pixel_shift |= {name: value for name, value in gate_options.items() if value is not None}
+        for name in ("query_norm", "window_norm"):
+            pixel_shift[name] = norm_layer if gate_options[name] else None
         common = {"attention_ratio": attention_ratio, "heads": heads, **factory}
         self.attention = _build_attention(attention, self.conv, common, pixel_shift)
         self.attention_norm = build_norm(norm_layer, out_channels, factory)
@@ -211,6 +213,12 @@ class XVolution2d(nn.Module):
 
     def extra_repr(self) -> str:
         return self.conv.extra_repr()
+
+
+def _hadamard_defaults(norm_layer: NormLayer | None) -> dict[str, Any]:
+    """What measured best on real images (``docs/results.md``); inner norms only where they fold."""
+    folds = isinstance(norm_layer, type) and issubclass(norm_layer, nn.modules.batchnorm._BatchNorm)
+    return {"gate": "sigmoid", "global_term": True, "query_norm": folds, "window_norm": folds}
 
 
 def _build_attention(

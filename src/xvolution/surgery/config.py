@@ -19,7 +19,7 @@ class XVolutionConfig:
         attention: ``"pssa"``, ``"linear"``, ``"global"``, or a function that takes the ``nn.Conv2d`` to be replaced and returns
             an attention module of the same input and output shapes.
         attention_ratio, similarity, heads, gate, window, shift_distance, global_term, query_norm, window_norm: those of
-            ``XVolution2d``.
+            ``XVolution2d``; None takes the operator's default.
         norm_layer: normalization of the attention branch: the name of a class in ``torch.nn``, a function of the number of
             channels, or None.
         zero_init: start the attention at zero effect, so that the converted model computes what it computed before.
@@ -32,12 +32,12 @@ class XVolutionConfig:
     attention_ratio: float = 0.25
     similarity: Literal["hadamard", "dot"] = "hadamard"
     heads: int = 1
-    gate: Literal["identity", "sigmoid", "tanh"] = "identity"
+    gate: Literal["identity", "sigmoid", "tanh"] | None = None
     window: int | None = None
     shift_distance: int | tuple[int, ...] | None = None
-    global_term: bool = False
-    query_norm: bool = False
-    window_norm: bool = False
+    global_term: bool | None = None
+    query_norm: bool | None = None
+    window_norm: bool | None = None
     norm_layer: str | Callable[[int], nn.Module] | None = "BatchNorm2d"
     zero_init: bool = True
     stages: tuple[int, ...] | None = None

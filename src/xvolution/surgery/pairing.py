@@ -38,9 +38,7 @@ def without_norm(norm: Any) -> nn.Module:
     """What stays in the place of a norm that moved into the convolution before it."""
     rest = [] if type(norm).__name__ != "BatchNormAct2d" else [norm.drop, norm.act]
     rest = [module for module in rest if type(module) is not nn.Identity]
-    if len(rest) == 1:
-        return rest[0]
-    return nn.Sequential(*rest) if rest else nn.Identity()
+    return (nn.Sequential(*rest) if rest else nn.Identity()).train(norm.training)
 
 
 def pair_norms(model: nn.Module, example_inputs: Any = None) -> dict[str, str]:

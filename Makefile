@@ -1,0 +1,44 @@
+# Everything a checkout needs, from a machine with Python and git: the first target called sets up .venv.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_ARGS ?=
+TEST_ARGS ?= -n 2
+
+BIN := $(VENV)/bin
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+PYTHON_VERSION := $(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null)
+# The stamp carries the Python version: another PYTHON makes a new environment, a changed pyproject.toml a new install.
+INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
+
+.PHONY: all install demo test lint docs clean
+
+all: lint test docs demo
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "xvolution needs Python 3.10 or newer, and '$(PYTHON)' is not one: name one with make PYTHON=python3.12"; exit 1; }
+	@test "$$($(BIN)/python -c '$(VERSION)' 2>/dev/null)" = "$(PYTHON_VERSION)" || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[dev]"
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/xvolution demo $(DEMO_ARGS)
+
+# One thread for each of the two test processes: more would only wait for each other.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) site demo dist

@@ -1,0 +1,62 @@
+"""The page: figures and pictures in, one HTML document out."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+import jinja2
+
+from xvolution.demo.measure import FORMS, RUNTIMES
+
+
+def render(figures: dict[str, Any], pictures: dict[str, str]) -> str:
+    """Fill the template.
+
+    Args:
+        figures: what ``run_demo`` measured.
+        pictures: name -> SVG element.
+
+    Returns:
+        A document that loads nothing from anywhere.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xvolution.demo", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=lambda value: f"{100 * value:.2f}\u00a0%",
+        scientific=lambda value: f"{value:.1e}".replace("e-0", "e-"),
+        signed=lambda value: f"{value:+.2f}".replace("-", "\N{MINUS SIGN}"),
+    )
+    return environment.get_template("page.html.jinja").render(
+        **figures, pictures=pictures, summary=summary(figures), forms=FORMS, runtimes=RUNTIMES
+    )
+
+
+def summary(figures: dict[str, Any]) -> dict[str, Any]:
+    """What the opening paragraph says: means, ranges, ratios and how to read the difference."""
+    accuracy, cost = figures["accuracy"], figures["cost"]
+    ranges = {name: (min(values), max(values)) for name, values in accuracy.items()}
+    points = 100 * (mean(accuracy["xvolution"]) - mean(accuracy["conv"]))
+    ratios = {
+        (row["runtime"], row["batch_size"]): row["ratio_to_conv"]
+        for row in figures["latency"]
+        if row["form"] == "deployed"
+    }
+    return {
+        "means": {name: mean(values) for name, values in accuracy.items()},
+        "ranges": ranges,
+        "points": points,
+        "images": round(abs(points) / 100 * figures["images"], 1),
+        "apart": min(accuracy["xvolution"]) > max(accuracy["conv"])
+        or max(accuracy["xvolution"]) < min(accuracy["conv"]),
+        "parameters": cost["deployed"]["parameters"] / cost["conv"]["parameters"],
+        "flops": cost["deployed"]["flops"] / cost["conv"]["flops"],
+        "slowdown": {
+            runtime: [ratio for (name, _), ratio in ratios.items() if name == runtime] for runtime in RUNTIMES
+        },
+    }

@@ -1,0 +1,99 @@
+"""What the demo trains, and how a training that is finished is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from xvolution import XVolutionConfig, __version__
+from xvolution.training import InputError, TrainConfig, train
+from xvolution.training.files import write_text
+
+Operator = Literal["conv", "xvolution"]
+OPERATORS: tuple[Operator, ...] = ("conv", "xvolution")
+# A ResNet small enough for two cores. At 16 pixels stages 2 and 3 have maps of 8x8 and 4x4.
+MODEL = {"channels": [16, 32, 64, 128], "layers": [1, 1, 1, 1]}
+STAGES = (2, 3)
+IMAGE_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much the demo does.
+
+    Attributes:
+        seeds: each trains both networks.
+        epochs: of every training.
+        rounds: samples of every latency.
+    """
+
+    seeds: tuple[int, ...]
+    epochs: int
+    rounds: int
+
+    @classmethod
+    def choose(cls, quick: bool, seeds: Sequence[int] | None, epochs: int | None) -> Recipe:
+        """The full or the quick recipe, with what was asked for in the place of its own.
+
+        Raises:
+            InputError: no seeds, or a seed twice.
+        """
+        recipe = cls(seeds=(0,), epochs=4, rounds=15) if quick else cls(seeds=(0, 1, 2), epochs=10, rounds=40)
+        if seeds is not None:
+            if not seeds or len(set(seeds)) != len(seeds):
+                raise InputError(f"the seeds are {list(seeds)}; give at least one, and each once.")
+            recipe = replace(recipe, seeds=tuple(seeds))
+        return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+    def training(self, operator: Operator, seed: int, folder: Path) -> TrainConfig:
+        """One training; its folder's name tells apart all that could make its result another one."""
+        config = TrainConfig(
+            model="resnet18",
+            model_kwargs=MODEL,
+            small_images=True,
+            operator=operator,
+            xvolution=XVolutionConfig(stages=STAGES),
+            data="digits",
+            image_size=IMAGE_SIZE,
+            epochs=self.epochs,
+            batch_size=32,
+            optimizer="adamw",
+            lr=3e-3,
+            weight_decay=0.05,
+            accelerator="cpu",
+            devices=1,
+            seed=seed,
+            progress="lines",
+        )
+        description = json.dumps([__version__, config.to_dict()], sort_keys=True)
+        digest = hashlib.sha256(description.encode()).hexdigest()[:8]
+        return replace(config, output=str(folder / f"{operator}-seed{seed}-{digest}"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        checkpoint: of the last epoch. The best epoch would be chosen on the images that judge it.
+        history: one row for each epoch.
+        reused: whether an earlier call trained it.
+    """
+
+    checkpoint: Path
+    history: list[dict[str, Any]]
+    reused: bool
+
+
+def train_once(config: TrainConfig) -> Trained:
+    """Train, go on with a training that was interrupted, or answer the one that is finished."""
+    checkpoint, finished = config.run_dir / "last.ckpt", config.run_dir / "finished.json"
+    if finished.is_file() and checkpoint.is_file():
+        return Trained(checkpoint, json.loads(finished.read_text(encoding="utf-8")), reused=True)
+    result = train(replace(config, resume="last") if checkpoint.is_file() else config)
+    write_text(finished, json.dumps(result.history, indent=2) + "\n")
+    return Trained(result.checkpoint, result.history, reused=False)

@@ -1,0 +1,214 @@
+"""`run_demo`: train, evaluate, deploy, compare, and write the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xvolution.demo.figures import accuracy_curves, attention_picture, latency_bars
+from xvolution.demo.measure import (
+    Equality,
+    Images,
+    Twin,
+    compare_forms,
+    costs,
+    deploy_twin,
+    in_onnxruntime,
+    judging_images,
+    latencies,
+    latency_table,
+    logits_of,
+    top1,
+)
+from xvolution.demo.page import render
+from xvolution.demo.recipe import OPERATORS, STAGES, Recipe, Trained, train_once
+from xvolution.deploy import reparameterize
+from xvolution.training import load_model
+from xvolution.training.files import write_text
+from xvolution.training.metadata import provenance
+
+PACKAGES = ("xvolution", "torch", "timm", "lightning", "onnx", "onnxruntime")
+Trainings = dict[str, dict[int, Trained]]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo left.
+
+    Attributes:
+        page: the page, one file that needs nothing else.
+        results: the figures as JSON, beside the page.
+        figures: the same figures as plain values.
+    """
+
+    page: Path
+    results: Path
+    figures: dict[str, Any]
+
+    def __str__(self) -> str:
+        accuracy = self.figures["accuracy"]
+        found = {name: ", ".join(f"{value:.2%}" for value in accuracy[name]) for name in OPERATORS}
+        return (
+            f"top-1 by seed: plain {found['conv']}; X-volution {found['xvolution']}\n"
+            f"deployed and in ONNX Runtime: every prediction the same, largest difference of a logit "
+            f"{self.figures['largest_difference']:.1e}\n"
+            f"page {self.page}\nfigures {self.results}"
+        )
+
+
+def run_demo(
+    output: str | os.PathLike[str] = "demo",
+    quick: bool = False,
+    *,
+    seeds: Sequence[int] | None = None,
+    epochs: int | None = None,
+) -> DemoResult:
+    """Train a convolutional network and its X-volution twin on embedded digits, deploy the twin, compare, write a page.
+
+    Needs no network. Trainings that an earlier call finished in the same folder are reused, and one that was interrupted
+    goes on.
+
+    Args:
+        output: folder for the page, the figures, the trainings and the deployed networks.
+        quick: one seed, few epochs, few timings.
+        seeds: each trains both networks.
+        epochs: of every training.
+
+    Raises:
+        InputError: seeds or epochs that cannot be used.
+        RunError: the deployed network is not the one that was trained, or a file could not be written.
+        Interrupted: the user pressed Ctrl-C; the next call goes on.
+    """
+    folder = Path(output).expanduser()
+    recipe = Recipe.choose(quick, seeds, epochs)
+    say = _clocked_print()
+    trainings = _train_all(recipe, folder, say)
+    plain, metadata = load_model(trainings["conv"][recipe.seeds[0]].checkpoint)
+    images = judging_images(metadata)
+    accuracy, twins, equalities = _evaluate_all(trainings, images, folder, say)
+    twin = twins[recipe.seeds[0]]
+    figures = {
+        "accuracy": accuracy,
+        "curves": _curves(trainings),
+        "seeds": list(recipe.seeds),
+        "equality": {name: [asdict(found[name]) for found in equalities] for name in equalities[0]},
+        "largest_difference": max(each.largest_difference for found in equalities for each in found.values()),
+        "images": len(images.labels),
+        "layouts": twin.layouts,
+        **_cost_and_time(plain, twin, images, recipe, folder, say),
+    }
+    figures["conditions"] = _conditions(recipe, images)
+    say("drawing what the attention branch weighs, writing the page")
+    pictures = {
+        "curves": accuracy_curves(figures["curves"]),
+        "latency": latency_bars(figures["latency"]),
+        "attention": attention_picture(twin.training, images),
+    }
+    page, results = folder / "index.html", folder / "results.json"
+    write_text(results, json.dumps(figures, indent=2) + "\n")
+    write_text(page, render(figures, pictures))
+    return DemoResult(page, results, figures)
+
+
+def _clocked_print() -> Callable[[str], None]:
+    began = time.perf_counter()
+    return lambda line: print(f"[{time.perf_counter() - began:4.0f} s] {line}", flush=True)
+
+
+def _train_all(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Trainings:
+    trainings: Trainings = {operator: {} for operator in OPERATORS}
+    for seed in recipe.seeds:
+        for operator in OPERATORS:
+            say(f"training {'the plain network' if operator == 'conv' else 'its X-volution twin'}, seed {seed}")
+            trained = train_once(recipe.training(operator, seed, folder / "runs"))
+            if trained.reused:
+                say(f"an earlier call finished it: {trained.checkpoint.parent}")
+            trainings[operator][seed] = trained
+    return trainings
+
+
+def _evaluate_all(
+    trainings: Trainings, images: Images, folder: Path, say: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[int, Twin], list[dict[str, Equality]]]:
+    """Accuracy by operator, the deployed twins by seed, and how far their forms are from each other."""
+    accuracy: dict[str, list[float]] = {
+        operator: [
+            top1(logits_of(load_model(each.checkpoint)[0], images.pixels), images.labels) for each in by_seed.values()
+        ]
+        for operator, by_seed in trainings.items()
+    }
+    twins, equalities = {}, []
+    for seed, trained in trainings["xvolution"].items():
+        say(f"re-parameterizing and exporting the twin of seed {seed}, comparing every prediction")
+        twins[seed] = deploy_twin(trained.checkpoint, folder / "deployed" / f"seed{seed}")
+        equalities.append(compare_forms(twins[seed], images))
+    return accuracy, twins, equalities
+
+
+def _cost_and_time(
+    plain: nn.Module, twin: Twin, images: Images, recipe: Recipe, folder: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    say("counting parameters and operations, timing PyTorch and ONNX Runtime")
+    example = images.pixels[:2]
+    # The plain network gets its norms folded too: it is what one would deploy.
+    forms = {
+        "conv": reparameterize(plain, example, fold_norms=True),
+        "training": twin.training,
+        "deployed": twin.deployed,
+    }
+    onnx: dict[str, nn.Module] = {
+        "conv": in_onnxruntime(forms["conv"], folder / "deployed" / "conv.onnx", example),
+        "training": in_onnxruntime(forms["training"], folder / "deployed" / "training.onnx", example),
+        "deployed": twin.onnx,
+    }
+    measured = latencies({"torch": forms, "onnxruntime": onnx}, images.pixels, recipe.rounds)
+    return {"cost": costs(forms, example), "latency": latency_table(measured)}
+
+
+def _curves(trainings: Trainings) -> dict[str, list[list[float]]]:
+    """Top-1 after each epoch: operator -> seed -> epoch."""
+    return {
+        operator: [[row["val_top1"] for row in trained.history] for trained in by_seed.values()]
+        for operator, by_seed in trainings.items()
+    }
+
+
+def _conditions(recipe: Recipe, images: Images) -> dict[str, Any]:
+    """Everything one needs to know to repeat the figures, or to doubt them."""
+    config = recipe.training("xvolution", recipe.seeds[0], Path("runs")).to_dict()
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": provenance(recipe.seeds[0])["commit"],
+        "data": {"name": "digits", "training_images": images.training_images, "judging_images": len(images.labels)},
+        "stages": list(STAGES),
+        "recipe": {name: value for name, value in config.items() if name not in ("operator", "output", "seed")},
+        "timing_rounds": recipe.rounds,
+        "device": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
