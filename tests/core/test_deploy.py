@@ -120,8 +120,9 @@ def test_networks_reparameterize(network, images, layout):
     assert isinstance(deployed.stem_norm, nn.BatchNorm2d)
 
 
-def test_other_norms_fold_on_request(network, images):
-    deployed = reparameterize(network, images, fold_norms=True)
+@pytest.mark.parametrize("with_example", [True, False])
+def test_other_norms_fold_on_request(network, images, with_example):
+    deployed = reparameterize(network, images if with_example else None, fold_norms=True)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
     assert not any(module.training for module in deployed.modules())
     assert relative_error(network(images), deployed(images)) <= 1e-5

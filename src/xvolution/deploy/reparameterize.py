@@ -68,13 +68,15 @@ def reparameterize(
         with torch.no_grad(), seen:
             expected = call(model, example_inputs)
     deployed = model if inplace else deepcopy(model)
+    # Before the operators are replaced: torch.fx passes over a training form, but not into a deployed one.
+    pairs = pair_norms(deployed, example_inputs) if fold_norms else {}
     replacements = {
         name: _deploy(deployed.get_submodule(name), wanted[name], seen.inputs.get(name)) for name in operators
     }
     for name, replacement in replacements.items():
         deployed = replace_module(deployed, name, replacement)
-    if fold_norms:
-        deployed = _fold_norms(deployed, example_inputs)
+    inside = tuple(f"{name}." if name else "" for name in operators)
+    deployed = _fold_norms(deployed, {conv: norm for conv, norm in pairs.items() if not conv.startswith(inside)})
     if expected is not None:
         with torch.no_grad(), _Recorder(replacements) as after:
             actual = call(deployed, example_inputs)
@@ -123,13 +125,9 @@ def _deploy_alone(operator: XVolution2d) -> nn.Module:
 XVolution2d.deployment = staticmethod(_deploy_alone)
 
 
-def _fold_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
-    """Fold every foldable norm that follows a plain convolution into it."""
-    deployed = [name for name, module in model.named_modules() if isinstance(module, DeployedXVolution2d)]
-    pairs = pair_norms(model, example_inputs)
+def _fold_norms(model: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
+    """Fold the norms that can fold into the plain convolutions before them."""
     for conv_name, norm_name in pairs.items():
-        if any(conv_name.startswith(f"{name}.") for name in deployed):
-            continue
         conv, norm = conv_at(model, conv_name), model.get_submodule(norm_name)
         alone: Any = norm_alone(norm)
         if is_foldable(alone):

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from xvolution.surgery import XVolutionConfig, convert
+from xvolution.surgery import ConversionError, XVolutionConfig, convert
 
 
 class ModelError(ValueError):
@@ -64,7 +64,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch
         return model
     try:
         return convert(model, XVolutionConfig.from_dict(spec.xvolution), inplace=True, example_inputs=example_inputs)
-    except (ValueError, TypeError) as error:
+    except (ValueError, ConversionError) as error:
         raise ModelError(f"{spec.name} cannot be converted: {error}") from error
 
 

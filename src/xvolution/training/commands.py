@@ -133,7 +133,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
         required=True,
         help="files; by their endings .safetensors, .onnx, .pt2 and .xml (OpenVINO).",
     )
-    parser.add_argument("--layout", type=str, default="auto", help="auto measures; single, split, grouped.")
+    parser.add_argument("--layout", type=str, default="auto", help="auto (measures), single or split.")
     parser.add_argument(
         "--fold-norms",
         action=ActionYesNo(no_prefix="no-"),
