@@ -69,7 +69,7 @@ def test_training_mode_is_refused(model):
 def test_attention_kernel_is_the_dynamic_part():
     """Written out: the tap δ of the dynamic kernel is scale · W^v diag(q_0 ⊙ w_δ) W^k."""
     torch.manual_seed(1)
-    operator = trained(XVolution2d(4, 6, 3, padding=1))
+    operator = trained(XVolution2d(4, 6, 3, padding=1, gate="identity", query_norm=False, window_norm=False))
     attention, norm = operator.attention, operator.attention_norm
     x = torch.randn(2, 4, 5, 5)
     row, column = 2, 3
