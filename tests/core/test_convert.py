@@ -93,6 +93,10 @@ def test_converting_again_changes_nothing(network, images):
     twice = convert(once, XVolutionConfig())
     assert operators_in(twice) == operators_in(once)
     assert torch.equal(twice(images), once(images))
+    more = convert(convert(network, XVolutionConfig(stages=(1,))), XVolutionConfig())
+    assert operators_in(more) == operators_in(once)
+    with pytest.raises(ValueError, match="selects no convolution"):
+        convert(once, XVolutionConfig(names=("nonsense",)))
 
 
 def test_shared_modules_are_replaced_once_and_stay_shared(images):

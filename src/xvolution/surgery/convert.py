@@ -52,11 +52,11 @@ def convert(
         ConversionError: the outputs changed although ``zero_init`` was on.
     """
     config = config or XVolutionConfig()
-    names = select(model, config, filter_fn)
-    converted_before = any(isinstance(module, XVolution2d) for module in model.modules())
-    if not names and not converted_before:
+    selected = select(model, config, filter_fn)
+    if not selected:
         raise ValueError(_nothing_selected(model))
     model = model if inplace else copy.deepcopy(model)
+    names = [name for name in selected if not isinstance(model.get_submodule(name), XVolution2d)]
     if not names:
         return model
     inputs = infer_inputs(model) if example_inputs is None else example_inputs

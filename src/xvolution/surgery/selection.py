@@ -17,12 +17,13 @@ _STAGE_NAME = re.compile(r"(?:^|\.)(?P<family>layer|stages?[._]?|s|trunk_output\
 
 
 def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Every plain ``nn.Conv2d`` by name, but those inside an X-volution."""
-    inside = tuple(
-        f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, XVolution2d)
-    )
+    """Every plain ``nn.Conv2d`` by name; an X-volution counts as the convolution that it replaced."""
+    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution2d)}
+    inside = tuple(f"{name}." if name else "" for name in operators)
     for name, module in model.named_modules():
-        if type(module) is nn.Conv2d and not name.startswith(inside):
+        if name in operators:
+            yield name, operators[name].conv
+        elif type(module) is nn.Conv2d and not name.startswith(inside):
             yield name, module
 
 
@@ -67,7 +68,7 @@ def _stages_between(model: nn.Module, ends: list[str]) -> list[tuple[str, ...]]:
 
 
 def select(model: nn.Module, config: XVolutionConfig, filter_fn: FilterFunction | None = None) -> list[str]:
-    """Names of the convolutions to convert.
+    """Names of the convolutions that the configuration means, converted ones included.
 
     Without any criterion these are all spatial convolutions but the stem; criteria given together all have to hold.
 
