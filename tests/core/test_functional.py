@@ -170,3 +170,15 @@ def test_linear_attention_equals_the_sum_over_all_pixels(groups, heads):
 def test_operators_keep_the_output_shape_of_the_convolution(operator):
     x = torch.randn(2, 8, 11, 13, dtype=torch.float64)
     assert operator(x).shape == operator.conv(x).shape
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4, (4, 5)])
+def test_the_centre_under_same_padding_is_the_pixel_itself(kernel_size):
+    x = torch.randn(1, 2, 6, 7)
+    query = torch.eye(2)[:, :, None, None]
+    ones = torch.ones(2, *functional.as_pair(kernel_size))
+    # Keys of zero and a window bias of one leave the query that each pixel reads.
+    read = functional.pixel_shift_attention(x, query, 0 * query, query, ones, window_bias=torch.ones(2), padding="same")
+    torch.testing.assert_close(read, x)
+    branch = LinearAttention2d(2, 2, kernel_size, padding="same")
+    torch.testing.assert_close(branch.query(x), nn.functional.conv2d(x, branch.query.weight, branch.query.bias))
