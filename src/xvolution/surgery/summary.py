@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from xvolution.nn import XVolution2d
 from xvolution.surgery.modules import call, evaluating
@@ -24,6 +23,9 @@ def count_flops(model: nn.Module, example_inputs: Any) -> int | None:
     """
     if example_inputs is None:
         return None
+    # Imported here because it loads triton, which `import xvolution` can do without.
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         call(model, example_inputs)
