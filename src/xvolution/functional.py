@@ -18,8 +18,6 @@ from torch import Tensor
 Similarity = Literal["hadamard", "dot"]
 PaddingPairs = tuple[tuple[int, int], ...]
 
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-
 
 def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
     """``3 -> (3, 3)``; a sequence of two stays what it is."""

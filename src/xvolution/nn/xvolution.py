@@ -134,21 +134,16 @@ class XVolution2d(nn.Module):
         return operator.train(conv.training)
 
     def _start_attention_at_zero(self) -> None:
-        last = (
-            self.attention.value
-            if isinstance(self.attention_norm, nn.Identity) and hasattr(self.attention, "value")
-            else None
-        )
-        weight = getattr(self.attention_norm if last is None else last, "weight", None)
-        if weight is None:
+        last = self.attention_norm
+        if isinstance(last, nn.Identity):
+            last = getattr(self.attention, "value", last)
+        if getattr(last, "weight", None) is None:
             raise ValueError(
                 "zero_init needs a last layer with a weight: the attention branch has none; pass zero_init=False, or a "
                 "norm_layer with affine parameters"
             )
-        nn.init.zeros_(weight)
-        bias = getattr(self.attention_norm if last is None else last, "bias", None)
-        if bias is not None:
-            nn.init.zeros_(bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def in_channels(self) -> int:
