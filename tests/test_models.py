@@ -44,14 +44,14 @@ def test_a_converted_network_starts_as_the_plain_one() -> None:
     plain = build_model(ModelSpec("resnet18", 10, kwargs=small, small_images=True)).eval()
     torch.manual_seed(0)
     xvolution = XVolutionConfig(stages=(3,)).to_dict()
-    converted = build_model(ModelSpec("resnet18", 10, kwargs=small, small_images=True, xvolution=xvolution)).eval()
+    converted = build_model(ModelSpec("resnet18", 10, kwargs=small, small_images=True, conversion=xvolution)).eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(converted(x), plain(x))
 
 
 def test_a_description_builds_the_same_network_again() -> None:
     spec = ModelSpec(
-        "xvolution_resnet18", 7, kwargs={"layers": [1, 1, 1, 1]}, xvolution=XVolutionConfig(stages=(2,)).to_dict()
+        "xvolution_resnet18", 7, kwargs={"layers": [1, 1, 1, 1]}, conversion=XVolutionConfig(stages=(2,)).to_dict()
     )
     again = ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
@@ -72,7 +72,7 @@ def test_the_small_image_stem_keeps_the_resolution() -> None:
         (ModelSpec("resnet18", 10, kwargs={"depth": 3}), "cannot build"),
         (ModelSpec("vgg11", 10, small_images=True), "none"),
         (ModelSpec("xvolution_resnet18", 10), "the plain one is called resnet18"),
-        (ModelSpec("resnet18", 10, xvolution=XVolutionConfig(stages=(9,)).to_dict()), "cannot be converted"),
+        (ModelSpec("resnet18", 10, conversion=XVolutionConfig(stages=(9,)).to_dict()), "cannot be converted"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from xvolution.operators import conversion_from_dict
 from xvolution.surgery import ConversionError, XVolutionConfig, convert
 
 
@@ -28,7 +29,8 @@ class ModelSpec:
         in_chans: channels of the input images.
         kwargs: further keyword arguments of `timm.create_model`.
         small_images: whether a ResNet's stem is replaced by a 3x3 convolution of stride 1 without max-pooling.
-        xvolution: `XVolutionConfig.to_dict()`, or None for the plain network.
+        conversion: what takes the place of convolutions: `to_dict()` of an `XVolutionConfig` or an `OperatorConfig`, or None
+            for the plain network.
     """
 
     name: str
@@ -36,7 +38,7 @@ class ModelSpec:
     in_chans: int = 3
     kwargs: dict[str, Any] = field(default_factory=dict)
     small_images: bool = False
-    xvolution: dict[str, Any] | None = None
+    conversion: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,10 +62,10 @@ def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch
     model = _create(spec, pretrained)
     if spec.small_images:
         model = shrink_stem(model)
-    if spec.xvolution is None or spec.name.startswith("xvolution_"):
+    if spec.conversion is None or spec.name.startswith("xvolution_"):
         return model
     try:
-        return convert(model, XVolutionConfig.from_dict(spec.xvolution), inplace=True, example_inputs=example_inputs)
+        return convert(model, conversion_from_dict(spec.conversion), inplace=True, example_inputs=example_inputs)
     except (ValueError, ConversionError) as error:
         raise ModelError(f"{spec.name} cannot be converted: {error}") from error
 
@@ -71,10 +73,10 @@ def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch
 def _create(spec: ModelSpec, pretrained: bool) -> nn.Module:
     arguments = dict(spec.kwargs)
     if spec.name.startswith("xvolution_"):
-        if spec.xvolution is None:
+        if spec.conversion is None:
             plain = spec.name.removeprefix("xvolution_")
             raise ModelError(f"{spec.name} is an X-volution network; the plain one is called {plain}.")
-        arguments["xvolution"] = XVolutionConfig.from_dict(spec.xvolution)
+        arguments["xvolution"] = XVolutionConfig.from_dict(spec.conversion)
     elif not timm.is_model(spec.name.removeprefix("timm/").split(".")[0]):
         near = ", ".join(timm.list_models(f"*{spec.name[:6]}*")[:8])
         raise ModelError(

@@ -4,64 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-_PLACEMENT = ("stages", "kernel_sizes", "names")
+from xvolution.nn import XVolution2d
+
+Configuration = TypeVar("Configuration", bound="Conversion")
 
 
 @dataclass(frozen=True)
-class XVolutionConfig:
-    """Options of the operator and the convolutions that it replaces.
+class Conversion:
+    """Which convolutions of a network are replaced; a subclass says by what.
 
     Attributes:
-        attention: ``"pssa"``, ``"linear"``, ``"global"``, or a function that takes the ``nn.Conv2d`` to be replaced and returns
-            an attention module of the same input and output shapes.
-        attention_ratio, similarity, heads, gate, window, shift_distance, global_term, query_norm, window_norm: those of
-            ``XVolution2d``; None takes the operator's default.
-        norm_layer: normalization of the attention branch: the name of a class in ``torch.nn``, a function of the number of
-            channels, or None.
-        zero_init: start the attention at zero effect, so that the converted model computes what it computed before.
         stages: stages of the network to convert, counted from 1.
         kernel_sizes: side lengths of the (square) kernels to convert; spatial ones (> 1) when None.
         names: shell patterns of module names to convert, such as ``"layer3.*.conv2"``.
+        kernel_size: side length of the kernel in the place of each; that of the replaced convolution when None. A kernel of
+            another size starts with new weights.
     """
 
-    attention: str | Callable[[nn.Conv2d], nn.Module] = "pssa"
-    attention_ratio: float = 0.25
-    similarity: Literal["hadamard", "dot"] = "hadamard"
-    heads: int = 1
-    gate: Literal["identity", "sigmoid", "tanh"] | None = None
-    window: int | None = None
-    shift_distance: int | tuple[int, ...] | None = None
-    global_term: bool | None = None
-    query_norm: bool | None = None
-    window_norm: bool | None = None
-    norm_layer: str | Callable[[int], nn.Module] | None = "BatchNorm2d"
-    zero_init: bool = True
     stages: tuple[int, ...] | None = None
     kernel_sizes: tuple[int, ...] | None = None
     names: tuple[str, ...] | None = None
+    kernel_size: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.norm_layer, str) and not hasattr(nn, self.norm_layer):
-            raise ValueError(
-                f"norm_layer is {self.norm_layer!r}; give the name of a class in torch.nn, such as 'BatchNorm2d'"
-            )
-        for name in (*_PLACEMENT, "shift_distance"):
-            value = getattr(self, name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, field.name, tuple(value))
 
-    def operator_options(self, conv: nn.Conv2d) -> dict[str, Any]:
-        """Keyword options of ``XVolution2d`` in the place of ``conv``."""
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _PLACEMENT}
-        if callable(self.attention):
-            options["attention"] = self.attention(conv)
-        if isinstance(self.norm_layer, str):
-            options["norm_layer"] = getattr(nn, self.norm_layer)
-        return options
+    @property
+    def takes_norm(self) -> bool:
+        """Whether the norm that follows a convolution moves into its replacement."""
+        return False
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether the converted network computes what it computed before, so that this is checked."""
+        return False
+
+    def replacement(self, conv: nn.Conv2d, norm: nn.Module | None) -> nn.Module:
+        """What takes the place of ``conv``; ``norm`` is the one that follows it, where ``takes_norm`` asks for it."""
+        raise TypeError(f"{type(self).__name__} does not say what takes the place of a convolution")
+
+    def resized(self, conv: nn.Conv2d) -> nn.Conv2d:
+        """``conv``, or a new convolution of the same output size whose kernel has the side length ``kernel_size``."""
+        side = self.kernel_size
+        if side is None or set(conv.kernel_size) == {side}:
+            return conv
+        if isinstance(conv.padding, str):
+            padding: Any = conv.padding
+        else:
+            grown = [d * (side - k) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+            if any(pixels % 2 or p + pixels // 2 < 0 for p, pixels in zip(conv.padding, grown, strict=True)):
+                raise ValueError(
+                    f"kernel_size={side} cannot take the place of a kernel of {conv.kernel_size} with padding {conv.padding} "
+                    "around the same pixels; give another size, or leave this convolution out"
+                )
+            padding = tuple(p + pixels // 2 for p, pixels in zip(conv.padding, grown, strict=True))
+        geometry: tuple[Any, ...] = (side, conv.stride, padding, conv.dilation, conv.groups, conv.bias is not None)
+        options: dict[str, Any] = {"padding_mode": conv.padding_mode}
+        options |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        resized = type(conv)(conv.in_channels, conv.out_channels, *geometry, **options)
+        return resized.train(conv.training)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values.
@@ -78,7 +86,7 @@ class XVolutionConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> XVolutionConfig:
+    def from_dict(cls: type[Configuration], values: Mapping[str, Any]) -> Configuration:
         """The inverse of ``to_dict``.
 
         Raises:
@@ -90,3 +98,58 @@ class XVolutionConfig:
                 f"the configuration has unknown fields {', '.join(sorted(unknown))}; it may be of a newer version"
             )
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class XVolutionConfig(Conversion):
+    """Options of the operator and the convolutions that it replaces.
+
+    Attributes:
+        stages, kernel_sizes, names, kernel_size: those of ``Conversion``.
+        attention: ``"pssa"``, ``"linear"``, ``"global"``, or a function that takes the ``nn.Conv2d`` to be replaced and returns
+            an attention module of the same input and output shapes.
+        attention_ratio, similarity, heads, gate, window, shift_distance, global_term, query_norm, window_norm: those of
+            ``XVolution2d``; None takes the operator's default.
+        norm_layer: normalization of the attention branch: the name of a class in ``torch.nn``, a function of the number of
+            channels, or None.
+        zero_init: start the attention at zero effect, so that the converted model computes what it computed before.
+    """
+
+    attention: str | Callable[[nn.Conv2d], nn.Module] = "pssa"
+    attention_ratio: float = 0.25
+    similarity: Literal["hadamard", "dot"] = "hadamard"
+    heads: int = 1
+    gate: Literal["identity", "sigmoid", "tanh"] | None = None
+    window: int | None = None
+    shift_distance: int | tuple[int, ...] | None = None
+    global_term: bool | None = None
+    query_norm: bool | None = None
+    window_norm: bool | None = None
+    norm_layer: str | Callable[[int], nn.Module] | None = "BatchNorm2d"
+    zero_init: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.norm_layer, str) and not hasattr(nn, self.norm_layer):
+            raise ValueError(
+                f"norm_layer is {self.norm_layer!r}; give the name of a class in torch.nn, such as 'BatchNorm2d'"
+            )
+
+    @property
+    def takes_norm(self) -> bool:
+        return True
+
+    @property
+    def keeps_outputs(self) -> bool:
+        return self.zero_init and self.kernel_size is None
+
+    def replacement(self, conv: nn.Conv2d, norm: nn.Module | None) -> nn.Module:
+        """An X-volution around ``conv`` and its norm, which are kept, not copied."""
+        conv = self.resized(conv)
+        placement = {field.name for field in fields(Conversion)}
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in placement}
+        if callable(self.attention):
+            options["attention"] = self.attention(conv)
+        if isinstance(self.norm_layer, str):
+            options["norm_layer"] = getattr(nn, self.norm_layer)
+        return XVolution2d.from_conv(conv, conv_norm=norm, **options)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from xvolution.nn import XVolution2d
-from xvolution.surgery.config import XVolutionConfig
+from xvolution.surgery.config import Conversion, XVolutionConfig
 from xvolution.surgery.modules import call, conv_at, evaluating, infer_inputs, replace_module
 from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
 from xvolution.surgery.pairing import norm_alone, pair_norms, without_norm
@@ -24,12 +24,12 @@ class ConversionError(RuntimeError):
 
 def convert(
     model: nn.Module,
-    config: XVolutionConfig | None = None,
+    config: Conversion | None = None,
     filter_fn: FilterFunction | None = None,
     inplace: bool = False,
     example_inputs: Any = None,
 ) -> nn.Module:
-    """Replace convolutions by X-volutions that start as exactly those convolutions.
+    """Replace convolutions: by X-volutions that start as exactly those convolutions, or by what another ``Conversion`` says.
 
     Weights stay. The batch norm that follows a convolution moves into the operator (``conv_norm``) and a pass-through takes its
     place; checkpoints of the unconverted model still load. Where no batch norm follows, the convolution branch has none.
@@ -49,7 +49,7 @@ def convert(
 
     Raises:
         ValueError: nothing was selected, or stages that the network does not have.
-        ConversionError: the outputs changed although ``zero_init`` was on.
+        ConversionError: the outputs changed although the configuration promises to keep them.
     """
     config = config or XVolutionConfig()
     selected = select(model, config, filter_fn)
@@ -60,9 +60,9 @@ def convert(
     if not names:
         return model
     inputs = infer_inputs(model) if example_inputs is None else example_inputs
-    pairs = pair_norms(model, inputs)
+    pairs = pair_norms(model, inputs) if config.takes_norm else {}
     parameters_before, flops_before = count_parameters(model), count_flops(model, inputs)
-    expected = _outputs(model, inputs)
+    expected = _outputs(model, inputs) if config.keeps_outputs else None
     replacements, moved = [], {}
     for name in names:
         conv = conv_at(model, name)
@@ -73,7 +73,7 @@ def convert(
             moved[norm_name] = f"{name}.conv_norm"
     if moved:
         model.register_load_state_dict_pre_hook(MovedNorms(moved))
-    if config.zero_init and expected is not None:
+    if expected is not None:
         _check_outputs(expected, _outputs(model, inputs))
     summary = ConversionSummary(
         replaced=replacements,
@@ -102,13 +102,10 @@ class MovedNorms:
                     state_dict[renamed] = state_dict.pop(key)
 
 
-def _replace(
-    model: nn.Module, name: str, norm_name: str | None, config: XVolutionConfig
-) -> tuple[XVolution2d, nn.Module]:
+def _replace(model: nn.Module, name: str, norm_name: str | None, config: Conversion) -> tuple[nn.Module, nn.Module]:
     conv = conv_at(model, name)
     norm = None if norm_name is None else model.get_submodule(norm_name)
-    options = config.operator_options(conv)
-    operator = XVolution2d.from_conv(conv, conv_norm=None if norm is None else norm_alone(norm), **options)
+    operator = config.replacement(conv, None if norm is None else norm_alone(norm))
     # The norm leaves its old place first: afterwards the operator holds it, and must keep it.
     if norm is not None and norm_name is not None:
         model = replace_module(model, norm_name, without_norm(norm))

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from xvolution.nn import XVolution2d
-from xvolution.surgery.config import XVolutionConfig
+from xvolution.surgery.config import Conversion
 
 FilterFunction = Callable[[nn.Module, str], bool]
 
@@ -67,7 +67,7 @@ def _stages_between(model: nn.Module, ends: list[str]) -> list[tuple[str, ...]]:
     return stages
 
 
-def select(model: nn.Module, config: XVolutionConfig, filter_fn: FilterFunction | None = None) -> list[str]:
+def select(model: nn.Module, config: Conversion, filter_fn: FilterFunction | None = None) -> list[str]:
     """Names of the convolutions that the configuration means, converted ones included.
 
     Without any criterion these are all spatial convolutions but the stem; criteria given together all have to hold.

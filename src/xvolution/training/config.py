@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from xvolution.surgery import XVolutionConfig
+from xvolution.operators import conversion, operator_names
+from xvolution.surgery import Conversion, XVolutionConfig
 from xvolution.training.errors import InputError
 
 
@@ -20,8 +21,10 @@ class TrainConfig:
         model_kwargs: further keyword arguments of timm.create_model, as JSON.
         pretrained: begin with timm's pretrained weights.
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
-        operator: conv trains the plain network, xvolution the converted one.
-        xvolution: what to put in the place of convolutions, and where.
+        operator: conv trains the plain network, xvolution the converted one; the name of any other registered operator puts
+            that in the place of the same convolutions.
+        operator_options: options of the operator, as JSON; kernel_size is one of every operator's.
+        xvolution: what to put in the place of convolutions, and where (stages, kernel_sizes and names hold for every operator).
         data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
             or a Hugging Face data set.
         image_size: side length in pixels; by default the images' own where it is small, else 224.
@@ -72,7 +75,8 @@ class TrainConfig:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     small_images: bool = False
-    operator: Literal["conv", "xvolution"] = "xvolution"
+    operator: str = "xvolution"
+    operator_options: dict[str, Any] = field(default_factory=dict)
     xvolution: XVolutionConfig = field(default_factory=lambda: XVolutionConfig(stages=(3,)))
 
     data: str = "digits"
@@ -136,12 +140,27 @@ class TrainConfig:
         self._require("image_size", self.image_size is None or self.image_size >= 8, "at least 8 pixels")
         self._require("workers", self.workers is None or self.workers >= 0, "at least 0")
         self._require("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "at least 1")
+        self._require("operator", self.operator in operator_names(), f"one of {', '.join(operator_names())}")
         mixes = self.mixup > 0 or self.cutmix > 0
         self._require("batch_size", not mixes or self.batch_size % 2 == 0, "even with mixup or cutmix")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {allowed}.")
+
+    @property
+    def conversion(self) -> Conversion | None:
+        """What takes the place of convolutions; None for the plain network.
+
+        Raises:
+            InputError: options that the operator does not have.
+        """
+        if self.operator == "conv" and not self.operator_options:
+            return None
+        try:
+            return conversion(self.operator, self.operator_options, self.xvolution, self.xvolution)
+        except ValueError as error:
+            raise InputError(f"--operator-options {self.operator_options}: {error}.") from error
 
     @property
     def run_dir(self) -> Path:

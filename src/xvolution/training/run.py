@@ -104,7 +104,7 @@ def model_spec(config: TrainConfig, num_classes: int) -> ModelSpec:
         num_classes=num_classes,
         kwargs=dict(config.model_kwargs),
         small_images=config.small_images,
-        xvolution=config.xvolution.to_dict() if config.operator == "xvolution" else None,
+        conversion=None if config.conversion is None else config.conversion.to_dict(),
     )
 
 
