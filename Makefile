@@ -10,7 +10,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null)
 # The stamp carries the Python version: another PYTHON makes a new environment, a changed pyproject.toml a new install.
 INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: all install demo test lint docs clean
+.PHONY: all install demo test fuzz lint docs clean
 
 all: lint test docs demo
 
@@ -30,6 +30,11 @@ demo: $(INSTALLED)
 # One thread for each of the two test processes: more would only wait for each other.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+# 20,000 random operators; figures of each dimension and branch go to fuzz.jsonl.
+fuzz: $(INSTALLED)
+	rm -f fuzz.jsonl
+	OMP_NUM_THREADS=1 XVOLUTION_FUZZ_CASES=20000 XVOLUTION_FUZZ_REPORT=fuzz.jsonl $(BIN)/python -m pytest $(TEST_ARGS) tests/core/test_fuzz.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

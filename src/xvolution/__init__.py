@@ -12,7 +12,20 @@ from xvolution.deploy import (
     layouts_of,
     reparameterize,
 )
-from xvolution.nn import GlobalAttention2d, LinearAttention2d, PixelShiftAttention2d, XVolution2d
+from xvolution.nn import (
+    GlobalAttention1d,
+    GlobalAttention2d,
+    GlobalAttention3d,
+    LinearAttention1d,
+    LinearAttention2d,
+    LinearAttention3d,
+    PixelShiftAttention1d,
+    PixelShiftAttention2d,
+    PixelShiftAttention3d,
+    XVolution1d,
+    XVolution2d,
+    XVolution3d,
+)
 from xvolution.surgery import ConversionError, ConversionSummary, XVolutionConfig, convert
 
 __version__ = "0.1.0"
@@ -23,11 +36,19 @@ __all__ = [
     "ConversionSummary",
     "ExportError",
     "ExportReport",
+    "GlobalAttention1d",
     "GlobalAttention2d",
+    "GlobalAttention3d",
+    "LinearAttention1d",
     "LinearAttention2d",
+    "LinearAttention3d",
+    "PixelShiftAttention1d",
     "PixelShiftAttention2d",
+    "PixelShiftAttention3d",
     "ReparameterizationError",
+    "XVolution1d",
     "XVolution2d",
+    "XVolution3d",
     "XVolutionConfig",
     "__version__",
     "collapse",

@@ -3,13 +3,16 @@
 Notation (X-volution, Chen, Wang, Ni, arXiv 2106.02253, section 3): ``x_0`` is the pixel at the centre of a window, ``x_δ`` the
 pixel at offset ``δ`` from it, ``W^q``, ``W^k``, ``W^v`` are 1x1 convolutions and ``w_δ`` is one weight for each channel (or head)
 and offset. Every fast path of the library is tested against these functions, outputs and gradients.
+
+Shapes are written for images, (N, C, H, W). Signals (N, C, L) and videos (N, C, D, H, W) work alike: a window has as
+many sizes as there are dimensions after the channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,31 +22,50 @@ Similarity = Literal["hadamard", "dot"]
 PaddingPairs = tuple[tuple[int, int], ...]
 
 
-def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """``3 -> (3, 3)``; a sequence of two stays what it is."""
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def as_tuple(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """``3 -> (3, 3)`` for two dimensions; a sequence of ``dims`` numbers stays what it is.
+
+    Raises:
+        ValueError: a sequence of another length.
+    """
     if isinstance(value, int):
-        return value, value
-    height, width = value
-    return int(height), int(width)
+        return (value,) * dims
+    numbers = tuple(int(number) for number in value)
+    if len(numbers) != dims:
+        raise ValueError(f"{value} has {len(numbers)} numbers for {dims} dimensions; give one number, or one for each")
+    return numbers
 
 
 def padding_pairs(
     padding: int | Sequence[int] | str, kernel_size: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+) -> PaddingPairs:
     """Padding of ``nn.Conv2d`` as ((top, bottom), (left, right)) pixels.
 
     ``"same"`` puts the odd pixel of an even kernel after the image, as ``torch.nn.functional.conv2d`` does.
     """
     if padding == "valid":
-        return (0, 0), (0, 0)
+        return ((0, 0),) * len(kernel_size)
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
-        vertical, horizontal = ((total // 2, total - total // 2) for total in totals)
-        return vertical, horizontal
+        return tuple((total // 2, total - total // 2) for total in totals)
     if isinstance(padding, str):
-        raise ValueError(f"padding is {padding!r}; allowed are 'valid', 'same', an integer or a pair of integers")
-    vertical_pixels, horizontal_pixels = as_pair(padding)
-    return (vertical_pixels, vertical_pixels), (horizontal_pixels, horizontal_pixels)
+        raise ValueError(f"padding is {padding!r}; allowed are 'valid', 'same', an integer or one for each dimension")
+    return tuple((pixels, pixels) for pixels in as_tuple(padding, len(kernel_size)))
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``conv1d``, ``conv2d`` or ``conv3d`` of an already padded ``x``, by the dimensions of ``weight``."""
+    return _CONVOLUTIONS[weight.dim() - 2](x, weight, bias, stride, 0, dilation, groups)
 
 
 def centre_of(kernel_size: Sequence[int]) -> tuple[int, ...]:
@@ -105,9 +127,10 @@ def window_taps(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], di
         )
     taps = []
     for tap in product(*(range(k) for k in kernel_size)):
-        top, left = (t * d for t, d in zip(tap, dilation, strict=True))
-        bottom, right = (start + (n - 1) * s + 1 for start, n, s in zip((top, left), size, stride, strict=True))
-        taps.append(x[:, :, top : bottom : stride[0], left : right : stride[1]])
+        firsts = [t * d for t, d in zip(tap, dilation, strict=True)]
+        reads = [slice(f, f + (n - 1) * s + 1, s) for f, n, s in zip(firsts, size, stride, strict=True)]
+        window: Any = (slice(None), slice(None), *reads)
+        taps.append(x[window])
     return taps
 
 
@@ -118,8 +141,20 @@ def _windows(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilat
 
 def _centres(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """(N, C, H, W) -> (N, C, H', W'): the centre pixel of each window of an already padded map."""
-    row, column = centre_of(kernel_size)
-    return window_taps(x, kernel_size, stride, dilation)[row * kernel_size[1] + column]
+    tap = 0
+    for k, centre in zip(kernel_size, centre_of(kernel_size), strict=True):
+        tap = tap * k + centre
+    return window_taps(x, kernel_size, stride, dilation)[tap]
+
+
+def per_channel(weight: Tensor, like: Tensor) -> Tensor:
+    """(C,) -> (C, 1, 1), or (C, T) -> (C, T, 1, 1), to multiply maps with the dimensions of ``like`` (N, C, H, W)."""
+    return weight.reshape(*weight.shape, *(1,) * (like.dim() - 2))
+
+
+def spatial(x: Tensor) -> tuple[int, ...]:
+    """The dimensions of ``x`` after batch and channels."""
+    return tuple(range(2, x.dim()))
 
 
 def pixel_shift_products(
@@ -143,7 +178,8 @@ def pixel_shift_products(
 
     Source: X-volution, section 3.2 (shift, element-wise multiplication).
     """
-    kernel_size, stride, dilation = as_pair(kernel_size), as_pair(stride), as_pair(dilation)
+    dims = query.dim() - 2
+    kernel_size, stride, dilation = (as_tuple(value, dims) for value in (kernel_size, stride, dilation))
     pairs = padding_pairs(padding, kernel_size, dilation)
     query, key = pad(query, pairs, padding_mode), pad(key, pairs, padding_mode)
     return _centres(query, kernel_size, stride, dilation).unsqueeze(2) * _windows(key, kernel_size, stride, dilation)
@@ -195,26 +231,26 @@ def pixel_shift_attention(
         (N, C_out, H', W').
     """
     kernel_size = tuple(window_weight.shape[1:])
-    stride, dilation = as_pair(stride), as_pair(dilation)
+    stride, dilation = as_tuple(stride, len(kernel_size)), as_tuple(dilation, len(kernel_size))
     padded = pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode)
-    query = F.conv2d(padded, query_weight, query_bias, groups=groups)
-    key = F.conv2d(padded, key_weight, groups=groups)
+    query = convolution(padded, query_weight, query_bias, groups=groups)
+    key = convolution(padded, key_weight, groups=groups)
     if similarity == "dot":
-        value = _windows(F.conv2d(padded, value_weight, groups=groups), kernel_size, stride, dilation)
+        value = _windows(convolution(padded, value_weight, groups=groups), kernel_size, stride, dilation)
         heads = window_weight.shape[0]
         products = pixel_shift_products(query, key, kernel_size, stride, 0, dilation)
-        scores = products.unflatten(1, (heads, -1)).sum(2) * window_weight.reshape(1, heads, -1, 1, 1)
+        scores = products.unflatten(1, (heads, -1)).sum(2) * per_channel(window_weight.flatten(1), x)
         return (scores.unsqueeze(2) * value.unflatten(1, (heads, -1))).sum(3).flatten(1, 2)
     query = query if gate is None else gate(query)
     products = pixel_shift_products(query, key, kernel_size, stride, 0, dilation)
-    weighted = (window_weight.reshape(1, -1, products.shape[2], 1, 1) * products).sum(2)
+    weighted = (per_channel(window_weight.flatten(1), x) * products).sum(2)
     centres = _centres(query, kernel_size, stride, dilation)
     if mean_weight is not None:
-        mean_key = F.conv2d(x, key_weight, groups=groups).mean((2, 3), keepdim=True)
-        weighted = weighted + centres * mean_weight.reshape(1, -1, 1, 1) * mean_key
+        mean_key = convolution(x, key_weight, groups=groups).mean(spatial(x), keepdim=True)
+        weighted = weighted + centres * per_channel(mean_weight, x) * mean_key
     if window_bias is not None:
-        weighted = weighted + centres * window_bias.reshape(1, -1, 1, 1)
-    return F.conv2d(weighted, value_weight, groups=groups)
+        weighted = weighted + centres * per_channel(window_bias, x)
+    return convolution(weighted, value_weight, groups=groups)
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int = 1) -> Tensor:
@@ -232,13 +268,12 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int = 1) 
     scores = torch.einsum(
         "nhap,nhat->nhpt", query.flatten(2).unflatten(1, (heads, -1)), key.flatten(2).unflatten(1, (heads, -1))
     )
-    mixed = torch.einsum("nhpt,nhct->nhcp", scores, value.flatten(2).unflatten(1, (heads, -1))) / (
-        key.shape[2] * key.shape[3]
-    )
+    mixed = torch.einsum("nhpt,nhct->nhcp", scores, value.flatten(2).unflatten(1, (heads, -1)))
+    mixed = mixed / key.flatten(2).shape[2]
     return mixed.flatten(1, 2).unflatten(2, query.shape[2:])
 
 
-def dynamic_conv2d(
+def dynamic_conv(
     x: Tensor,
     kernel: Tensor,
     bias: Tensor | None = None,
@@ -257,19 +292,24 @@ def dynamic_conv2d(
         stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
 
     Returns:
-        (N, C_out, H', W').
+        (N, C_out, H', W'); one or three dimensions in the place of H, W work alike.
     """
-    kernel_size = tuple(kernel.shape[3:5])
-    stride, dilation = as_pair(stride), as_pair(dilation)
+    dims = x.dim() - 2
+    kernel_size = tuple(kernel.shape[3 : 3 + dims])
+    stride, dilation = as_tuple(stride, dims), as_tuple(dilation, dims)
     windows = _windows(
         pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode), kernel_size, stride, dilation
     )
     y = torch.einsum(
         "ngitp,ngoitp->ngop",
         windows.flatten(3).unflatten(1, (groups, -1)),
-        kernel.flatten(5).flatten(3, 4).unflatten(1, (groups, -1)),
+        kernel.flatten(3 + dims).flatten(3, 2 + dims).unflatten(1, (groups, -1)),
     )
     y = y.flatten(1, 2).unflatten(2, windows.shape[3:])
     if bias is None:
         return y
-    return y + (bias if bias.dim() == 4 else bias.reshape(1, -1, 1, 1))
+    return y + (bias if bias.dim() > 1 else per_channel(bias, x))
+
+
+#: The names of the family; the dimensions are those of ``x``.
+dynamic_conv1d = dynamic_conv2d = dynamic_conv3d = dynamic_conv

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from xvolution import XVolution2d
+from xvolution.nn import XVOLUTIONS, XVolution
 from xvolution.nn.xvolution import ATTENTION_BRANCHES
 
 
@@ -31,24 +31,51 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+NORMS: dict[str, Any] = {
+    "batch": nn.BatchNorm2d,
+    "none": None,
+    "group": lambda channels: nn.GroupNorm(2, channels),
+    "instance": lambda channels: nn.GroupNorm(channels, channels),
+}
+
+
 @st.composite
-def operators(draw: st.DrawFn, branches: tuple[str, ...] = ("hadamard", "dot", "linear", "global")) -> XVolution2d:
-    """Any legal XVolution2d on 8 -> 16 channels in fp64, in eval mode with random statistics."""
-    groups = draw(st.sampled_from([1, 1, 2, 4]))
-    padding: Any = draw(st.sampled_from([0, 1, 2, (1, 2), "same", "valid"]))
+def operators(
+    draw: st.DrawFn,
+    branches: tuple[str, ...] = ("hadamard", "dot", "linear", "global"),
+    dims: tuple[int, ...] = (1, 2, 2, 3),
+    norms: tuple[str, ...] = ("batch", "batch", "none"),
+) -> XVolution:
+    """Any legal X-volution on 8 -> 16 channels in fp64, in eval mode with random statistics."""
+    spatial = draw(st.sampled_from(dims))
+    sizes = [1, 2, 3, 5] if spatial < 3 else [1, 2, 3]
+
+    def each(values: list[int]) -> tuple[int, ...]:
+        return tuple(draw(st.sampled_from(values)) for _ in range(spatial))
+
+    padding: Any = draw(st.sampled_from([0, 1, 2, "mixed", "same", "valid", "same_upper"]))
     geometry = {
-        "kernel_size": (draw(st.sampled_from([1, 2, 3, 5])), draw(st.sampled_from([1, 2, 3, 4]))),
-        "stride": 1 if padding == "same" else (draw(st.integers(1, 3)), draw(st.integers(1, 3))),
-        "padding": padding,
-        "dilation": (draw(st.integers(1, 2)), draw(st.integers(1, 2))),
-        "groups": groups,
+        "kernel_size": each(sizes),
+        "stride": 1 if padding == "same" else each([1, 2, 3]),
+        "padding": each([1, 2]) if padding == "mixed" else padding,
+        "dilation": each([1, 2]),
+        "groups": draw(st.sampled_from([1, 1, 2, 4, 8])),
         "bias": draw(st.booleans()),
         "padding_mode": draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
     }
-    branch = draw(st.sampled_from(branches))
-    options: dict[str, Any] = {"norm_layer": draw(st.sampled_from([nn.BatchNorm2d, nn.BatchNorm2d, None]))}
+    norm = draw(st.sampled_from(norms))
+    options: dict[str, Any] = {"norm_layer": NORMS[norm]} | draw(branch_options(draw(st.sampled_from(branches))))
+    seed = draw(st.integers(0, 2**16))
+    torch.manual_seed(seed)
+    operator = XVOLUTIONS[spatial](8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()
+    return randomize(operator, seed)
+
+
+@st.composite
+def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
+    """Options of one attention branch."""
     if branch == "hadamard":
-        options |= {
+        return {
             "gate": draw(st.sampled_from(["identity", "sigmoid", "tanh"])),
             "window": draw(st.sampled_from([None, 3, 5])),
             "shift_distance": draw(st.sampled_from([None, 1, 2, (1, 2), (1, 3)])),
@@ -56,19 +83,17 @@ def operators(draw: st.DrawFn, branches: tuple[str, ...] = ("hadamard", "dot", "
             "query_norm": draw(st.booleans()),
             "window_norm": draw(st.booleans()),
         }
-    elif branch == "dot":
-        options |= {
-            "similarity": "dot",
-            "heads": draw(st.sampled_from([1, 2])),
-            "window": draw(st.sampled_from([None, 3])),
-        }
-    else:
-        assert branch in ATTENTION_BRANCHES
-        options |= {"attention": branch, "heads": draw(st.sampled_from([1, 2]))}
-    seed = draw(st.integers(0, 2**16))
-    torch.manual_seed(seed)
-    operator = XVolution2d(8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()
-    return randomize(operator, seed)
+    heads = draw(st.sampled_from([1, 2]))
+    if branch == "dot":
+        return {"similarity": "dot", "heads": heads, "window": draw(st.sampled_from([None, 3]))}
+    assert branch in ATTENTION_BRANCHES
+    return {"attention": branch, "heads": heads}
+
+
+def inputs_for(operator: XVolution, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A batch of two with as many dimensions as the operator, large enough for every window of ``operators``."""
+    sizes = {1: (23,), 2: (11, 13), 3: (9, 9, 10)}[operator.dims]
+    return torch.randn(2, 8, *sizes, dtype=dtype)
 
 
 class SmallNet(nn.Module):

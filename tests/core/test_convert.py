@@ -84,7 +84,7 @@ def test_selection(network):
         names(stages=(3,))
     with pytest.raises(ValueError, match=r"selects no convolution of SmallNet; there are: stem 3x3, layer1\.conv1 3x3"):
         names(kernel_sizes=(7,))
-    with pytest.raises(ValueError, match="has no plain"):
+    with pytest.raises(ValueError, match="has no convolution that could be"):
         convert(nn.Linear(2, 2))
 
 

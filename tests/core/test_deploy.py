@@ -1,6 +1,5 @@
 """The deployed form is exactly the trained one, over random geometries and random statistics."""
 
-import copy
 import sys
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.core.networks import SmallNet, operators, randomize
+from tests.core.networks import SmallNet, inputs_for, operators, randomize
 from xvolution import (
     ReparameterizationError,
     XVolution2d,
@@ -28,21 +27,19 @@ def relative_error(expected, actual):
     return ((expected - actual).abs().max() / expected.abs().max()).item()
 
 
-@settings(max_examples=80, deadline=None)
-@given(operators(), st.sampled_from(["auto", "single", "split"]))
-def test_reparameterization_is_exact(operator, layout):
-    x = torch.randn(2, 8, 11, 13, dtype=torch.float64)
-    deployed = reparameterize(operator, x, layout=layout)
+@settings(max_examples=30, deadline=None)
+@given(operators())
+def test_layout_auto_is_exact_and_leaves_no_batch_norm(operator):
+    x = inputs_for(operator)
+    deployed = reparameterize(operator, x, layout="auto")
     assert relative_error(operator(x), deployed(x)) <= 1e-12
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
-    single = copy.deepcopy(operator).float()
-    assert relative_error(single(x.float()), reparameterize(single, layout=layout)(x.float())) <= 1e-5
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in deployed.modules())
 
 
 @settings(max_examples=60, deadline=None)
 @given(operators(branches=("hadamard", "dot", "linear")), st.data())
 def test_the_dynamic_kernel_reproduces_the_output(operator, data):
-    x = torch.randn(2, 8, 11, 13, dtype=torch.float64)
+    x = inputs_for(operator)
     y = operator(x)
     position = tuple(data.draw(st.integers(0, size - 1)) for size in y.shape[2:])
     kernel, bias = dynamic_kernel(operator, x, position, return_bias=True)
@@ -54,9 +51,11 @@ def test_the_dynamic_kernel_reproduces_the_output(operator, data):
         geometry = geometry.union([operator.attention.shifts])
     assert kernel.shape == (2, 16, 8 // operator.groups, *geometry.kernel_size)
     taps = functional.window_taps(geometry.pad(x), geometry.kernel_size, geometry.stride, geometry.dilation)
-    patch = torch.stack([tap[:, :, position[0], position[1]] for tap in taps], 2).unflatten(1, (operator.groups, -1))
+    patch = torch.stack([tap[(slice(None), slice(None), *position)] for tap in taps], 2).unflatten(
+        1, (operator.groups, -1)
+    )
     product = torch.einsum("ngit,ngoit->ngo", patch, kernel.flatten(3).unflatten(1, (operator.groups, -1))).flatten(1)
-    torch.testing.assert_close(product + bias, y[:, :, position[0], position[1]], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(product + bias, y[(slice(None), slice(None), *position)], rtol=1e-10, atol=1e-12)
 
 
 def test_dynamic_kernels_everywhere_are_the_operator():
@@ -77,7 +76,7 @@ def test_dynamic_kernels_everywhere_are_the_operator():
         (XVolution2d(4, 4, 3).eval(), (9, 0), "outside of the output of 5 x 5"),
         (XVolution2d(4, 4, 3, attention="global").eval(), (0, 0), "no dynamic convolution over a window"),
         (XVolution2d(4, 4, 3, norm_layer=lambda c: nn.GroupNorm(2, c)).eval(), (0, 0), "use batch norm"),
-        (nn.Conv2d(4, 4, 3), (0, 0), "takes an XVolution2d"),
+        (nn.Conv2d(4, 4, 3), (0, 0), "takes an XVolution"),
     ],
 )
 def test_dynamic_kernel_refuses_with_a_sentence(operator, position, sentence):
@@ -225,7 +224,7 @@ def test_collapse_of_a_network(network, images):
     assert "model output" in str(report)
     with pytest.raises(ValueError, match="no batch"):
         collapse(network, [])
-    with pytest.raises(ValueError, match="no XVolution2d"):
+    with pytest.raises(ValueError, match="no X-volution"):
         collapse(SmallNet().eval(), [images])
     with pytest.raises(ReparameterizationError, match="train mode"):
         collapse(network.train(), [images])

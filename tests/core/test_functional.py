@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.core.networks import operators
-from xvolution import LinearAttention2d, PixelShiftAttention2d, functional
+from tests.core.networks import inputs_for, operators
+from xvolution import LinearAttention2d, PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d, functional
+from xvolution.nn.geometry import CONVOLUTIONS
 from xvolution.nn.pixel_shift import GATES
 
 
@@ -90,7 +91,7 @@ def _reference(operator: nn.Module, x: torch.Tensor) -> torch.Tensor:
     weights = (attention.query.weight, attention.key.weight, attention.value.weight)
     if attention.similarity == "dot":
         return functional.pixel_shift_attention(
-            x, *weights, attention.window_weight, attention.query.bias, similarity="dot",
+            x, *weights, attention.window_weight.squeeze(1), attention.query.bias, similarity="dot",
             padding=conv.padding, dilation=conv.dilation, **options,
         )  # fmt: skip
     total = 0
@@ -112,12 +113,16 @@ def _reference(operator: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_fast_paths_equal_the_reference(data):
-    groups = data.draw(st.sampled_from([1, 2]))
-    kernel_size = data.draw(st.sampled_from([1, 2, 3, (3, 5)]))
+    groups, dims = data.draw(st.sampled_from([1, 2])), data.draw(st.sampled_from([1, 2, 2, 3]))
+
+    def each(*values):
+        return tuple(data.draw(st.sampled_from(values)) for _ in range(dims))
+
+    kernel_size = each(1, 2, 3, 5)
     options = {
-        "stride": data.draw(st.sampled_from([1, 2, (1, 3)])),
-        "dilation": data.draw(st.sampled_from([1, 2])),
-        "padding": data.draw(st.sampled_from([0, 1, (2, 1)])),
+        "stride": each(1, 2, 3),
+        "dilation": each(1, 2),
+        "padding": each(0, 1, 2),
         "groups": groups,
         "padding_mode": data.draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
     }
@@ -126,12 +131,13 @@ def test_fast_paths_equal_the_reference(data):
         extra = {"similarity": "dot", "heads": data.draw(st.sampled_from([1, 2]))}
     else:
         extra = {"gate": data.draw(st.sampled_from(list(GATES))), "global_term": data.draw(st.booleans())}
-    branch = PixelShiftAttention2d(4, 8, kernel_size, **options, **extra, attention_ratio=0.5, dtype=torch.float64)
+    kinds = {1: PixelShiftAttention1d, 2: PixelShiftAttention2d, 3: PixelShiftAttention3d}
+    branch = kinds[dims](4, 8, kernel_size, **options, **extra, attention_ratio=0.5, dtype=torch.float64)
     if branch.mean_weight is not None:
         nn.init.normal_(branch.mean_weight)
     operator = nn.Module()
-    operator.attention, operator.conv = branch, nn.Conv2d(4, 8, kernel_size, **options)
-    x = torch.randn(2, 4, 9, 10, dtype=torch.float64, requires_grad=True)
+    operator.attention, operator.conv = branch, CONVOLUTIONS[dims](4, 8, kernel_size, **options)
+    x = torch.randn(2, 4, *(9, 10, 9)[:dims], dtype=torch.float64, requires_grad=True)
     fast, reference = branch(x), _reference(operator, x)
     torch.testing.assert_close(fast, reference, rtol=1e-12, atol=1e-12)
     inputs = [x, *branch.parameters()]
@@ -168,7 +174,7 @@ def test_linear_attention_equals_the_sum_over_all_pixels(groups, heads):
 @settings(max_examples=20, deadline=None)
 @given(operators(branches=("hadamard", "dot", "linear", "global")))
 def test_operators_keep_the_output_shape_of_the_convolution(operator):
-    x = torch.randn(2, 8, 11, 13, dtype=torch.float64)
+    x = inputs_for(operator)
     assert operator(x).shape == operator.conv(x).shape
 
 
@@ -176,7 +182,7 @@ def test_operators_keep_the_output_shape_of_the_convolution(operator):
 def test_the_centre_under_same_padding_is_the_pixel_itself(kernel_size):
     x = torch.randn(1, 2, 6, 7)
     query = torch.eye(2)[:, :, None, None]
-    ones = torch.ones(2, *functional.as_pair(kernel_size))
+    ones = torch.ones(2, *functional.as_tuple(kernel_size, 2))
     # Keys of zero and a window bias of one leave the query that each pixel reads.
     read = functional.pixel_shift_attention(x, query, 0 * query, query, ones, window_bias=torch.ones(2), padding="same")
     torch.testing.assert_close(read, x)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from xvolution.deploy.fold import fold
 from xvolution.deploy.reparameterize import ReparameterizationError
-from xvolution.functional import window_taps
-from xvolution.nn import XVolution2d
-from xvolution.nn.geometry import conv2d_over
+from xvolution.functional import convolution, window_taps
+from xvolution.nn import XVolution
+from xvolution.nn.geometry import conv_over
 from xvolution.surgery.modules import call, replace_module
 from xvolution.surgery.outputs import tensors_in
 
@@ -43,7 +43,7 @@ class CollapseReport:
 
 
 def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, CollapseReport]:
-    """Replace every X-volution by the plain ``nn.Conv2d`` that is nearest to it on calibration data.
+    """Replace every X-volution by the plain convolution that is nearest to it on calibration data.
 
     Least squares over the patches that each operator sees, in closed form (fp64 normal equations)::
 
@@ -61,9 +61,9 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
         ReparameterizationError: the model is in train mode.
         ValueError: no calibration data, or no X-volution.
     """
-    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution2d)}
+    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     if not operators:
-        raise ValueError("the model has no XVolution2d to collapse")
+        raise ValueError("the model has no X-volution to collapse")
     if any(module.training for module in model.modules()):
         raise ReparameterizationError("the model is in train mode; call model.eval() before collapsing it")
     batches = list(calibration)
@@ -97,13 +97,12 @@ def _ratio(error: Tensor, norm: Tensor) -> float:
 class _Fit:
     """Normal equations of one layer: the static residual that is nearest to ``operator - convolution branch``."""
 
-    def __init__(self, operator: XVolution2d) -> None:
+    def __init__(self, operator: XVolution) -> None:
         self.operator = operator
-        convolution = fold(operator).convolution
-        self.geometry, self.groups = convolution.geometry, convolution.groups
-        self.weight, self.bias = convolution.weight, convolution.bias
-        taps = self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
-        size = self.weight.shape[1] * taps + 1
+        folded = fold(operator).convolution
+        self.geometry, self.groups = folded.geometry, folded.groups
+        self.weight, self.bias = folded.weight, folded.bias
+        size = self.weight[0].numel() + 1
         rows = self.weight.shape[0] // self.groups
         self.gram = self.weight.new_zeros(self.groups, size, size)
         self.moment = self.weight.new_zeros(self.groups, size, rows)
@@ -113,20 +112,21 @@ class _Fit:
 
     def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Accumulate one batch: (N, C_in, H, W) and (N, C_out, H', W')."""
-        x, y = (tensor.double() if tensor.dim() == 4 else tensor.double().unsqueeze(0) for tensor in (args[0], output))
         geometry = self.geometry
+        batched = geometry.dims + 2
+        x, y = (t.double() if t.dim() == batched else t.double().unsqueeze(0) for t in (args[0], output))
         padded = geometry.pad(x)
-        base = nn.functional.conv2d(padded, self.weight, self.bias, geometry.stride, 0, geometry.dilation, self.groups)
+        base = convolution(padded, self.weight, self.bias, geometry.stride, geometry.dilation, self.groups)
         taps = torch.stack(window_taps(padded, geometry.kernel_size, geometry.stride, geometry.dilation), 2)
-        patches = taps.unflatten(1, (self.groups, -1)).permute(1, 0, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+        patches = taps.flatten(3).unflatten(1, (self.groups, -1)).permute(1, 0, 4, 2, 3).flatten(3).flatten(1, 2)
         patches = torch.cat([patches, torch.ones_like(patches[..., :1])], 2)
-        residual = (y - base).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 4, 2).flatten(1, 3)
+        residual = (y - base).flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
         self.gram += patches.transpose(1, 2) @ patches
         self.moment += patches.transpose(1, 2) @ residual
         self.residual_square += residual.square().sum((1, 2))
         self.output_square += y.square().sum()
 
-    def solve(self) -> nn.Conv2d:
+    def solve(self) -> nn.Module:
         """The nearest convolution; sets ``error``."""
         diagonal = self.gram.diagonal(dim1=1, dim2=2)
         ridge = torch.diag_embed((_RIDGE * diagonal.mean(1, keepdim=True)).clamp(min=1e-30).expand_as(diagonal))
@@ -136,7 +136,7 @@ class _Fit:
         self.error = _ratio(left.sum(), self.output_square)
         weight = self.operator.conv.weight
         delta = solution[:, :-1].transpose(1, 2).reshape(self.weight.shape)
-        conv = conv2d_over(
+        conv = conv_over(
             self.geometry,
             self.operator.in_channels,
             self.operator.out_channels,

@@ -10,26 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy.fold import FoldedConvolution, FoldedGate, embed, fold, shifted_keys, union_of
-from xvolution.functional import centre_of, pad, window_taps
-from xvolution.nn import LinearAttention2d, PixelShiftAttention2d, XVolution2d
+from xvolution.functional import centre_of, per_channel, spatial, window_taps
+from xvolution.functional import convolution as convolve
+from xvolution.nn import LinearAttention, PixelShiftAttention, XVolution
 from xvolution.nn.pixel_shift import GATES
 
 
 @overload
 def dynamic_kernel(
-    module: XVolution2d, x: Tensor, position: Sequence[int], return_bias: Literal[False] = False
+    module: XVolution, x: Tensor, position: Sequence[int], return_bias: Literal[False] = False
 ) -> Tensor: ...
 
 
 @overload
 def dynamic_kernel(
-    module: XVolution2d, x: Tensor, position: Sequence[int], return_bias: Literal[True]
+    module: XVolution, x: Tensor, position: Sequence[int], return_bias: Literal[True]
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @torch.no_grad()
 def dynamic_kernel(
-    module: XVolution2d, x: Tensor, position: Sequence[int], return_bias: bool = False
+    module: XVolution, x: Tensor, position: Sequence[int], return_bias: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The kernel that the operator applies at one output pixel, which depends on the image.
 
@@ -40,9 +41,9 @@ def dynamic_kernel(
         W(x_0)_δ = W^c_δ + [δ = 0] M(x) W^q                      (linear)
 
     Args:
-        module: an ``XVolution2d`` in eval mode, with the ``pssa`` or the ``linear`` branch.
-        x: (N, C_in, H, W).
-        position: (row, column) of the output pixel.
+        module: an ``XVolution`` in eval mode, with the ``pssa`` or the ``linear`` branch.
+        x: (N, C_in, H, W), or with the dimensions of the operator.
+        position: (row, column) of the output pixel, one number for each dimension.
         return_bias: also return the bias at that pixel, which holds everything that does not multiply the patch: folded batch
             norms, the term over all pixels, the bias of the query.
 
@@ -65,20 +66,22 @@ def dynamic_kernel(
     else:
         _check_folded((convolution.norm, folded.attention_norm))
         attention: Any = deepcopy(module.attention).double()
-        branch = _dot if isinstance(attention, PixelShiftAttention2d) else _linear
+        branch = _dot if isinstance(attention, PixelShiftAttention) else _linear
         kernel, bias = branch(convolution, attention, folded.value_scale, wide, position)
     kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
     return (kernel, bias) if return_bias else kernel
 
 
 def _check(module: nn.Module, x: Tensor) -> None:
-    if not isinstance(module, XVolution2d):
-        raise ValueError(f"dynamic_kernel takes an XVolution2d, got {type(module).__name__}")
+    if not isinstance(module, XVolution):
+        raise ValueError(f"dynamic_kernel takes an XVolution, got {type(module).__name__}")
     if module.training:
         raise ValueError("the operator is in train mode, where batch norms depend on the batch; call eval() first")
-    if x.dim() != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (N, C_in, H, W)")
-    if not isinstance(module.attention, PixelShiftAttention2d | LinearAttention2d):
+    if x.dim() != module.dims + 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; it must be (N, C_in, ...) with {module.dims} dimensions after them"
+        )
+    if not isinstance(module.attention, PixelShiftAttention | LinearAttention):
         raise ValueError(
             f"the branch {type(module.attention).__name__} is no dynamic convolution over a window; "
             "dynamic_kernel reads 'pssa' and 'linear'"
@@ -95,19 +98,17 @@ def _check_folded(norms: Sequence[nn.Module]) -> None:
 
 def _pixel(maps: Tensor, position: Sequence[int]) -> Tensor:
     """(N, C, H', W') -> (N, C) at one position."""
-    row, column = position
-    height, width = maps.shape[2:]
-    if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(f"position {(row, column)} is outside of the output of {height} x {width} pixels")
-    return maps[:, :, row, column]
+    size = tuple(maps.shape[2:])
+    if len(position) != len(size) or not all(0 <= index < n for index, n in zip(position, size, strict=True)):
+        raise ValueError(f"position {tuple(position)} is outside of the output of {' x '.join(map(str, size))} pixels")
+    index: Any = (slice(None), slice(None), *position)
+    return maps[index]
 
 
 def _query(x: Tensor, weight: Tensor, bias: Tensor, convolution: FoldedConvolution, position: Sequence[int]) -> Tensor:
     """q_0 (N, A): the 1x1 convolution of the centre pixel of the window at ``position``."""
     centre = convolution.geometry.centre()
-    maps = nn.functional.conv2d(
-        centre.pad(x), weight.flatten(1)[:, :, None, None], bias, centre.stride, groups=convolution.groups
-    )
+    maps = centre.convolve(x, per_channel(weight.flatten(1), x), bias, convolution.groups)
     return _pixel(maps, position)
 
 
@@ -120,10 +121,11 @@ def _gated(
     )
     value = gate.value_weight.unflatten(0, (groups, -1))
     keys = shifted_keys(gate, union).unflatten(0, (groups, -1))
-    attended = torch.einsum("goa,nga,gaihw->ngoihw", value, query, keys).flatten(1, 2)
+    attended = torch.einsum("goa,nga,gait->ngoit", value, query, keys.flatten(3)).flatten(1, 2)
+    attended = attended.unflatten(3, union.kernel_size)
     constant = gate.window_bias.expand(x.shape[0], -1)
     if gate.mean_weight is not None:
-        mean = nn.functional.conv2d(x.mean((2, 3), keepdim=True), gate.key_weight[:, :, None, None], groups=groups)
+        mean = convolve(x.mean(spatial(x), keepdim=True), per_channel(gate.key_weight, x), groups=groups)
         constant = constant + gate.mean_weight * mean.flatten(1)
     bias = torch.einsum("goa,nga,nga->ngo", value, query, constant.unflatten(1, (groups, -1))).flatten(1)
     kernel = embed(convolution.weight, convolution.geometry, union)
@@ -139,10 +141,8 @@ def _dot(
 ) -> tuple[Tensor, Tensor]:
     shifts, heads, groups = attention.shifts, attention.groups * attention.heads, attention.groups
     query = _query(x, attention.query.weight, attention.query.bias, convolution, position)
-    key = nn.functional.conv2d(x, attention.key.weight, groups=groups)
-    taps = window_taps(
-        pad(key, shifts.padding, shifts.padding_mode), shifts.kernel_size, shifts.stride, shifts.dilation
-    )
+    key = convolve(x, attention.key.weight, groups=groups)
+    taps = window_taps(shifts.pad(key), shifts.kernel_size, shifts.stride, shifts.dilation)
     keys = torch.stack([_pixel(tap, position) for tap in taps], 2).unflatten(1, (heads, -1))
     scores = torch.einsum("nha,nhat->nht", query.unflatten(1, (heads, -1)), keys) * attention.window_weight.flatten(1)
     value = (attention.value.weight.flatten(1) * value_scale.unsqueeze(1)).unflatten(0, (heads, -1))
@@ -168,7 +168,7 @@ def _linear(
     mixing = mixing * value_scale.reshape(heads, -1, 1)
     centre = (mixing @ query_weight.flatten(1).unflatten(0, (heads, -1))).flatten(1, 2)
     bias = (mixing @ query_bias.unflatten(0, (heads, -1)).unsqueeze(-1)).flatten(1)
-    kernel = convolution.weight.repeat(x.shape[0], 1, 1, 1, 1)
-    row, column = centre_of(geometry.kernel_size)
-    kernel[..., row, column] += centre
+    kernel = convolution.weight.repeat(x.shape[0], *(1,) * convolution.weight.dim())
+    pixel: Any = (..., *centre_of(geometry.kernel_size))
+    kernel[pixel] += centre
     return kernel, convolution.bias + bias

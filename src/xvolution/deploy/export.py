@@ -21,7 +21,7 @@ from xvolution.surgery.outputs import difference, tensors_in
 _NEEDS = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": (), ".xml": ("onnx", "onnxscript", "openvino")}
 
 #: Axes of an image batch that stay open, the most general choice first.
-_DYNAMIC_AXES = {"batch and image size": (0, 2, 3), "batch": (0,), "none": ()}
+_DYNAMIC_AXES = {"batch and image size": (0, 2, 3, 4), "batch": (0,), "none": ()}
 
 Runner = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -68,7 +68,7 @@ def export(
     Args:
         model: a network in eval mode, usually from ``reparameterize``.
         path: where to write; ``.onnx``, ``.pt2`` or ``.xml``.
-        example_inputs: a tensor or a tuple of tensors, images as (N, C, H, W).
+        example_inputs: a tensor or a tuple of tensors, images as (N, C, H, W), signals as (N, C, L), videos as (N, C, D, H, W).
         dynamic: leave batch and image size open. Where the network itself fixes the image size only the batch stays open, and
             the report says so.
         opset_version: of ONNX; the exporter's own when None.
@@ -129,10 +129,10 @@ def _capture(
 ) -> tuple[ExportedProgram, str]:
     """The exported program with as many open axes as the model allows."""
     # torch.export takes an axis of size 1 for a constant, so a single image is captured as two.
-    batch = tuple(x.expand(2, *x.shape[1:]).contiguous() if x.dim() == 4 and x.shape[0] == 1 else x for x in inputs)
+    batch = tuple(x.expand(2, *x.shape[1:]).contiguous() if _is_batch(x) and x.shape[0] == 1 else x for x in inputs)
     failure = ""
     for name, axes in choices.items():
-        shapes = tuple(dict.fromkeys(axes, Dim.DYNAMIC) if x.dim() == 4 else None for x in inputs)
+        shapes = tuple(dict.fromkeys(_axes_of(x, axes), Dim.DYNAMIC) if _is_batch(x) else None for x in inputs)
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -145,6 +145,15 @@ def _capture(
     raise ExportError(f"torch.export cannot capture {type(model).__name__}: {failure}")
 
 
+def _is_batch(x: Tensor) -> bool:
+    """Signals (N, C, L), images (N, C, H, W) or videos (N, C, D, H, W)."""
+    return x.dim() in (3, 4, 5)
+
+
+def _axes_of(x: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in axes if axis < x.dim())
+
+
 def _trials(inputs: tuple[Tensor, ...], axes: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
     """Inputs to compare on: the example, and one of another size along the open axes."""
     if not axes:
@@ -153,7 +162,7 @@ def _trials(inputs: tuple[Tensor, ...], axes: tuple[int, ...]) -> list[tuple[Ten
     resized = []
     for x in inputs:
         shape = list(x.shape)
-        for axis in axes if x.dim() == 4 else ():
+        for axis in _axes_of(x, axes) if _is_batch(x) else ():
             shape[axis] += 1 if axis == 0 else 32
         resized.append(torch.randn(shape, generator=generator).to(x) if shape != list(x.shape) else x)
     return [inputs, tuple(resized)]

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.nn import GlobalAttention2d, LinearAttention2d, PixelShiftAttention2d, XVolution2d
+from xvolution.functional import per_channel
+from xvolution.nn import GlobalAttention, LinearAttention, PixelShiftAttention, XVolution
+from xvolution.nn.convolution import kernel_of
 from xvolution.nn.geometry import Geometry
 
 #: Branches whose output is linear in their value projection, so that a scale after them can move into it.
-_LINEAR_IN_VALUE = (PixelShiftAttention2d, LinearAttention2d, GlobalAttention2d)
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_LINEAR_IN_VALUE = (PixelShiftAttention, LinearAttention, GlobalAttention)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def is_foldable(norm: Any) -> bool:
@@ -91,14 +93,15 @@ class FoldedOperator:
     attention_norm: nn.Module
 
 
-def fold(operator: XVolution2d) -> FoldedOperator:
+def fold(operator: XVolution) -> FoldedOperator:
     """The operator with its norms folded; norms that cannot fold (group norm, say) are kept as modules."""
     conv = operator.conv
-    weight = conv.weight.detach().double()
-    bias = torch.zeros_like(weight[:, 0, 0, 0]) if conv.bias is None else conv.bias.detach().double()
+    kernel = kernel_of(conv)
+    weight = kernel.weight
+    bias = weight.new_zeros(conv.out_channels) if kernel.bias is None else kernel.bias
     scale, shift, conv_norm = _split(operator.conv_norm, conv.out_channels, weight)
     folded = FoldedConvolution(
-        Geometry.of(conv), conv.groups, weight * scale.reshape(-1, 1, 1, 1), bias * scale + shift, conv_norm
+        kernel.geometry, conv.groups, weight * per_channel(scale[:, None], weight), bias * scale + shift, conv_norm
     )
     attention_norm = operator.attention_norm
     attention = operator.attention
@@ -109,7 +112,7 @@ def fold(operator: XVolution2d) -> FoldedOperator:
         value_scale, attention_shift = affine_of(attention_norm, conv.out_channels, weight)
         folded.bias = folded.bias + attention_shift
         attention_norm = nn.Identity()
-    if isinstance(attention, PixelShiftAttention2d) and attention.similarity == "hadamard":
+    if isinstance(attention, PixelShiftAttention) and attention.similarity == "hadamard":
         return FoldedOperator(folded, _fold_gate(attention, value_scale, attention_norm), None, nn.Identity())
     return FoldedOperator(folded, None, value_scale, attention_norm)
 
@@ -123,22 +126,24 @@ def _split(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor
 
 def _fold_gate(attention: Any, value_scale: Tensor | None, norm: nn.Module) -> FoldedGate:
     channels = attention.channels
-    query_weight = attention.query.weight.detach().double().flatten(1)
+    query, key, value = (kernel_of(conv) for conv in (attention.query, attention.key, attention.value))
+    query_weight = query.weight.flatten(1)
+    query_bias = query_weight.new_zeros(channels) if query.bias is None else query.bias
     query_scale, query_shift, query_norm = _split(attention.query_norm, channels, query_weight)
     window_scale, window_shift, window_norm = _split(attention.window_norm, channels, query_weight)
-    value_weight = attention.value.weight.detach().double().flatten(1)
+    value_weight = value.weight.flatten(1)
     if value_scale is not None:
         value_weight = value_weight * value_scale.detach().unsqueeze(1)
     windows = [
-        (Geometry.of(window), window.weight.detach().double().squeeze(1) * window_scale.reshape(-1, 1, 1))
-        for window in attention.windows
+        (window.geometry, window.weight.squeeze(1) * per_channel(window_scale, window.weight))
+        for window in map(kernel_of, attention.windows)
     ]
     mean_weight = None if attention.mean_weight is None else attention.mean_weight.detach().double() * window_scale
     return FoldedGate(
         gate=attention.gate,
         query_weight=query_weight * query_scale.unsqueeze(1),
-        query_bias=attention.query.bias.detach().double() * query_scale + query_shift,
-        key_weight=attention.key.weight.detach().double().flatten(1),
+        query_bias=query_bias * query_scale + query_shift,
+        key_weight=key.weight.flatten(1),
         windows=windows,
         window_bias=window_shift,
         mean_weight=mean_weight,
@@ -166,4 +171,5 @@ def union_of(convolution: FoldedConvolution, gate: FoldedGate) -> Geometry:
 def shifted_keys(gate: FoldedGate, union: Geometry) -> Tensor:
     """``Σ_δ w_δ ⊙ W^k`` as one kernel: (A, C_in / groups, kh, kw) over ``union``."""
     weights: Sequence[Tensor] = [embed(weight, window, union) for window, weight in gate.windows]
-    return gate.key_weight[:, :, None, None] * torch.stack(tuple(weights)).sum(0).unsqueeze(1)
+    window = torch.stack(tuple(weights)).sum(0).unsqueeze(1)
+    return per_channel(gate.key_weight, window) * window

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator, embed, shifted_keys, union_of
-from xvolution.nn import LinearAttention2d
-from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.functional import convolution as convolve
+from xvolution.functional import per_channel, spatial
+from xvolution.nn import LinearAttention
+from xvolution.nn.convolution import is_convolution, is_plain, kernel_of
+from xvolution.nn.geometry import Geometry, conv_over
 from xvolution.nn.pixel_shift import GATES
 from xvolution.nn.precision import add, apply_wide, narrow, widen
 
 
-def _conv(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> nn.Conv2d:
+def _conv(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> Any:
     """A convolution with these fp64 weights, cast to the deployed dtype."""
-    conv = conv2d_over(
+    conv = conv_over(
         geometry, weight.shape[1] * groups, weight.shape[0], groups=groups, bias=bias is not None, **factory
     )
     conv.weight.copy_(weight)
@@ -26,17 +29,24 @@ def _conv(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, 
     return conv
 
 
-def _pointwise(weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> nn.Conv2d:
-    return _conv(Geometry.create(1), weight[:, :, None, None], bias, groups, factory)
+def _pointwise(dims: int, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> Any:
+    """A 1x1 convolution with the weight (out, in / groups)."""
+    return _conv(Geometry.create(1, dims=dims), _kernel(weight, dims), bias, groups, factory)
 
 
-class DeployedXVolution2d(nn.Module):
-    """Base of the deployed forms; ``layout`` names which one. Maps (N, C_in, H, W) to (N, C_out, H', W')."""
+def _kernel(weight: Tensor, dims: int) -> Tensor:
+    """(out, in) -> (out, in, 1, 1)."""
+    return weight.reshape(*weight.shape, *(1,) * dims)
+
+
+class DeployedXVolution(nn.Module):
+    """Base of the deployed forms; ``layout`` names which one. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any dimension."""
 
     layout: str
+    conv: Any
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
+        if x.dim() == self.conv.weight.dim() - 1:
             return self.compute(x.unsqueeze(0)).squeeze(0)
         return self.compute(x)
 
@@ -48,17 +58,17 @@ class DeployedXVolution2d(nn.Module):
         return f"layout={self.layout}"
 
 
-class GatedConv2d(DeployedXVolution2d):
+class GatedConv(DeployedXVolution):
     """The Hadamard operator: ``y = z_c + W^v ( φ(z_q) ⊙ z_k )``; the subclasses compute (z_c, z_q, z_k) in their own way."""
 
     def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
         super().__init__()
-        self.gate = gate.gate
-        self.value = _pointwise(gate.value_weight, None, convolution.groups, factory)
+        self.gate, dims = gate.gate, convolution.geometry.dims
+        self.value = _pointwise(dims, gate.value_weight, None, convolution.groups, factory)
         self.context = None
         if gate.mean_weight is not None:
             self.context = _pointwise(
-                gate.mean_weight.unsqueeze(1) * gate.key_weight, None, convolution.groups, factory
+                dims, gate.mean_weight.unsqueeze(1) * gate.key_weight, None, convolution.groups, factory
             )
         # Norms that could not fold; identities otherwise.
         self.conv_norm, self.attention_norm = convolution.norm, gate.norm
@@ -71,7 +81,7 @@ class GatedConv2d(DeployedXVolution2d):
     def compute(self, x: Tensor) -> Tensor:
         y, query, window_sum = self.parts(x)
         if self.context is not None:
-            window_sum = window_sum + self.context(x.mean((2, 3), keepdim=True))
+            window_sum = window_sum + self.context(x.mean(spatial(x), keepdim=True))
         source = query.dtype
         query, window_sum = widen(self.query_norm(query), self.window_norm(window_sum))
         attended = apply_wide(self.value, GATES[self.gate](query) * window_sum, source)
@@ -79,7 +89,7 @@ class GatedConv2d(DeployedXVolution2d):
         return add(y, self.attention_norm(attended))
 
 
-class SingleGatedConv2d(GatedConv2d):
+class SingleGatedConv(GatedConv):
     """Layout ``single``: one standard convolution with C_out + 2 A output channels, then the gate."""
 
     layout = "single"
@@ -92,7 +102,7 @@ class SingleGatedConv2d(GatedConv2d):
         centre = convolution.geometry.centre()
         kernels = (
             embed(convolution.weight, convolution.geometry, union),
-            embed(gate.query_weight[:, :, None, None], centre, union),
+            embed(_kernel(gate.query_weight, union.dims), centre, union),
             shifted_keys(gate, union),
         )
         biases = (convolution.bias, gate.query_bias, gate.window_bias)
@@ -113,26 +123,26 @@ class SingleGatedConv2d(GatedConv2d):
         return y, query, window_sum
 
 
-class SplitGatedConv2d(GatedConv2d):
+class SplitGatedConv(GatedConv):
     """Layout ``split``: W^c as its own convolution, (q, k) by 1x1, the window sum by a depthwise convolution."""
 
     layout = "split"
 
     def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
         super().__init__(convolution, gate, factory)
-        groups = convolution.groups
+        groups, dims = convolution.groups, convolution.geometry.dims
         self.conv = _conv(convolution.geometry, convolution.weight, convolution.bias, groups, factory)
         centre = convolution.geometry.centre()
         # One 1x1 convolution computes both where query and key are read at the same pixels.
-        self.merged = groups == 1 and centre == Geometry.create(1, padding_mode=centre.padding_mode)
+        self.merged = groups == 1 and centre == Geometry.create(1, padding_mode=centre.padding_mode, dims=dims)
         if self.merged:
             weight = torch.cat([gate.query_weight, gate.key_weight])
             self.query_key = _pointwise(
-                weight, torch.cat([gate.query_bias, torch.zeros_like(gate.query_bias)]), 1, factory
+                dims, weight, torch.cat([gate.query_bias, torch.zeros_like(gate.query_bias)]), 1, factory
             )
         else:
-            self.query = _conv(centre, gate.query_weight[:, :, None, None], gate.query_bias, groups, factory)
-            self.key = _pointwise(gate.key_weight, None, groups, factory)
+            self.query = _conv(centre, _kernel(gate.query_weight, dims), gate.query_bias, groups, factory)
+            self.key = _pointwise(dims, gate.key_weight, None, groups, factory)
         self.windows = nn.ModuleList(
             _conv(window, weight.unsqueeze(1), None if index else gate.window_bias, gate.channels, factory)
             for index, (window, weight) in enumerate(gate.windows)
@@ -146,7 +156,7 @@ class SplitGatedConv2d(GatedConv2d):
         return self.conv(x), query, window_sum
 
 
-class TwoBranchConv2d(DeployedXVolution2d):
+class TwoBranchConv(DeployedXVolution):
     """Layout ``split`` of the branches that do not merge: a folded convolution plus the attention branch."""
 
     layout = "split"
@@ -156,11 +166,11 @@ class TwoBranchConv2d(DeployedXVolution2d):
         convolution = folded.convolution
         self.conv = _conv(convolution.geometry, convolution.weight, convolution.bias, convolution.groups, factory)
         self.conv_norm = convolution.norm
-        self.attention = deepcopy(attention)
+        self.attention = _materialized(deepcopy(attention), factory)
         self.attention_norm = folded.attention_norm
         if folded.value_scale is not None:
             value: Any = self.attention.value
-            value.weight.copy_(value.weight.double() * folded.value_scale.reshape(-1, 1, 1, 1))
+            value.weight.copy_(value.weight.double() * per_channel(folded.value_scale[:, None], value.weight))
             if value.bias is not None:
                 value.bias.copy_(value.bias.double() * folded.value_scale)
 
@@ -169,11 +179,11 @@ class TwoBranchConv2d(DeployedXVolution2d):
         return add(y, self.attention_norm(self.attention(x)))
 
 
-class ContentConv2d(TwoBranchConv2d):
+class ContentConv(TwoBranchConv):
     """Layout ``single`` of the linear branch: for each image one convolution with kernel ``W^c + M(x) W^q`` at the centre."""
 
     layout = "single"
-    attention: LinearAttention2d
+    attention: LinearAttention
 
     def compute(self, x: Tensor) -> Tensor:
         # A graph for any batch size cannot have one group for each image, so an exported graph keeps the two terms apart.
@@ -186,26 +196,34 @@ class ContentConv2d(TwoBranchConv2d):
         query_weight = queries.weight.flatten(1).unflatten(0, (heads, -1)).to(mixing.dtype)
         query_bias = queries.bias.unflatten(0, (heads, -1)).unsqueeze(-1).to(mixing.dtype)
         geometry = Geometry.of(conv)
-        centre = embed(
-            narrow((mixing @ query_weight).flatten(1, 2), x.dtype)[..., None, None], geometry.centre(), geometry
-        )
+        mixed = narrow((mixing @ query_weight).flatten(1, 2), x.dtype)
+        centre = embed(_kernel(mixed, geometry.dims), geometry.centre(), geometry)
         kernel = (conv.weight.to(x.dtype) + centre).flatten(0, 1)
         bias = (conv.bias + (mixing @ query_bias).flatten(1)).to(x.dtype).flatten()
         batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
-        y = nn.functional.conv2d(batch, kernel, bias, geometry.stride, 0, geometry.dilation, images * conv.groups)
+        y = convolve(batch, kernel, bias, geometry.stride, geometry.dilation, images * conv.groups)
         return y.reshape(images, -1, *y.shape[2:])
 
 
-def build(folded: FoldedOperator, attention: nn.Module, layout: str, factory: dict[str, Any]) -> DeployedXVolution2d:
+def _materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:
+    """The branch with torch's own convolutions, where it had parametrized ones."""
+    for name, module in list(attention.named_modules()):
+        if is_convolution(module) and not is_plain(module):
+            kernel, groups = kernel_of(module), int(getattr(module, "groups", 1))
+            attention.set_submodule(name, _conv(kernel.geometry, kernel.weight, kernel.bias, groups, factory))
+    return attention
+
+
+def build(folded: FoldedOperator, attention: nn.Module, layout: str, factory: dict[str, Any]) -> DeployedXVolution:
     """The deployed module of a folded operator in one layout (see ``layouts_for``)."""
     with torch.no_grad():
         if folded.gate is not None:
-            gated = SingleGatedConv2d if layout == "single" else SplitGatedConv2d
-            deployed: DeployedXVolution2d = gated(folded.convolution, folded.gate, factory)
-        elif isinstance(attention, LinearAttention2d) and layout == "single":
-            deployed = ContentConv2d(folded, attention, factory)
+            gated = SingleGatedConv if layout == "single" else SplitGatedConv
+            deployed: DeployedXVolution = gated(folded.convolution, folded.gate, factory)
+        elif isinstance(attention, LinearAttention) and layout == "single":
+            deployed = ContentConv(folded, attention, factory)
         else:
-            deployed = TwoBranchConv2d(folded, attention, factory)
+            deployed = TwoBranchConv(folded, attention, factory)
     return deployed.eval()
 
 
@@ -214,6 +232,6 @@ def layouts_for(folded: FoldedOperator, attention: nn.Module) -> tuple[str, ...]
     if folded.gate is not None:
         pointwise = max(union_of(folded.convolution, folded.gate).kernel_size) == 1
         return ("single", "split") if pointwise else ("split", "single")
-    if isinstance(attention, LinearAttention2d) and type(folded.attention_norm) is nn.Identity:
+    if isinstance(attention, LinearAttention) and type(folded.attention_norm) is nn.Identity:
         return ("split", "single")
     return ("split",)

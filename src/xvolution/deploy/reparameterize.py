@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xvolution.deploy.fold import fold, is_foldable
-from xvolution.deploy.layouts import DeployedXVolution2d, build, layouts_for
+from xvolution.deploy.layouts import DeployedXVolution, build, layouts_for
 from xvolution.deploy.measure import fastest
-from xvolution.nn import XVolution2d
+from xvolution.nn import XVolution
+from xvolution.nn.convolution import is_plain
 from xvolution.surgery.modules import call, conv_at, replace_module
 from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
 from xvolution.surgery.pairing import norm_alone, pair_norms, without_norm
@@ -59,7 +60,7 @@ def reparameterize(
 
     Source: X-volution, section 3.3; the factorization is in ``docs/architecture.md``.
     """
-    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution2d)}
+    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     _check(model, operators, layout)
     wanted = layout if isinstance(layout, Mapping) else dict.fromkeys(operators, layout)
     seen = _Recorder(operators)
@@ -86,7 +87,7 @@ def reparameterize(
 
 def layouts_of(deployed: nn.Module) -> dict[str, str]:
     """Layout of every deployed operator by module name: what ``reparameterize(layout=...)`` takes to build the same again."""
-    return {name: module.layout for name, module in deployed.named_modules() if isinstance(module, DeployedXVolution2d)}
+    return {name: module.layout for name, module in deployed.named_modules() if isinstance(module, DeployedXVolution)}
 
 
 def _check(model: nn.Module, operators: Mapping[str, nn.Module], layout: str | Mapping[str, str]) -> None:
@@ -118,11 +119,11 @@ def _deploy(operator: Any, layout: str, x: Tensor | None) -> nn.Module:
     return fastest([build(folded, operator.attention, candidate, factory) for candidate in candidates], x)
 
 
-def _deploy_alone(operator: XVolution2d) -> nn.Module:
+def _deploy_alone(operator: XVolution) -> nn.Module:
     return reparameterize(operator)
 
 
-XVolution2d.deployment = staticmethod(_deploy_alone)
+XVolution.deployment = staticmethod(_deploy_alone)
 
 
 def _fold_norms(model: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
@@ -130,7 +131,7 @@ def _fold_norms(model: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
     for conv_name, norm_name in pairs.items():
         conv, norm = conv_at(model, conv_name), model.get_submodule(norm_name)
         alone: Any = norm_alone(norm)
-        if is_foldable(alone):
+        if is_foldable(alone) and is_plain(conv):
             model = replace_module(model, conv_name, fuse_conv_bn_eval(conv, alone))
             model = replace_module(model, norm_name, without_norm(norm))
     return model

@@ -1,8 +1,31 @@
-"""Modules of a network in training: the operator and its attention branches."""
+"""Modules of a network in training: the operator and its attention branches, for signals, images and videos."""
 
-from xvolution.nn.global_attention import GlobalAttention2d
-from xvolution.nn.linear_attention import LinearAttention2d
-from xvolution.nn.pixel_shift import PixelShiftAttention2d
-from xvolution.nn.xvolution import XVolution2d
+from xvolution.nn.global_attention import GlobalAttention, GlobalAttention1d, GlobalAttention2d, GlobalAttention3d
+from xvolution.nn.linear_attention import LinearAttention, LinearAttention1d, LinearAttention2d, LinearAttention3d
+from xvolution.nn.pixel_shift import (
+    PixelShiftAttention,
+    PixelShiftAttention1d,
+    PixelShiftAttention2d,
+    PixelShiftAttention3d,
+)
+from xvolution.nn.xvolution import XVOLUTIONS, XVolution, XVolution1d, XVolution2d, XVolution3d
 
-__all__ = ["GlobalAttention2d", "LinearAttention2d", "PixelShiftAttention2d", "XVolution2d"]
+__all__ = [
+    "XVOLUTIONS",
+    "GlobalAttention",
+    "GlobalAttention1d",
+    "GlobalAttention2d",
+    "GlobalAttention3d",
+    "LinearAttention",
+    "LinearAttention1d",
+    "LinearAttention2d",
+    "LinearAttention3d",
+    "PixelShiftAttention",
+    "PixelShiftAttention1d",
+    "PixelShiftAttention2d",
+    "PixelShiftAttention3d",
+    "XVolution",
+    "XVolution1d",
+    "XVolution2d",
+    "XVolution3d",
+]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
 from torch import Tensor, nn
 
-from xvolution.functional import PaddingPairs, as_pair, centre_of, pad, padding_pairs
+from xvolution.functional import PaddingPairs, as_tuple, centre_of, convolution, pad, padding_pairs
+
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Kernel size, stride, dilation and explicit padding of a 2-d window.
+    """Kernel size, stride, dilation and explicit padding of a window in one, two or three dimensions.
 
     ``padding`` is ((top, bottom), (left, right)) in pixels; negative numbers crop, which happens when a window smaller
-    than the convolution's is centred on the same pixels.
+    than the convolution's is centred on the same pixels. ``same_spans`` is set for ``padding="same_upper"``: the reach
+    ``d (k - 1)`` of the window whose outputs, at each image size, number ``ceil(n / stride)``; that many pixels of padding
+    are added when the image is there, the odd one after it.
     """
 
     kernel_size: tuple[int, ...]
@@ -25,6 +29,7 @@ class Geometry:
     padding: PaddingPairs
     dilation: tuple[int, ...]
     padding_mode: str = "zeros"
+    same_spans: tuple[int, ...] | None = None
 
     @classmethod
     def create(
@@ -34,17 +39,32 @@ class Geometry:
         padding: int | Sequence[int] | str = 0,
         dilation: int | Sequence[int] = 1,
         padding_mode: str = "zeros",
+        dims: int = 2,
     ) -> Geometry:
-        """Geometry from the arguments of ``nn.Conv2d``."""
-        kernel_size, stride, dilation = as_pair(kernel_size), as_pair(stride), as_pair(dilation)
-        return cls(kernel_size, stride, padding_pairs(padding, kernel_size, dilation), dilation, padding_mode)
+        """Geometry from the arguments of ``nn.Conv2d``; ``dims`` is needed where all of them are single numbers.
+
+        ``padding="same_upper"`` pads to ``ceil(n / stride)`` outputs, as TensorFlow's ``SAME`` and ONNX's ``SAME_UPPER`` do.
+        """
+        window, steps, spaces = (as_tuple(value, dims) for value in (kernel_size, stride, dilation))
+        if padding != "same_upper":
+            return cls(window, steps, padding_pairs(padding, window, spaces), spaces, padding_mode)
+        if max(steps) == 1:
+            return cls(window, steps, padding_pairs("same", window, spaces), spaces, padding_mode)
+        spans = tuple(d * (k - 1) for k, d in zip(window, spaces, strict=True))
+        return cls(window, steps, ((0, 0),) * dims, spaces, padding_mode, spans)
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> Geometry:
-        """Geometry of an existing convolution."""
-        if isinstance(conv, ExplicitlyPaddedConv2d):
-            return cls(conv.kernel_size, conv.stride, conv.padding_pairs, conv.dilation, conv.padding_mode)
-        return cls.create(conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)
+    def of(cls, conv: Any) -> Geometry:
+        """Geometry of an existing convolution of any dimension."""
+        if isinstance(conv, ExplicitPadding):
+            return conv.geometry
+        dims = len(conv.kernel_size)
+        return cls.create(conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode, dims)
+
+    @property
+    def dims(self) -> int:
+        """Number of spatial dimensions."""
+        return len(self.kernel_size)
 
     @property
     def reach(self) -> tuple[tuple[int, int], ...]:
@@ -59,16 +79,28 @@ class Geometry:
             (pads[0] - old[0] + new[0], pads[1] - old[1] + new[1])
             for pads, old, new in zip(self.padding, self.reach, window.reach, strict=True)
         )
-        return Geometry(window.kernel_size, self.stride, padding, window.dilation, self.padding_mode)
+        return replace(window, padding=padding, same_spans=self.same_spans)
 
     def centre(self) -> Geometry:
         """The 1x1 window on the centre pixels."""
-        ones = (1,) * len(self.kernel_size)
+        ones = (1,) * self.dims
         return self.recentred(ones, ones)
 
     def pad(self, x: Tensor) -> Tensor:
         """(..., H, W) with this geometry's padding around it."""
-        return pad(x, self.padding, self.padding_mode)
+        if self.same_spans is None:
+            return pad(x, self.padding, self.padding_mode)
+        pairs = []
+        for size, s, span, (before, after) in zip(
+            x.shape[-self.dims :], self.stride, self.same_spans, self.padding, strict=True
+        ):
+            total = max((-(-size // s) - 1) * s + span + 1 - size, 0)
+            pairs.append((before + total // 2, after + total - total // 2))
+        return pad(x, tuple(pairs), self.padding_mode)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
+        """The convolution of (N, C_in, H, W) over this window: (N, C_out, H', W')."""
+        return convolution(self.pad(x), weight, bias, self.stride, self.dilation, groups)
 
     def tap_offsets(self, dim: int) -> list[int]:
         """Offsets of the taps from the centre along one dimension, in pixels."""
@@ -85,7 +117,7 @@ class Geometry:
             kernel_size.append((offsets[-1] - offsets[0]) // step + 1)
             dilation.append(step)
             padding.append((pads[0] - before - offsets[0], pads[1] - after + offsets[-1]))
-        return Geometry(tuple(kernel_size), self.stride, tuple(padding), tuple(dilation), self.padding_mode)
+        return replace(self, kernel_size=tuple(kernel_size), padding=tuple(padding), dilation=tuple(dilation))
 
     def tap_slices(self, window: Geometry) -> tuple[slice, ...]:
         """Where the taps of ``window`` lie in the kernel of this geometry, which must contain it (see ``union``)."""
@@ -104,33 +136,61 @@ class Geometry:
         return centre_padding - self.padding[dim][0]
 
 
-class ExplicitlyPaddedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose padding is ((top, bottom), (left, right)), negative numbers cropping."""
+class ExplicitPadding(nn.Module):
+    """Mixin of the convolutions whose padding is a ``Geometry``'s: pixels before and after, negative ones cropping."""
+
+    geometry: Geometry
+    weight: Tensor
+    bias: Tensor | None
+    groups: int
 
     def __init__(self, in_channels: int, out_channels: int, geometry: Geometry, **options: Any) -> None:
-        super().__init__(in_channels, out_channels, **_window(geometry, 0), **options)
-        self.padding_pairs = geometry.padding
+        window: dict[str, Any] = {**_window(geometry, 0), **options}
+        super().__init__(in_channels, out_channels, **window)
+        self.geometry = geometry
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = pad(x, self.padding_pairs, self.padding_mode)
-        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self.geometry.convolve(x, self.weight, self.bias, self.groups)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, padding_pairs={self.padding_pairs}"
+        padding = self.geometry.padding if self.geometry.same_spans is None else ("same_upper", self.geometry.padding)
+        return f"{super().extra_repr()}, explicit_padding={padding}"
 
 
-def conv2d_over(geometry: Geometry, in_channels: int, out_channels: int, **options: Any) -> nn.Conv2d:
-    """A convolution over ``geometry``: a plain ``nn.Conv2d`` wherever that can express the padding.
+class ExplicitlyPaddedConv1d(ExplicitPadding, nn.Conv1d):
+    """``nn.Conv1d`` over a ``Geometry``."""
+
+
+class ExplicitlyPaddedConv2d(ExplicitPadding, nn.Conv2d):
+    """``nn.Conv2d`` over a ``Geometry``."""
+
+
+class ExplicitlyPaddedConv3d(ExplicitPadding, nn.Conv3d):
+    """``nn.Conv3d`` over a ``Geometry``."""
+
+
+_EXPLICITLY_PADDED: dict[int, Any] = {1: ExplicitlyPaddedConv1d, 2: ExplicitlyPaddedConv2d, 3: ExplicitlyPaddedConv3d}
+
+
+def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options: Any) -> Any:
+    """A convolution over ``geometry``: a plain ``nn.Conv1d``, ``2d`` or ``3d`` wherever that can express the padding.
 
     Args:
         geometry: the window.
         in_channels, out_channels: channels.
         options: ``groups``, ``bias``, ``device``, ``dtype`` of ``nn.Conv2d``.
     """
-    if any(before != after or before < 0 for before, after in geometry.padding):
-        return ExplicitlyPaddedConv2d(in_channels, out_channels, geometry, **options)
+    explicit = any(before != after or before < 0 for before, after in geometry.padding)
+    if explicit or geometry.same_spans is not None:
+        return _EXPLICITLY_PADDED[geometry.dims](in_channels, out_channels, geometry, **options)
     padding = tuple(before for before, _ in geometry.padding)
-    return nn.Conv2d(in_channels, out_channels, **_window(geometry, padding), **options)
+    return CONVOLUTIONS[geometry.dims](in_channels, out_channels, **_window(geometry, padding), **options)
+
+
+def pointwise(dims: int, in_channels: int, out_channels: int, **options: Any) -> Any:
+    """A 1x1 convolution in ``dims`` dimensions."""
+    return CONVOLUTIONS[dims](in_channels, out_channels, 1, **options)
 
 
 def _window(geometry: Geometry, padding: int | tuple[int, ...]) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.nn.geometry import Geometry, conv_over
 from xvolution.nn.pixel_shift import attention_channels, check_heads
 from xvolution.nn.precision import narrow, widen
 
 
-class GlobalAttention2d(nn.Module):
+class GlobalAttention(nn.Module):
     """Multi-head softmax attention over all H' * W' positions: the branch of the paper's X-volution(SA).
 
     Maps (N, C_in, H, W) to (N, C_out, H', W'), in O((H' W')²) time. Query, key and value are 1x1 convolutions of the pixels
@@ -31,6 +31,8 @@ class GlobalAttention2d(nn.Module):
 
     Source: X-volution, equation 1 and section 4 (the SA branch).
     """
+
+    dims: ClassVar[int]
 
     def __init__(
         self,
@@ -51,12 +53,12 @@ class GlobalAttention2d(nn.Module):
         super().__init__()
         check_heads(heads, out_channels, groups)
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
-        centre = Geometry.create(kernel_size, stride, padding, dilation, padding_mode).centre()
+        centre = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims).centre()
         options: dict[str, Any] = {"groups": groups, "device": device, "dtype": dtype}
         self.groups, self.heads = groups, heads
-        self.query = conv2d_over(centre, in_channels, channels, **options)
-        self.key = conv2d_over(centre, in_channels, channels, **options)
-        self.value = conv2d_over(centre, in_channels, out_channels, **options)
+        self.query = conv_over(centre, in_channels, channels, **options)
+        self.key = conv_over(centre, in_channels, channels, **options)
+        self.value = conv_over(centre, in_channels, out_channels, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
@@ -72,3 +74,21 @@ class GlobalAttention2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, groups={self.groups}"
+
+
+class GlobalAttention1d(GlobalAttention):
+    """``GlobalAttention`` of signals: (N, C_in, L) -> (N, C_out, L')."""
+
+    dims = 1
+
+
+class GlobalAttention2d(GlobalAttention):
+    """``GlobalAttention`` of images: (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    dims = 2
+
+
+class GlobalAttention3d(GlobalAttention):
+    """``GlobalAttention`` of videos and volumes: (N, C_in, D, H, W) -> (N, C_out, D', H', W')."""
+
+    dims = 3

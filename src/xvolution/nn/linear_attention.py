@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.nn.geometry import Geometry, conv_over, pointwise
 from xvolution.nn.pixel_shift import attention_channels, check_heads
 from xvolution.nn.precision import narrow, widen
 
 
-class LinearAttention2d(nn.Module):
+class LinearAttention(nn.Module):
     """Maps (N, C_in, H, W) to (N, C_out, H', W')::
 
         a_0 = (1/n) Σ_t v_t <q_0, k_t>_h  =  M_h(x) q_0^{(h)},      M_h(x) = (1/n) Σ_t v_t^{(h)} k_t^{(h)T}
@@ -33,6 +33,8 @@ class LinearAttention2d(nn.Module):
 
     Source: X-volution, equation 3, summed over all of Ω.
     """
+
+    dims: ClassVar[int]
 
     def __init__(
         self,
@@ -54,17 +56,17 @@ class LinearAttention2d(nn.Module):
         check_heads(heads, out_channels, groups)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
-        geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode)
+        geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
         self.groups, self.heads = groups, heads
-        self.query = conv2d_over(geometry.centre(), in_channels, channels, groups=groups, **factory)
-        self.key = nn.Conv2d(in_channels, channels, 1, groups=groups, **factory)
-        self.value = nn.Conv2d(in_channels, out_channels, 1, groups=groups, **factory)
+        self.query = conv_over(geometry.centre(), in_channels, channels, groups=groups, **factory)
+        self.key = pointwise(self.dims, in_channels, channels, groups=groups, **factory)
+        self.value = pointwise(self.dims, in_channels, out_channels, groups=groups, **factory)
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """``M(x)``: (N, C_in, H, W) -> (N, groups * heads, C_out / (groups * heads), A / (groups * heads))."""
         key, value = (_by_head(maps, self.groups * self.heads) for maps in widen(self.key(x), self.value(x)))
         with torch.autocast(x.device.type, enabled=False):
-            return value @ key.transpose(-1, -2) / (x.shape[2] * x.shape[3])
+            return value @ key.transpose(-1, -2) / key.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
@@ -78,6 +80,24 @@ class LinearAttention2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, groups={self.groups}"
+
+
+class LinearAttention1d(LinearAttention):
+    """``LinearAttention`` of signals: (N, C_in, L) -> (N, C_out, L')."""
+
+    dims = 1
+
+
+class LinearAttention2d(LinearAttention):
+    """``LinearAttention`` of images: (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    dims = 2
+
+
+class LinearAttention3d(LinearAttention):
+    """``LinearAttention`` of videos and volumes: (N, C_in, D, H, W) -> (N, C_out, D', H', W')."""
+
+    dims = 3
 
 
 def _by_head(maps: Tensor, heads: int) -> Tensor:

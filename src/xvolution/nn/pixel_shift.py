@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil
-from typing import Any
+from math import ceil, prod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from xvolution.functional import Similarity, as_pair, pad, window_taps
-from xvolution.nn.geometry import Geometry, conv2d_over
+from xvolution.functional import Similarity, as_tuple, per_channel, spatial, window_taps
+from xvolution.nn.geometry import Geometry, conv_over, pointwise
 from xvolution.nn.precision import apply_wide, narrow, widen
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,15 +36,28 @@ def check_heads(heads: int, out_channels: int, groups: int) -> None:
         )
 
 
-def build_norm(norm_layer: Callable[[int], nn.Module] | None, channels: int, factory: dict[str, Any]) -> nn.Module:
+#: Norms that torch has for each number of dimensions; whichever is asked for, the operator takes the one of its own.
+_NORM_FAMILIES: tuple[tuple[Any, ...], ...] = (
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+
+
+def build_norm(
+    norm_layer: Callable[[int], nn.Module] | None, channels: int, dims: int, factory: dict[str, Any]
+) -> nn.Module:
     """``norm_layer(channels)`` on the device and in the dtype of the layer; the identity when there is none."""
     if norm_layer is None:
         return nn.Identity()
+    family = next((family for family in _NORM_FAMILIES if norm_layer in family), None)
+    norm_layer = norm_layer if family is None else family[dims - 1]
     return norm_layer(channels).to(**{name: value for name, value in factory.items() if value is not None})
 
 
-class PixelShiftAttention2d(nn.Module):
+class PixelShiftAttention(nn.Module):
     """The PSSA branch: maps (N, C_in, H, W) to (N, C_out, H', W') over the window of a convolution.
+
+    Its subclasses ``PixelShiftAttention1d``, ``2d`` and ``3d`` set the number of dimensions.
 
     ``similarity="hadamard"`` (merges into one convolution)::
 
@@ -66,7 +79,7 @@ class PixelShiftAttention2d(nn.Module):
             (``(1, 2, 4)``) sum several windows (``hadamard``).
         global_term: add the term over all pixels, one weight for each channel (``hadamard``).
         query_norm, window_norm: normalization of q and of the window sum; both act after padding, so batch norm folds
-            (``hadamard``). A class such as ``nn.BatchNorm2d`` or None.
+            (``hadamard``). A class such as ``nn.BatchNorm2d``, which is taken in the branch's dimensions, or None.
         device, dtype: of the parameters.
 
     Raises:
@@ -75,6 +88,8 @@ class PixelShiftAttention2d(nn.Module):
     Source: X-volution, section 3.2 and equation 9. Keys have neither bias nor normalization: with zero padding a bias
     before the window would make the border differ after merging.
     """
+
+    dims: ClassVar[int]
 
     def __init__(
         self,
@@ -111,28 +126,28 @@ class PixelShiftAttention2d(nn.Module):
         check_heads(heads, out_channels, groups)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
-        geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode)
+        geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
         windows = [
-            geometry.recentred(as_pair(window or geometry.kernel_size), distance)
+            geometry.recentred(as_tuple(window or geometry.kernel_size, self.dims), distance)
             for distance in _distances(shift_distance, geometry.dilation)
         ]
         self.similarity, self.heads, self.groups, self.gate = similarity, heads, groups, gate
         grouped: dict[str, Any] = {"groups": groups, "bias": False, **factory}
-        self.query = conv2d_over(geometry.centre(), in_channels, channels, **{**grouped, "bias": True})
-        self.key = nn.Conv2d(in_channels, channels, 1, **grouped)
+        self.query = conv_over(geometry.centre(), in_channels, channels, **{**grouped, "bias": True})
+        self.key = pointwise(self.dims, in_channels, channels, **grouped)
         self.mean_weight = nn.Parameter(torch.zeros(channels, **factory)) if global_term else None
         if similarity == "hadamard":
             self.windows = nn.ModuleList(
-                conv2d_over(shifts, channels, channels, **{**grouped, "groups": channels}) for shifts in windows
+                conv_over(shifts, channels, channels, **{**grouped, "groups": channels}) for shifts in windows
             )
-            self.query_norm = build_norm(query_norm, channels, factory)
-            self.window_norm = build_norm(window_norm, channels, factory)
-            self.value = nn.Conv2d(channels, out_channels, 1, **grouped)
+            self.query_norm = build_norm(query_norm, channels, self.dims, factory)
+            self.window_norm = build_norm(window_norm, channels, self.dims, factory)
+            self.value = pointwise(self.dims, channels, out_channels, **grouped)
         else:
             self.shifts = windows[0]
             taps = windows[0].kernel_size
-            self.window_weight = nn.Parameter(torch.full((groups * heads, *taps), 1 / (taps[0] * taps[1]), **factory))
-            self.value = nn.Conv2d(in_channels, out_channels, 1, **grouped)
+            self.window_weight = nn.Parameter(torch.full((groups * heads, 1, *taps), 1 / prod(taps), **factory))
+            self.value = pointwise(self.dims, in_channels, out_channels, **grouped)
 
     @property
     def channels(self) -> int:
@@ -149,8 +164,8 @@ class PixelShiftAttention2d(nn.Module):
         for window in self.windows[1:]:
             window_sum = window_sum + window(key)
         if self.mean_weight is not None:
-            mean_key = key.mean((2, 3), keepdim=True)
-            window_sum = window_sum + self.mean_weight.to(key.dtype).reshape(-1, 1, 1) * mean_key
+            mean_key = key.mean(spatial(key), keepdim=True)
+            window_sum = window_sum + per_channel(self.mean_weight.to(key.dtype), key) * mean_key
         source = query.dtype
         query, window_sum = widen(query, self.window_norm(window_sum))
         return apply_wide(self.value, GATES[self.gate](query) * window_sum, source)
@@ -160,12 +175,9 @@ class PixelShiftAttention2d(nn.Module):
         query, key, value = widen(source_query, self.key(x), self.value(x))
         shifts, heads = self.shifts, self.groups * self.heads
         key_taps, value_taps = (
-            window_taps(
-                pad(maps, shifts.padding, shifts.padding_mode), shifts.kernel_size, shifts.stride, shifts.dilation
-            )
-            for maps in (key, value)
+            window_taps(shifts.pad(maps), shifts.kernel_size, shifts.stride, shifts.dilation) for maps in (key, value)
         )
-        weights = self.window_weight.to(query.dtype).flatten(1).unsqueeze(-1).unsqueeze(-1)
+        weights = per_channel(self.window_weight.to(query.dtype).flatten(1), key)
         query = query.unflatten(1, (heads, -1))
         attended = torch.zeros_like(value_taps[0])
         for tap, (key_tap, value_tap) in enumerate(zip(key_taps, value_taps, strict=True)):
@@ -184,6 +196,24 @@ class PixelShiftAttention2d(nn.Module):
         return f"similarity=hadamard, gate={self.gate}, {window}, global_term={self.mean_weight is not None}"
 
 
+class PixelShiftAttention1d(PixelShiftAttention):
+    """``PixelShiftAttention`` of signals: (N, C_in, L) -> (N, C_out, L')."""
+
+    dims = 1
+
+
+class PixelShiftAttention2d(PixelShiftAttention):
+    """``PixelShiftAttention`` of images: (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    dims = 2
+
+
+class PixelShiftAttention3d(PixelShiftAttention):
+    """``PixelShiftAttention`` of videos and volumes: (N, C_in, D, H, W) -> (N, C_out, D', H', W')."""
+
+    dims = 3
+
+
 def _check_similarity(similarity: str, heads: int, gate: str, hadamard_only: dict[str, bool]) -> None:
     if similarity not in ("hadamard", "dot"):
         raise ValueError(f"similarity is {similarity!r}; allowed are 'hadamard' and 'dot'")
@@ -200,12 +230,10 @@ def _check_similarity(similarity: str, heads: int, gate: str, hadamard_only: dic
         )
 
 
-def _distances(
-    shift_distance: int | Sequence[int] | None, dilation: tuple[int, ...]
-) -> list[tuple[int, int]] | list[tuple[int, ...]]:
+def _distances(shift_distance: int | Sequence[int] | None, dilation: tuple[int, ...]) -> list[tuple[int, ...]]:
     if shift_distance is None:
         return [dilation]
     distances = [shift_distance] if isinstance(shift_distance, int) else list(shift_distance)
     if not distances or min(distances) < 1:
         raise ValueError(f"shift_distance is {shift_distance}; it must be a positive integer or several of them")
-    return [(distance, distance) for distance in distances]
+    return [(distance,) * len(dilation) for distance in distances]

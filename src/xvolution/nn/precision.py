@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from xvolution.functional import convolution
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -29,7 +33,7 @@ def add(y: Tensor, attended: Tensor) -> Tensor:
     return y + attended.to(y.dtype)
 
 
-def apply_wide(conv: nn.Conv2d, x: Tensor, source: torch.dtype) -> Tensor:
+def apply_wide(conv: Any, x: Tensor, source: torch.dtype) -> Tensor:
     """``conv(x)`` for a bias-free 1x1 convolution; in fp32, even under autocast, when ``x`` was widened from fp16.
 
     Args:
@@ -43,5 +47,5 @@ def apply_wide(conv: nn.Conv2d, x: Tensor, source: torch.dtype) -> Tensor:
     if source != torch.float16:
         return conv(x)
     with torch.autocast(x.device.type, enabled=False):
-        y = nn.functional.conv2d(x, conv.weight.to(x.dtype), groups=conv.groups)
+        y = convolution(x, conv.weight.to(x.dtype), groups=conv.groups)
     return narrow(y, conv.weight.dtype)

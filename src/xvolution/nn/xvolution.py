@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from xvolution.functional import Similarity
-from xvolution.nn.global_attention import GlobalAttention2d
-from xvolution.nn.linear_attention import LinearAttention2d
-from xvolution.nn.pixel_shift import PixelShiftAttention2d, build_norm
+from xvolution.nn.convolution import padding_of
+from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
+from xvolution.nn.global_attention import GlobalAttention1d, GlobalAttention2d, GlobalAttention3d
+from xvolution.nn.linear_attention import LinearAttention1d, LinearAttention2d, LinearAttention3d
+from xvolution.nn.pixel_shift import (
+    PixelShiftAttention1d,
+    PixelShiftAttention2d,
+    PixelShiftAttention3d,
+    build_norm,
+)
 from xvolution.nn.precision import add
 
-ATTENTION_BRANCHES = {"pssa": PixelShiftAttention2d, "linear": LinearAttention2d, "global": GlobalAttention2d}
+#: Attention branches by name; of each, the one-, two- and three-dimensional class.
+ATTENTION_BRANCHES: dict[str, tuple[Any, Any, Any]] = {
+    "pssa": (PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d),
+    "linear": (LinearAttention1d, LinearAttention2d, LinearAttention3d),
+    "global": (GlobalAttention1d, GlobalAttention2d, GlobalAttention3d),
+}
 
 NormLayer = Callable[[int], nn.Module]
 
 
-class XVolution2d(nn.Module):
-    """X-volution in the place of ``nn.Conv2d``::
+class XVolution(nn.Module):
+    """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
 
         y = norm_c(conv(x)) + norm_a(attention(x))
 
@@ -29,7 +41,8 @@ class XVolution2d(nn.Module):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: those of
-            ``nn.Conv2d``, with its meaning and its errors.
+            ``nn.Conv2d`` (``nn.Conv1d``, ``nn.Conv3d``), with its meaning and its errors. In addition ``padding="same_upper"``
+            pads to ``ceil(n / stride)`` outputs, as TensorFlow does.
         attention: ``"pssa"``, ``"linear"``, ``"global"``, or a module that maps (N, C_in, H, W) to (N, C_out, H', W').
         attention_ratio: attention channels as a fraction of the output channels.
         similarity: of ``pssa``: ``"hadamard"`` (merges into one convolution) or ``"dot"`` (the paper's equation 9).
@@ -39,12 +52,14 @@ class XVolution2d(nn.Module):
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
             None both, provided that it is a batch norm, which folds. These four defaults were chosen by measurement
             (``docs/results.md``).
-        norm_layer: normalization of each branch; None drops them all.
+        norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
+            drops them all.
         zero_init: start the attention at zero effect, so that the operator starts as its convolution branch.
         device, dtype: of the parameters.
 
     Shape:
-        (N, C_in, H, W) -> (N, C_out, H', W'), or without N, as ``nn.Conv2d``.
+        (N, C_in, H, W) -> (N, C_out, H', W'), or without N, as ``nn.Conv2d``; (N, C, L) in one dimension, (N, C, D, H, W) in
+        three.
 
     Raises:
         ValueError: arguments that ``nn.Conv2d`` refuses, an unknown branch, or an option that does not belong to it.
@@ -52,12 +67,15 @@ class XVolution2d(nn.Module):
     Source: X-volution, section 3.3, figure 2.
     """
 
+    dims: ClassVar[int]
+
+    conv: Any
     conv_norm: nn.Module
     attention: nn.Module
     attention_norm: nn.Module
 
     #: Set by ``xvolution.deploy``: turns a trained operator into its deployed form.
-    deployment: Callable[[XVolution2d], nn.Module] | None = None
+    deployment: Callable[[XVolution], nn.Module] | None = None
 
     def __init__(
         self,
@@ -88,10 +106,14 @@ class XVolution2d(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        geometry: tuple[Any, Any, Any, Any] = (kernel_size, stride, padding, dilation)
-        mode: Any = padding_mode
-        self.conv = nn.Conv2d(in_channels, out_channels, *geometry, groups, bias, mode, **factory)
-        self.conv_norm = build_norm(norm_layer, out_channels, factory)
+        place: tuple[Any, ...] = (kernel_size, stride, padding, dilation)
+        if padding == "same_upper":
+            geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
+            self.conv = conv_over(geometry, in_channels, out_channels, groups=groups, bias=bias, **factory)
+        else:
+            kind = CONVOLUTIONS[self.dims]
+            self.conv = kind(in_channels, out_channels, *place, groups, bias, padding_mode, **factory)
+        self.conv_norm = build_norm(norm_layer, out_channels, self.dims, factory)
         gate_options = {"gate": gate, "global_term": global_term, "query_norm": query_norm, "window_norm": window_norm}
         if attention == "pssa" and similarity == "hadamard":
             defaults = _hadamard_defaults(norm_layer)
@@ -101,26 +123,32 @@ class XVolution2d(nn.Module):
         for name in ("query_norm", "window_norm"):
             pixel_shift[name] = norm_layer if gate_options[name] else None
         common = {"attention_ratio": attention_ratio, "heads": heads, **factory}
-        self.attention = _build_attention(attention, self.conv, common, pixel_shift)
-        self.attention_norm = build_norm(norm_layer, out_channels, factory)
+        self.attention = _build_attention(attention, self.dims, self.conv, padding, common, pixel_shift)
+        self.attention_norm = build_norm(norm_layer, out_channels, self.dims, factory)
         if zero_init:
             self._start_attention_at_zero()
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, *, conv_norm: nn.Module | None = None, **options: Any) -> XVolution2d:
+    def from_conv(cls, conv: Any, *, conv_norm: nn.Module | None = None, **options: Any) -> XVolution:
         """An X-volution around an existing convolution and the norm that follows it; both are kept, not copied.
 
         Args:
-            conv: the convolution; its geometry, weights, device and dtype become the operator's.
+            conv: the convolution, in as many dimensions as the operator; its geometry, weights, device and dtype become the
+                operator's. A subclass or a parametrized convolution is kept as it is (see ``xvolution.nn.convolution``).
             conv_norm: the norm of the convolution branch; none when None.
             options: keyword options of ``XVolution2d``.
+
+        Raises:
+            ValueError: a convolution of another number of dimensions, or one that computes no plain convolution.
         """
+        if not isinstance(conv, CONVOLUTIONS[cls.dims]):
+            raise ValueError(f"{cls.__name__} goes in the place of an nn.Conv{cls.dims}d, not of {type(conv).__name__}")
         operator = cls(
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
             conv.stride,
-            conv.padding,
+            padding_of(conv),
             conv.dilation,
             conv.groups,
             conv.bias is not None,
@@ -179,7 +207,7 @@ class XVolution2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
-        if x.dim() == 3:
+        if x.dim() == self.dims + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         y = self.conv_norm(self.conv(x))
         attended = self.attention_norm(self.attention(x))
@@ -196,9 +224,9 @@ class XVolution2d(nn.Module):
         Raises:
             ReparameterizationError: the operator is in train mode.
         """
-        if XVolution2d.deployment is None:
+        if XVolution.deployment is None:
             raise RuntimeError("xvolution.deploy is not loaded; import xvolution before re-parameterizing")
-        return XVolution2d.deployment(self)
+        return XVolution.deployment(self)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("weight", "bias"):
@@ -210,6 +238,28 @@ class XVolution2d(nn.Module):
         return self.conv.extra_repr()
 
 
+class XVolution1d(XVolution):
+    """``XVolution`` in the place of ``nn.Conv1d``: (N, C_in, L) -> (N, C_out, L')."""
+
+    dims = 1
+
+
+class XVolution2d(XVolution):
+    """``XVolution`` in the place of ``nn.Conv2d``: (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    dims = 2
+
+
+class XVolution3d(XVolution):
+    """``XVolution`` in the place of ``nn.Conv3d``: (N, C_in, D, H, W) -> (N, C_out, D', H', W')."""
+
+    dims = 3
+
+
+#: The operator for each number of dimensions.
+XVOLUTIONS: dict[int, type[XVolution]] = {1: XVolution1d, 2: XVolution2d, 3: XVolution3d}
+
+
 def _hadamard_defaults(norm_layer: NormLayer | None) -> dict[str, Any]:
     """What measured best on real images (``docs/results.md``); inner norms only where they fold."""
     folds = isinstance(norm_layer, type) and issubclass(norm_layer, nn.modules.batchnorm._BatchNorm)
@@ -217,7 +267,12 @@ def _hadamard_defaults(norm_layer: NormLayer | None) -> dict[str, Any]:
 
 
 def _build_attention(
-    attention: str | nn.Module, conv: nn.Conv2d, common: dict[str, Any], pixel_shift: dict[str, Any]
+    attention: str | nn.Module,
+    dims: int,
+    conv: Any,
+    padding: int | Sequence[int] | str,
+    common: dict[str, Any],
+    pixel_shift: dict[str, Any],
 ) -> nn.Module:
     if isinstance(attention, nn.Module):
         return attention
@@ -225,8 +280,8 @@ def _build_attention(
         raise ValueError(
             f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))} or a module"
         )
-    branch = ATTENTION_BRANCHES[attention]
-    if branch is not PixelShiftAttention2d:
+    branch = ATTENTION_BRANCHES[attention][dims - 1]
+    if attention != "pssa":
         defaults = {"similarity": "hadamard", "gate": "identity"}
         given = [name for name, value in pixel_shift.items() if value not in (None, False, defaults.get(name))]
         if given:
@@ -239,7 +294,7 @@ def _build_attention(
         conv.out_channels,
         conv.kernel_size,
         conv.stride,
-        conv.padding,
+        padding,
         conv.dilation,
         conv.groups,
         conv.padding_mode,

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from xvolution.nn import XVolution2d
+from xvolution.nn import XVOLUTIONS
+from xvolution.nn.geometry import CONVOLUTIONS
 
 Configuration = TypeVar("Configuration", bound="Conversion")
 
@@ -46,11 +47,11 @@ class Conversion:
         """Whether the converted network computes what it computed before, so that this is checked."""
         return False
 
-    def replacement(self, conv: nn.Conv2d, norm: nn.Module | None) -> nn.Module:
+    def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
         """What takes the place of ``conv``; ``norm`` is the one that follows it, where ``takes_norm`` asks for it."""
         raise TypeError(f"{type(self).__name__} does not say what takes the place of a convolution")
 
-    def resized(self, conv: nn.Conv2d) -> nn.Conv2d:
+    def resized(self, conv: Any) -> Any:
         """``conv``, or a new convolution of the same output size whose kernel has the side length ``kernel_size``."""
         side = self.kernel_size
         if side is None or set(conv.kernel_size) == {side}:
@@ -68,7 +69,7 @@ class Conversion:
         geometry: tuple[Any, ...] = (side, conv.stride, padding, conv.dilation, conv.groups, conv.bias is not None)
         options: dict[str, Any] = {"padding_mode": conv.padding_mode}
         options |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        resized = type(conv)(conv.in_channels, conv.out_channels, *geometry, **options)
+        resized = CONVOLUTIONS[len(conv.kernel_size)](conv.in_channels, conv.out_channels, *geometry, **options)
         return resized.train(conv.training)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class XVolutionConfig(Conversion):
         zero_init: start the attention at zero effect, so that the converted model computes what it computed before.
     """
 
-    attention: str | Callable[[nn.Conv2d], nn.Module] = "pssa"
+    attention: str | Callable[[Any], nn.Module] = "pssa"
     attention_ratio: float = 0.25
     similarity: Literal["hadamard", "dot"] = "hadamard"
     heads: int = 1
@@ -143,7 +144,7 @@ class XVolutionConfig(Conversion):
     def keeps_outputs(self) -> bool:
         return self.zero_init and self.kernel_size is None
 
-    def replacement(self, conv: nn.Conv2d, norm: nn.Module | None) -> nn.Module:
+    def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
         """An X-volution around ``conv`` and its norm, which are kept, not copied."""
         conv = self.resized(conv)
         placement = {field.name for field in fields(Conversion)}
@@ -152,4 +153,4 @@ class XVolutionConfig(Conversion):
             options["attention"] = self.attention(conv)
         if isinstance(self.norm_layer, str):
             options["norm_layer"] = getattr(nn, self.norm_layer)
-        return XVolution2d.from_conv(conv, conv_norm=norm, **options)
+        return XVOLUTIONS[len(conv.kernel_size)].from_conv(conv, conv_norm=norm, **options)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xvolution.nn import XVolution2d
+from xvolution.nn import XVolution
 from xvolution.surgery.config import Conversion, XVolutionConfig
 from xvolution.surgery.modules import call, conv_at, evaluating, infer_inputs, replace_module
 from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
@@ -56,7 +56,7 @@ def convert(
     if not selected:
         raise ValueError(_nothing_selected(model))
     model = model if inplace else copy.deepcopy(model)
-    names = [name for name in selected if not isinstance(model.get_submodule(name), XVolution2d)]
+    names = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
     if not names:
         return model
     inputs = infer_inputs(model) if example_inputs is None else example_inputs
@@ -132,8 +132,8 @@ def _check_outputs(expected: Any, actual: Any) -> None:
 
 
 def _nothing_selected(model: nn.Module) -> str:
-    found = [f"{name} {conv.kernel_size[0]}x{conv.kernel_size[1]}" for name, conv in convolutions(model)]
+    found = [f"{name} {'x'.join(map(str, conv.kernel_size))}" for name, conv in convolutions(model)]
     if not found:
-        return f"{type(model).__name__} has no plain nn.Conv2d that could be converted"
+        return f"{type(model).__name__} has no convolution that could be converted"
     shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
     return f"the configuration selects no convolution of {type(model).__name__}; there are: {shown}"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvolution.nn.geometry import CONVOLUTIONS
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -32,15 +34,15 @@ def call(model: nn.Module, example_inputs: Any) -> Any:
     return model(example_inputs)
 
 
-def conv_at(model: nn.Module, name: str) -> nn.Conv2d:
-    """The convolution called ``name``.
+def conv_at(model: nn.Module, name: str) -> Any:
+    """The convolution called ``name``, in any number of dimensions.
 
     Raises:
-        TypeError: the module is no ``nn.Conv2d``.
+        TypeError: the module is no ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
     """
     module = model.get_submodule(name)
-    if not isinstance(module, nn.Conv2d):
-        raise TypeError(f"{name} is a {type(module).__name__}, not an nn.Conv2d")
+    if not isinstance(module, tuple(CONVOLUTIONS.values())):
+        raise TypeError(f"{name} is a {type(module).__name__}, not a convolution of torch.nn")
     return module
 
 
@@ -60,17 +62,25 @@ def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> nn.Mo
     return model
 
 
+#: Sizes that networks for signals, images and videos take, the cheapest first.
+_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((256,), (4096,)),
+    2: ((64, 64), (224, 224)),
+    3: ((8, 64, 64), (16, 112, 112)),
+}
+
+
 def infer_inputs(model: nn.Module) -> Tensor | None:
-    """A random image batch that ``model`` takes, or None.
+    """A random batch of images, signals or videos that ``model`` takes, or None.
 
     The size is that of a timm model's configuration, else 64 or 224 pixels; the channels are those of the first convolution.
     """
-    conv = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    conv: Any = next((m for m in model.modules() if isinstance(m, tuple(CONVOLUTIONS.values()))), None)
     if conv is None:
         return None
     settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     sizes = [tuple(settings["input_size"])] if isinstance(settings, Mapping) and settings.get("input_size") else []
-    sizes += [(conv.in_channels, side, side) for side in (64, 224)]
+    sizes += [(conv.in_channels, *size) for size in _SIZES[len(conv.kernel_size)]]
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         x = torch.randn(1, *size, generator=generator).to(conv.weight.device, conv.weight.dtype)

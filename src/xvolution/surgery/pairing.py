@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from xvolution.nn import XVolution2d
+from xvolution.nn import XVolution
+from xvolution.nn.convolution import is_convolution
+from xvolution.nn.geometry import CONVOLUTIONS
 from xvolution.surgery.modules import call, evaluating, replace_module
 from xvolution.surgery.outputs import TOLERANCE, difference
 
-_PLAIN_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_CONVOLUTIONS = tuple(CONVOLUTIONS.values())
 
 
 def is_pairable_norm(module: nn.Module) -> bool:
@@ -63,18 +66,19 @@ def pair_norms(model: nn.Module, example_inputs: Any = None) -> dict[str, str]:
     return _proven(model, _watched_pairs(model, example_inputs), example_inputs, keep_unprovable=False)
 
 
-def _fits(conv: nn.Module, norm: Any) -> bool:
+def _fits(conv: Any, norm: Any) -> bool:
     return (
-        type(conv) is nn.Conv2d
+        isinstance(conv, _CONVOLUTIONS)
         and is_pairable_norm(norm)
         and norm.running_mean is not None
-        and (norm.running_mean.numel() == conv.out_channels)
+        and norm.running_mean.numel() == conv.out_channels
+        and is_convolution(conv)
     )
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
-        leaf = isinstance(module, XVolution2d) or is_pairable_norm(module)
+        leaf = isinstance(module, (XVolution, *_CONVOLUTIONS)) or is_pairable_norm(module)
         return leaf or super().is_leaf_module(module, module_qualified_name)
 
 
@@ -102,7 +106,7 @@ def _watched_pairs(model: nn.Module, example_inputs: Any) -> dict[str, str]:
     modules = dict(model.named_modules())
     handles = []
     for name, module in modules.items():
-        if type(module) is nn.Conv2d:
+        if isinstance(module, _CONVOLUTIONS):
             handles.append(module.register_forward_hook(_append_output(produced.setdefault(name, []))))
         elif is_pairable_norm(module):
             handles.append(module.register_forward_hook(_append_input(consumed.setdefault(name, []))))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-from xvolution.nn import XVolution2d
+from xvolution.nn import XVolution
+from xvolution.nn.convolution import is_convolution
 from xvolution.surgery.config import Conversion
 
 FilterFunction = Callable[[nn.Module, str], bool]
@@ -16,14 +18,17 @@ FilterFunction = Callable[[nn.Module, str], bool]
 _STAGE_NAME = re.compile(r"(?:^|\.)(?P<family>layer|stages?[._]?|s|trunk_output\.block)(?P<number>\d+)$")
 
 
-def convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Every plain ``nn.Conv2d`` by name; an X-volution counts as the convolution that it replaced."""
-    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution2d)}
+def convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every convolution that can be replaced, by name: of torch's own classes, and others that compute the same.
+
+    An X-volution counts as the convolution that it replaced.
+    """
+    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     inside = tuple(f"{name}." if name else "" for name in operators)
     for name, module in model.named_modules():
         if name in operators:
             yield name, operators[name].conv
-        elif type(module) is nn.Conv2d and not name.startswith(inside):
+        elif not name.startswith(inside) and is_convolution(module):
             yield name, module
 
 
@@ -70,12 +75,17 @@ def _stages_between(model: nn.Module, ends: list[str]) -> list[tuple[str, ...]]:
 def select(model: nn.Module, config: Conversion, filter_fn: FilterFunction | None = None) -> list[str]:
     """Names of the convolutions that the configuration means, converted ones included.
 
-    Without any criterion these are all spatial convolutions but the stem; criteria given together all have to hold.
+    Without any criterion these are all spatial convolutions but the stem, in as many dimensions as the stem has: a channel
+    attention that slides a 1-d convolution over the channels of an image network is not meant. Criteria given together all have
+    to hold.
 
     Raises:
         ValueError: ``stages`` that the network does not have.
     """
     candidates = list(convolutions(model))
+    if candidates and config.names is None and filter_fn is None:
+        dims = len(candidates[0][1].kernel_size)
+        candidates = [(name, conv) for name, conv in candidates if len(conv.kernel_size) == dims]
     if config.stages is not None:
         prefixes = _prefixes(model, config.stages)
         candidates = [(name, conv) for name, conv in candidates if f"{name}.".startswith(prefixes)]
@@ -86,7 +96,9 @@ def select(model: nn.Module, config: Conversion, filter_fn: FilterFunction | Non
         ]
     if config.kernel_sizes is not None:
         candidates = [
-            (n, conv) for n, conv in candidates if conv.kernel_size in {(k, k) for k in config.kernel_sizes or ()}
+            (name, conv)
+            for name, conv in candidates
+            if any(set(conv.kernel_size) == {side} for side in config.kernel_sizes)
         ]
     elif config.names is None and filter_fn is None:
         candidates = [(name, conv) for name, conv in candidates if max(conv.kernel_size) > 1]

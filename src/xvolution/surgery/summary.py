@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from xvolution.nn import XVolution2d
+from xvolution.nn import XVolution
 from xvolution.surgery.modules import call, evaluating
 
 
@@ -43,13 +43,12 @@ class Replacement:
     parameters_after: int
 
     @classmethod
-    def of(cls, name: str, conv: nn.Conv2d, operator: nn.Module, norm: str | None) -> Replacement:
+    def of(cls, name: str, conv: Any, operator: nn.Module, norm: str | None) -> Replacement:
         """Describe ``conv`` called ``name`` and the operator in its place; ``norm`` is the name of the norm that moved."""
-        height, width = conv.kernel_size
-        geometry = f"{height}x{width} {conv.in_channels}->{conv.out_channels}"
+        geometry = f"{'x'.join(map(str, conv.kernel_size))} {conv.in_channels}->{conv.out_channels}"
         geometry += f" /{conv.stride[0]}" if max(conv.stride) > 1 else ""
         geometry += f" groups={conv.groups}" if conv.groups > 1 else ""
-        moved = operator.conv_norm if isinstance(operator, XVolution2d) and norm else nn.Identity()
+        moved = operator.conv_norm if isinstance(operator, XVolution) and norm else nn.Identity()
         before = count_parameters(conv) + count_parameters(moved)
         return cls(name, geometry, norm, before, count_parameters(operator))
 
