@@ -1,0 +1,130 @@
+"""Convolutions of classes of their own: understood exactly by running them, or left alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from tests.core.networks import randomize
+from xvolution import XVolution2d, XVolutionConfig, convert, reparameterize
+from xvolution.nn.convolution import is_convolution, kernel_of, padding_of
+
+
+class Standardized(nn.Conv2d):
+    """Weights of zero mean and unit variance for each output channel."""
+
+    def forward(self, x):
+        weight = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True)
+        return F.conv2d(
+            x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class PaddedBySize(nn.Conv2d):
+    """TensorFlow's SAME: as much padding as ceil(n / stride) outputs need."""
+
+    def forward(self, x):
+        widths = []
+        for n, k, s, d in zip(
+            reversed(x.shape[2:]), *map(reversed, (self.kernel_size, self.stride, self.dilation)), strict=False
+        ):
+            total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            widths += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, widths), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Squared(nn.Conv2d):
+    """Not linear in its input."""
+
+    def forward(self, x):
+        return super().forward(x * x)
+
+
+class Twice(nn.Conv2d):
+    """Two convolutions in one module."""
+
+    def forward(self, x):
+        return super().forward(x) + F.conv2d(x, self.weight[:, :, 1:2, 1:2])
+
+
+def parametrized():
+    conv = nn.Conv2d(4, 8, 3, padding=1)
+    parametrize.register_parametrization(conv, "weight", nn.Tanh())
+    return conv
+
+
+UNDERSTOOD = {
+    "standardized": lambda: Standardized(4, 8, 3, padding=1),
+    "padded by size": lambda: PaddedBySize(4, 8, 3, stride=2),
+    "padded by size, dilated": lambda: PaddedBySize(4, 8, 5, stride=(2, 1), dilation=2),
+    "parametrized": parametrized,
+    "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(4, 8, 3, padding=1)),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Conv2d(4, 8, 3, padding=1)),
+}
+
+
+def network(conv):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+
+@pytest.mark.parametrize("name", UNDERSTOOD)
+@pytest.mark.parametrize("size", [(13, 16), (12, 9)])
+def test_understood_convolutions_convert_and_deploy_exactly(name, size):
+    torch.manual_seed(0)
+    model = randomize(network(UNDERSTOOD[name]())).double().eval()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    converted = convert(model, XVolutionConfig(), example_inputs=x)
+    operator = converted[1]
+    assert isinstance(operator, XVolution2d)
+    torch.testing.assert_close(converted(x), model(x), rtol=1e-12, atol=1e-12)
+    nn.init.normal_(operator.attention_norm.weight)
+    nn.init.normal_(operator.attention_norm.bias)
+    for layout in ("single", "split"):
+        deployed = reparameterize(converted, x, layout=layout)
+        torch.testing.assert_close(deployed(x), converted(x), rtol=1e-10, atol=1e-11)
+        assert not any(parametrize.is_parametrized(module) for module in deployed.modules())
+
+
+@pytest.mark.parametrize("kind", [Squared, Twice])
+def test_anything_else_is_left_alone(kind):
+    assert not is_convolution(kind(4, 8, 3, padding=1))
+    with pytest.raises(ValueError, match=f"{kind.__name__}.* computes no plain convolution"):
+        kernel_of(kind(4, 8, 3, padding=1))
+    with pytest.raises(ValueError, match=r"has no convolution that could be|selects no convolution"):
+        convert(network(kind(4, 8, 3, padding=1)))
+
+
+def test_lazy_convolutions_are_left_alone():
+    assert not is_convolution(nn.LazyConv2d(4, 3))
+
+
+def test_padding_of():
+    assert padding_of(nn.Conv2d(4, 4, 3, padding="same")) == "same"
+    assert padding_of(PaddedBySize(4, 4, 3, stride=2)) == "same_upper"
+    assert padding_of(Standardized(4, 4, 3, padding=(1, 0))) == (1, 0)
+
+
+@pytest.mark.parametrize("branch", ["query", "key", "value"])
+def test_parametrized_attention_is_materialized(branch):
+    torch.manual_seed(0)
+    for options in ({}, {"similarity": "dot"}, {"attention": "linear"}, {"attention": "global"}):
+        operator = randomize(XVolution2d(4, 8, 3, padding=1, **options, zero_init=False, dtype=torch.float64)).eval()
+        parametrizations.weight_norm(getattr(operator.attention, branch)).eval()
+        x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
+        deployed = reparameterize(operator, x)
+        torch.testing.assert_close(deployed(x), operator(x), rtol=1e-10, atol=1e-12)
+        assert not any(parametrize.is_parametrized(module) for module in deployed.modules())
+
+
+def test_pruned_branches_deploy_with_their_masks():
+    torch.manual_seed(0)
+    operator = randomize(XVolution2d(4, 8, 3, padding=1, zero_init=False, dtype=torch.float64)).eval()
+    for conv in (operator.conv, operator.attention.key, operator.attention.value):
+        prune.l1_unstructured(conv, "weight", 0.5)
+    x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
+    with torch.no_grad():
+        operator(x)
+    deployed = reparameterize(operator, x, layout="split")
+    torch.testing.assert_close(deployed(x), operator(x), rtol=1e-10, atol=1e-12)
+    assert (deployed.conv.weight == 0).sum() >= operator.conv.weight.numel() // 2
