@@ -120,3 +120,12 @@ def test_a_convolution_over_channels_is_left_alone():
     converted = convert(ChannelAttention())
     assert type(converted.channels) is nn.Conv1d
     assert type(converted.conv2) is XVolution2d
+
+
+def test_deployed_forms_tell_the_geometry_of_the_convolution():
+    for options in ({}, {"attention": "linear"}):
+        operator = XVolution2d(8, 16, (3, 5), (2, 1), (1, 2), groups=2, **options).eval()
+        for layout in ("single", "split"):
+            deployed = reparameterize(operator, layout=layout)
+            for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+                assert getattr(deployed, name) == getattr(operator, name), name

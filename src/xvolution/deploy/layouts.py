@@ -45,6 +45,14 @@ class DeployedXVolution(nn.Module):
     layout: str
     conv: Any
 
+    def __init__(self, convolution: FoldedConvolution) -> None:
+        super().__init__()
+        # Some networks read the geometry of their convolutions, to pad before them for instance.
+        geometry, self.groups = convolution.geometry, convolution.groups
+        self.out_channels, self.in_channels = convolution.weight.shape[0], convolution.weight.shape[1] * self.groups
+        self.kernel_size, self.stride, self.dilation = geometry.kernel_size, geometry.stride, geometry.dilation
+        self.padding, self.padding_mode = tuple(before for before, _ in geometry.padding), geometry.padding_mode
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == self.conv.weight.dim() - 1:
             return self.compute(x.unsqueeze(0)).squeeze(0)
@@ -62,7 +70,7 @@ class GatedConv(DeployedXVolution):
     """The Hadamard operator: ``y = z_c + W^v ( φ(z_q) ⊙ z_k )``; the subclasses compute (z_c, z_q, z_k) in their own way."""
 
     def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(convolution)
         self.gate, dims = gate.gate, convolution.geometry.dims
         self.value = _pointwise(dims, gate.value_weight, None, convolution.groups, factory)
         self.context = None
@@ -96,7 +104,7 @@ class SingleGatedConv(GatedConv):
 
     def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
         super().__init__(convolution, gate, factory)
-        self.groups = groups = convolution.groups
+        groups = convolution.groups
         self.sizes = [channels // groups for channels in (convolution.weight.shape[0], gate.channels, gate.channels)]
         union = union_of(convolution, gate)
         centre = convolution.geometry.centre()
@@ -162,7 +170,7 @@ class TwoBranchConv(DeployedXVolution):
     layout = "split"
 
     def __init__(self, folded: FoldedOperator, attention: nn.Module, factory: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__(folded.convolution)
         convolution = folded.convolution
         self.conv = _conv(convolution.geometry, convolution.weight, convolution.bias, convolution.groups, factory)
         self.conv_norm = convolution.norm
