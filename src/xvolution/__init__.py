@@ -11,6 +11,7 @@ from xvolution.deploy import (
     export,
     layouts_of,
     reparameterize,
+    unfolded_of,
 )
 from xvolution.nn import (
     GlobalAttention1d,
@@ -58,4 +59,5 @@ __all__ = [
     "functional",
     "layouts_of",
     "reparameterize",
+    "unfolded_of",
 ]

@@ -3,7 +3,7 @@
 from xvolution.deploy.collapse import CollapseReport, collapse
 from xvolution.deploy.dynamic_kernel import dynamic_kernel
 from xvolution.deploy.export import ExportError, ExportReport, export
-from xvolution.deploy.reparameterize import ReparameterizationError, layouts_of, reparameterize
+from xvolution.deploy.reparameterize import ReparameterizationError, layouts_of, reparameterize, unfolded_of
 
 __all__ = [
     "CollapseReport",
@@ -15,4 +15,5 @@ __all__ = [
     "export",
     "layouts_of",
     "reparameterize",
+    "unfolded_of",
 ]

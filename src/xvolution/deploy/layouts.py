@@ -194,8 +194,8 @@ class ContentConv(TwoBranchConv):
     attention: LinearAttention
 
     def compute(self, x: Tensor) -> Tensor:
-        # A graph for any batch size cannot have one group for each image, so an exported graph keeps the two terms apart.
-        if torch.compiler.is_exporting() or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
+        # A graph for any batch size cannot have one group for each image, so a captured graph keeps the two terms apart.
+        if torch.compiler.is_compiling() or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
             return super().compute(x)
         conv, attention, images = self.conv, self.attention, x.shape[0]
         queries: Any = attention.query
@@ -210,7 +210,9 @@ class ContentConv(TwoBranchConv):
         bias = (conv.bias + (mixing @ query_bias).flatten(1)).to(x.dtype).flatten()
         batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
         y = convolve(batch, kernel, bias, geometry.stride, geometry.dilation, images * conv.groups)
-        return y.reshape(images, -1, *y.shape[2:])
+        y = y.reshape(images, -1, *y.shape[2:])
+        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
 
 def _materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:

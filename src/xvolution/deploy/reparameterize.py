@@ -51,7 +51,7 @@ def reparameterize(
         fold_norms: fold the other batch norms into the convolutions before them as well.
 
     Returns:
-        The deployed model. ``layouts_of`` tells which layouts were chosen.
+        The deployed model. ``layouts_of`` tells which layouts were chosen, ``unfolded_of`` which norms stayed.
 
     Raises:
         ReparameterizationError: the model is in train mode, or the outputs differ; the message names the first module that
@@ -88,6 +88,17 @@ def reparameterize(
 def layouts_of(deployed: nn.Module) -> dict[str, str]:
     """Layout of every deployed operator by module name: what ``reparameterize(layout=...)`` takes to build the same again."""
     return {name: module.layout for name, module in deployed.named_modules() if isinstance(module, DeployedXVolution)}
+
+
+def unfolded_of(deployed: nn.Module) -> dict[str, str]:
+    """Norms inside deployed operators that could not fold (group norm, say), class by module name: they run as in training."""
+    return {
+        f"{name}.{child}".lstrip("."): type(norm).__name__
+        for name, module in deployed.named_modules()
+        if isinstance(module, DeployedXVolution)
+        for child, norm in module.named_children()
+        if child.endswith("_norm") and type(norm) is not nn.Identity
+    }
 
 
 def _check(model: nn.Module, operators: Mapping[str, nn.Module], layout: str | Mapping[str, str]) -> None:

@@ -1,0 +1,152 @@
+"""Scaling channels inside a deployed operator, which changes nothing it computes and helps whoever rounds it to 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.deploy.layouts import GatedConv, SingleGatedConv, SplitGatedConv
+from xvolution.functional import spatial
+from xvolution.surgery.modules import call
+
+
+@torch.no_grad()
+def equalize(deployed: nn.Module, calibration: Iterable[Any]) -> nn.Module:
+    """Give the parts of every deployed gate ranges that one 8-bit scale can hold.
+
+    In ``y = z_c + W^v ( φ(z_q) ⊙ z_k )`` each channel of ``z_k`` may be multiplied by any s and its column of ``W^v`` by 1/s,
+    for every gate; with the identity gate each channel of ``z_q`` as well. In layout ``single`` the three parts come from
+    one convolution, whose output a quantizer gives one scale: ``z_k`` is brought to the range of the parts that cannot move.
+    In layout ``split`` the channels of ``z_k``, and of the keys before the window, are brought to one range each.
+
+    The factors are powers of two, so the outputs stay the same bit for bit (but for products beyond the range of the dtype).
+
+    Args:
+        deployed: a network from ``reparameterize``, in eval mode.
+        calibration: batches: tensors, tuples of positional arguments or mappings of keyword arguments.
+
+    Returns:
+        A copy. Operators whose window sum has a norm that did not fold are left as they are.
+
+    Raises:
+        ValueError: calibration holds no batch.
+    """
+    equal = deepcopy(deployed)
+    operators = {name: module for name, module in equal.named_modules() if isinstance(module, GatedConv)}
+    movable = {name: module for name, module in operators.items() if type(module.window_norm) is nn.Identity}
+    ranges = {name: _Ranges() for name in movable}
+    _observe(equal, movable, ranges, calibration)
+    for name, module in movable.items():
+        balance = _balance_single if isinstance(module, SingleGatedConv) else _balance_split
+        balance(module, ranges[name])
+    return equal
+
+
+class _Ranges:
+    """Largest magnitude of each channel of each part of one operator, over all calibration batches: part -> (channels,)."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, Tensor] = {}
+
+    def __getitem__(self, part: str) -> Tensor:
+        return self.largest[part]
+
+    def update(self, part: str, maps: Tensor) -> None:
+        """``maps`` is (N, C, ...)."""
+        magnitude = maps.abs().amax((0, *spatial(maps)))
+        self.largest[part] = torch.maximum(self.largest.get(part, magnitude), magnitude)
+
+    def observe(self, module: Any, x: Tensor) -> None:
+        y, query, window_sum = module.parts(x)
+        self.update("convolution", y)
+        self.update("query", query)
+        self.update("window_sum", window_sum)
+        if module.context is not None:
+            self.update("window_sum", window_sum + module.context(x.mean(spatial(x), keepdim=True)))
+        if isinstance(module, SplitGatedConv):
+            self.update("key", module.query_key(x).chunk(2, 1)[1] if module.merged else module.key(x))
+
+
+def _observe(
+    model: nn.Module, operators: Mapping[str, Any], ranges: Mapping[str, _Ranges], calibration: Iterable[Any]
+) -> None:
+    def hook(name: str) -> Any:
+        def observe(module: Any, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            ranges[name].observe(module, x.unsqueeze(0) if x.dim() < module.conv.weight.dim() else x)
+
+        return observe
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in operators.items()]
+    try:
+        batches = 0
+        for batch in calibration:
+            call(model, batch)
+            batches += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not batches:
+        raise ValueError("calibration holds no batch; give at least one batch of images like those the model will see")
+
+
+def _factors(magnitude: Tensor, target: Tensor) -> Tensor:
+    """Powers of two that bring each magnitude close below ``target``; 1 where there is nothing to bring anywhere."""
+    factors = torch.exp2(torch.floor(torch.log2(target.double() / magnitude.double())))
+    return torch.where(torch.isfinite(factors) & (factors > 0), factors, 1.0).clamp(2.0**-14, 2.0**14).to(magnitude)
+
+
+def _balance_single(module: Any, ranges: _Ranges) -> None:
+    scalable_query = module.gate == "identity" and type(module.query_norm) is nn.Identity
+    fixed = [ranges["convolution"]] if scalable_query else [ranges["convolution"], ranges["query"]]
+    target = torch.cat(fixed).max()
+    _, query, window_sum = (
+        rows.split(module.sizes, 1)
+        for rows in [torch.arange(module.conv.out_channels).unflatten(0, (module.groups, -1))]
+    ).__next__()
+    factors = _factors(ranges["window_sum"], target)
+    _scale_rows(module.conv, window_sum.flatten(), factors)
+    _scale_values(module, factors)
+    if scalable_query:
+        factors = _factors(ranges["query"], target)
+        _scale_rows(module.conv, query.flatten(), factors)
+        _scale_values(module, factors, context=False)
+
+
+def _balance_split(module: Any, ranges: _Ranges) -> None:
+    key_factors = _factors(ranges["key"], ranges["query"].max() if module.merged else ranges["key"].max())
+    factors = _factors(ranges["window_sum"], ranges["window_sum"].max())
+    channels = torch.arange(len(factors))
+    if module.merged:
+        _scale_rows(module.query_key, channels + len(factors), key_factors)
+    else:
+        _scale_rows(module.key, channels, key_factors)
+    for window in module.windows:
+        window.weight.mul_(_per_row(factors / key_factors, window.weight))
+        if window.bias is not None:
+            window.bias.mul_(factors)
+    _scale_values(module, factors)
+
+
+def _per_row(factors: Tensor, weight: Tensor) -> Tensor:
+    return factors.reshape(-1, *(1,) * (weight.dim() - 1))
+
+
+def _scale_rows(conv: Any, rows: Tensor, factors: Tensor) -> None:
+    """Multiply output channels of a convolution."""
+    conv.weight[rows] *= _per_row(factors, conv.weight)
+    if conv.bias is not None:
+        conv.bias[rows] *= factors
+
+
+def _scale_values(module: Any, factors: Tensor, context: bool = True) -> None:
+    """Divide the input channels of ``W^v``, and multiply the term over all pixels, which is added to ``z_k``."""
+    value = module.value
+    by_group = value.weight.unflatten(0, (value.groups, -1))
+    by_group /= factors.reshape(value.groups, 1, -1, *(1,) * (value.weight.dim() - 2))
+    if context and module.context is not None:
+        _scale_rows(module.context, torch.arange(len(factors)), factors)

@@ -1,0 +1,169 @@
+"""Post-training quantization to 8-bit integers, by ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.deploy.export import export
+
+_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+class QuantizationError(RuntimeError):
+    """The network cannot be quantized, or the quantized file does not run."""
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What was written, and how far it is from the fp32 network on the calibration images.
+
+    Attributes:
+        path: the file.
+        calibration_images: how many images set the ranges of the activations.
+        max_difference: largest absolute difference of any output.
+        relative_error: ``||int8 - fp32|| / ||fp32||`` (Frobenius) of the outputs.
+        bytes_before: size of the fp32 file.
+        bytes_after: size of the quantized file.
+    """
+
+    path: Path
+    calibration_images: int
+    max_difference: float
+    relative_error: float
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        return (
+            f"wrote {self.path}: int8, {self.bytes_before:,} -> {self.bytes_after:,} bytes; outputs differ by "
+            f"{self.relative_error:.1%} (at most {self.max_difference:.2e}) on {self.calibration_images} calibration images"
+        )
+
+
+def quantize(
+    source: nn.Module | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    calibration: Iterable[Tensor],
+    *,
+    method: Literal["minmax", "entropy", "percentile"] = "minmax",
+) -> QuantizationReport:
+    """Quantize a network to int8 (ONNX, QDQ): weights per output channel, activations per tensor; run it and compare.
+
+    Args:
+        source: a deployed network in eval mode, or an fp32 ``.onnx`` file with one image input.
+        path: where to write; ``.onnx``.
+        calibration: batches of images (N, C, H, W) like those the network will see, float32; read once.
+        method: how ONNX Runtime takes the range of an activation from what it has seen.
+
+    Returns:
+        The report: an approximation, so read it. ``equalize`` before may bring it closer.
+
+    Raises:
+        ValueError: an ending that is not ``.onnx``, an unknown method, or calibration without images.
+        ExportError: ``source`` does not export.
+        QuantizationError: a missing package, a file that cannot be read, or a quantized network that returns no finite numbers.
+    """
+    path = Path(path)
+    batches = _checked(path, calibration, method)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        if isinstance(source, nn.Module):
+            original = Path(folder) / "fp32.onnx"
+            export(source, original, example_inputs=batches[0])
+        else:
+            original = Path(source)
+        quantized = Path(folder) / path.name
+        _quantize_file(original, quantized, Path(folder), batches, method)
+        expected, actual = _run(original, batches), _run(quantized, batches)
+        if not torch.isfinite(actual).all():
+            raise QuantizationError(f"{path.name} returns numbers that are not finite; nothing was written")
+        report = QuantizationReport(
+            path=path,
+            calibration_images=sum(len(batch) for batch in batches),
+            max_difference=float((actual - expected).abs().max()),
+            relative_error=float((actual - expected).norm() / expected.norm().clamp(min=1e-30)),
+            bytes_before=_size(original),
+            bytes_after=_size(quantized),
+        )
+        os.replace(quantized, path)
+    return report
+
+
+def _checked(path: Path, calibration: Iterable[Tensor], method: str) -> list[Tensor]:
+    if path.suffix != ".onnx":
+        raise ValueError(f"cannot quantize to {path.name!r}; the name must end in .onnx")
+    if method not in ("minmax", "entropy", "percentile"):
+        raise ValueError(f"method is {method!r}; allowed are 'minmax', 'entropy' and 'percentile'")
+    missing = [package for package in _NEEDS if find_spec(package) is None]
+    if missing:
+        raise QuantizationError(f"quantizing needs {', '.join(missing)}; install xvolution[export]")
+    batches = list(calibration)
+    if not all(isinstance(batch, Tensor) and batch.dim() >= 3 and len(batch) for batch in batches) or not batches:
+        raise ValueError("calibration must hold at least one batch of images (N, C, H, W), each a tensor")
+    return [batch.detach().cpu().float() for batch in batches]
+
+
+def _quantize_file(original: Path, quantized: Path, folder: Path, batches: Sequence[Tensor], method: str) -> None:
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        """Hands the batches to ONNX Runtime one by one."""
+
+        def __init__(self, name: str) -> None:
+            self.feeds: Iterator[dict[str, Any]] = iter([{name: batch.numpy()} for batch in batches])
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    methods = quantization.CalibrationMethod
+    prepared = folder / "prepared.onnx"
+    try:
+        network = onnx.load(os.fspath(original))
+        quant_pre_process(os.fspath(original), os.fspath(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            os.fspath(prepared),
+            os.fspath(quantized),
+            Reader(network.graph.input[0].name),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method={
+                "minmax": methods.MinMax,
+                "entropy": methods.Entropy,
+                "percentile": methods.Percentile,
+            }[method],
+        )
+    except Exception as error:  # ONNX and its runtime raise errors of many kinds for a file that may be anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise QuantizationError(f"ONNX Runtime cannot quantize {original.name}: {reason}") from error
+    written = onnx.load(os.fspath(quantized))
+    del written.metadata_props[:]
+    written.metadata_props.extend(network.metadata_props)
+    onnx.save(written, os.fspath(quantized))
+
+
+def _run(path: Path, batches: Sequence[Tensor]) -> Tensor:
+    """All outputs of a file, flattened to (images, values)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    outputs = [session.run(None, {name: batch.numpy()}) for batch in batches]
+    return torch.cat([torch.cat([torch.from_numpy(y).flatten(1) for y in ys], 1) for ys in outputs]).double()
+
+
+def _size(path: Path) -> int:
+    """Bytes of an ONNX file with the data file beside it, where there is one."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
