@@ -86,6 +86,12 @@ def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
         x = F.pad(x, widths) if mode == "zeros" else F.pad(x, widths, mode=mode)
     for dim, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
         if before < 0 or after < 0:
+            cropped = -min(before, 0) - min(after, 0)
+            if x.shape[dim] <= cropped:
+                raise ValueError(
+                    f"{x.shape[dim]} pixels are smaller than the window, which leaves out {cropped} at the border; "
+                    "use larger images or more padding"
+                )
             x = x.narrow(dim, max(-before, 0), x.shape[dim] + min(before, 0) + min(after, 0))
     return x
 

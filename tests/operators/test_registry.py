@@ -1,6 +1,7 @@
 """Every registered operator takes the place of a convolution, by name."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_another_kernel_size_keeps_the_output_size():
 
 
 def test_bad_requests_are_sentences():
-    with pytest.raises(ValueError, match="operator is 'convolution'; allowed are 'conv'"):
+    with pytest.raises(ValueError, match=r"operator is 'convolution'; allowed are .*'conv', "):
         conversion("convolution")
     with pytest.raises(ValueError, match="operator is 'nothing'"):
         OperatorConfig(operator="nothing")
@@ -83,3 +84,13 @@ def test_what_an_option_starts_from():
     assert conversion("xvolution-dot", {"heads": 2}, base, base) == XVolutionConfig(
         stages=(3,), attention_ratio=0.5, similarity="dot", heads=2
     )
+
+
+def test_every_operator_and_option_is_on_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(operator_names())
+    for name, operator in OPERATORS.items():
+        if name != "attention-attention":
+            assert all(f"`{option}`" in rows[name] for option in operator.options), name
+        assert f"| {operator.pixels} |" in rows[name]

@@ -1,6 +1,14 @@
 """The neighbours of X-volution: operators that take the place of a convolution, one file each, by name."""
 
+from xvolution.operators.acmix import ACmix2d
+from xvolution.operators.attention_attention import AttentionAttention2d
 from xvolution.operators.conv import ConvConv2d
+from xvolution.operators.global_attention import global_attention
+from xvolution.operators.hpconv import HPConv2d
+from xvolution.operators.involution import Involution2d
+from xvolution.operators.lesa import LESA2d
+from xvolution.operators.local_attention import LocalAttention2d
+from xvolution.operators.mobilevit import MobileViT2d
 from xvolution.operators.registry import (
     OPERATORS,
     XVOLUTIONS,
@@ -15,11 +23,19 @@ from xvolution.operators.registry import (
 __all__ = [
     "OPERATORS",
     "XVOLUTIONS",
+    "ACmix2d",
+    "AttentionAttention2d",
     "ConvConv2d",
+    "HPConv2d",
+    "Involution2d",
+    "LESA2d",
+    "LocalAttention2d",
+    "MobileViT2d",
     "Operator",
     "OperatorConfig",
     "conversion",
     "conversion_from_dict",
+    "global_attention",
     "operator_names",
     "register",
 ]

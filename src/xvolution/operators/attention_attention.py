@@ -1,0 +1,64 @@
+"""Two attention branches in parallel: the control for branches of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from xvolution.functional import Similarity
+from xvolution.nn import XVolution2d
+from xvolution.operators.registry import register
+
+
+@register(
+    "attention-attention",
+    "Two parallel attention branches of X-volution, each with a batch norm, summed: its structure without the convolution.",
+    "The control of X-volution's ablation (Chen, Wang, Ni: X-volution: On the unification of convolution and "
+    "self-attention, arXiv 2106.02253, 2021, section 4)",
+)
+class AttentionAttention2d(nn.Module):
+    """``y = norm_1(attention_1(x)) + norm_2(attention_2(x))``, with the attention branch that ``XVolution2d`` has.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
+            ``nn.Conv2d``.
+        bias: has no effect; the norms have one.
+        attention_ratio, similarity: those of ``XVolution2d``, of both branches.
+
+    Shape:
+        (N, C_in, H, W) -> (N, C_out, H', W').
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        attention_ratio: float = 0.25,
+        similarity: Similarity = "hadamard",
+    ) -> None:
+        super().__init__()
+        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, False, padding_mode)
+        options: dict[str, Any] = {"attention_ratio": attention_ratio, "similarity": similarity, "zero_init": False}
+        # The operator knows its branch's defaults; of each, that branch and its norm are kept.
+        both = [
+            XVolution2d(in_channels, out_channels, *geometry, **options, device=device, dtype=dtype) for _ in range(2)
+        ]
+        self.attentions = nn.ModuleList(each.attention for each in both)
+        self.norms = nn.ModuleList(each.attention_norm for each in both)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        first, second = (norm(branch(x)) for branch, norm in zip(self.attentions, self.norms, strict=True))
+        return first + second

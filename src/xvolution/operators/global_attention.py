@@ -1,0 +1,59 @@
+"""Exact global self-attention in the place of a convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Any
+
+from xvolution.nn import GlobalAttention2d
+from xvolution.operators.local_attention import geometry_of
+from xvolution.operators.registry import register
+
+
+@register(
+    "global",
+    "Exact multi-head self-attention over all pixels.",
+    "Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin: Attention Is All You Need, NeurIPS 2017, "
+    "arXiv 1706.03762, equation 1; over the pixels of a feature map as in X-volution (arXiv 2106.02253), equation 1",
+    pixels="n²",
+)
+def global_attention(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: str = "zeros",
+    device: Any = None,
+    dtype: Any = None,
+    *,
+    attention_ratio: float = 1.0,
+    heads: int | None = None,
+) -> GlobalAttention2d:
+    """``GlobalAttention2d`` on the centres of the convolution's windows, with softmax and without positions.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
+            ``nn.Conv2d``; they place the pixels that attend to each other.
+        bias: of the value, which is the bias of the output, since the weights of a softmax are one in sum.
+        attention_ratio: query and key channels as a fraction of the output channels.
+        heads: heads in each group; None takes 8, or its largest divisor that divides the output channels.
+
+    Returns:
+        A module of (N, C_in, H, W) -> (N, C_out, H', W').
+
+    Raises:
+        ValueError: heads that do not divide the channels, or a ratio that is not positive.
+    """
+    geometry_of(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+    heads = gcd(8, out_channels // groups) if heads is None else heads
+    window: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, padding_mode)
+    options: dict[str, Any] = {"attention_ratio": attention_ratio, "heads": heads, "device": device, "dtype": dtype}
+    attention = GlobalAttention2d(in_channels, out_channels, *window, **options)
+    if not bias:
+        attention.value.register_parameter("bias", None)
+    return attention

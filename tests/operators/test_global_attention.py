@@ -1,0 +1,44 @@
+"""Exact global attention in the place of a convolution."""
+
+import pytest
+import torch
+
+from tests.operators.checks import agrees, runs_everywhere
+from xvolution.nn import GlobalAttention2d
+from xvolution.operators import global_attention
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_outputs_and_gradients_are_those_of_the_formula(stride):
+    torch.manual_seed(0)
+    module = global_attention(6, 8, 3, stride, 1, heads=2, dtype=torch.float64)
+    assert isinstance(module, GlobalAttention2d)
+
+    def formula(x):
+        # Every pixel attends to every pixel: softmax(q k / √d) v, head by head.
+        query, key, value = (conv(x) for conv in (module.query, module.key, module.value))
+        parts = []
+        for q, k, v in zip(*(maps.flatten(2).chunk(2, 1) for maps in (query, key, value)), strict=True):
+            weights = (q.transpose(1, 2) @ k / q.shape[1] ** 0.5).softmax(-1)
+            parts.append(v @ weights.transpose(1, 2))
+        return torch.cat(parts, 1).unflatten(2, query.shape[2:])
+
+    agrees(module, formula, torch.randn(2, 6, 7, 5, dtype=torch.float64))
+
+
+def test_every_pixel_counts():
+    module = global_attention(4, 8, 3, padding=1, dtype=torch.float64)
+    x = torch.randn(1, 4, 9, 9, dtype=torch.float64, requires_grad=True)
+    module(x)[0, :, 0, 0].sum().backward()
+    assert (x.grad.abs().sum(1) > 0).all()
+
+
+def test_parameter_count():
+    # Three 1x1 projections with a bias each.
+    assert sum(p.numel() for p in global_attention(64, 64, 3).parameters()) == 3 * (64 * 64 + 64)
+    assert sum(p.numel() for p in global_attention(64, 64, 3, bias=False).parameters()) == 3 * 64 * 64 + 2 * 64
+
+
+def test_it_runs_everywhere():
+    torch.manual_seed(0)
+    runs_everywhere(global_attention(4, 8, 3, 2, 1), torch.randn(2, 4, 8, 8))
