@@ -13,8 +13,9 @@ from xvolution.cli import main
 from xvolution.demo import measure, recipe
 from xvolution.demo.measure import Equality, Images, Twin, compare_forms
 from xvolution.demo.page import summary
-from xvolution.demo.recipe import Recipe, train_once
-from xvolution.training import InputError, RunError
+from xvolution.demo.recipe import Recipe
+from xvolution.training import InputError, RunError, once
+from xvolution.training.once import train_once
 
 
 class References(HTMLParser):
@@ -76,7 +77,7 @@ def test_a_second_call_trains_nothing(demo, monkeypatch):
     def refuse(config):
         raise AssertionError("a finished training was trained again")
 
-    monkeypatch.setattr(recipe, "train", refuse)
+    monkeypatch.setattr(once, "train", refuse)
     for operator in recipe.OPERATORS:
         quick = Recipe.choose(quick=True, seeds=None, epochs=1)
         assert train_once(quick.training(operator, 0, demo / "runs")).reused
@@ -99,7 +100,7 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch):
         seen.append(given.resume)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "train", stop)
+    monkeypatch.setattr(once, "train", stop)
     with pytest.raises(KeyboardInterrupt):
         train_once(config)
     assert seen == ["last"]

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("xvolution.training.commands", "train_command", "train a classifier, with X-volution or without"),
     "evaluate": ("xvolution.training.commands", "evaluate_command", "top-1, top-5, loss and speed of a checkpoint"),
     "deploy": ("xvolution.training.commands", "deploy_command", "re-parameterize a checkpoint and export it"),
+    "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
     "demo": ("xvolution.demo.command", "demo_command", "train, deploy and compare on embedded data, on one page"),
 }
 

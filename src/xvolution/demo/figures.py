@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,36 +13,11 @@ from torch import Tensor, nn
 
 from xvolution import XVolution2d
 from xvolution.analysis import BranchMaps, attention_kernel, branch_maps
+from xvolution.compare.figures import INK, style, svg
 from xvolution.demo.measure import FORMS, RUNTIMES, Images
 
 COLOURS = {"conv": "#8b93a1", "training": "#e0902f", "xvolution": "#129c93", "deployed": "#129c93"}
 NAMES = {"conv": "plain convolution", "xvolution": "X-volution"}
-INK = "#010203"  # replaced by currentColor in the SVG
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "xvolution",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an <svg> element that scales with the page; ``label`` is what a screen reader says."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    element = text[text.index("<svg") :].replace(INK, "currentColor")
-    return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def accuracy_curves(curves: dict[str, list[list[float]]]) -> str:
@@ -52,7 +26,7 @@ def accuracy_curves(curves: dict[str, list[list[float]]]) -> str:
     Args:
         curves: operator -> seed -> epoch, fractions.
     """
-    with mpl.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(7.2, 3.4))
         axes = figure.add_subplot()
         for operator, by_seed in curves.items():
@@ -66,19 +40,19 @@ def accuracy_curves(curves: dict[str, list[list[float]]]) -> str:
         axes.set(xlabel="epoch", ylabel="top-1, %", xticks=epochs, ylim=(None, 100.5))
         axes.grid(axis="y", color=INK, alpha=0.12)
         axes.legend(loc="lower right", frameon=False)
-        return _svg(figure, "Top-1 accuracy of both networks after each epoch")
+        return svg(figure, "Top-1 accuracy of both networks after each epoch")
 
 
 def latency_bars(rows: Sequence[dict[str, Any]]) -> str:
     """Median latency of each form with its quartiles, one panel for each runtime and batch size."""
     panels = list(dict.fromkeys((row["runtime"], row["batch_size"]) for row in rows))
-    with mpl.rc_context(STYLE):
+    with style():
         figure = Figure(figsize=(7.2, 1.05 * len(panels) + 0.4), layout="constrained")
         for axes, (runtime, size) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
             chosen = [row for row in rows if (row["runtime"], row["batch_size"]) == (runtime, size)]
             _bars(axes, chosen)
             axes.set_title(f"{RUNTIMES[runtime]}, batch of {size}", fontsize=11, loc="left")
-        return _svg(figure, "Median latency of the plain network, the training form and the deployed form")
+        return svg(figure, "Median latency of the plain network, the training form and the deployed form")
 
 
 def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
@@ -110,8 +84,8 @@ def attention_picture(model: nn.Module, images: Images, shown: int = 6) -> str:
     maps = branch_maps(model, pixels, name)
     positions = maps.strongest()
     kernels = [attention_kernel(operator, maps.operand[i : i + 1], position)[0] for i, position in enumerate(positions)]
-    with mpl.rc_context(STYLE):
-        return _svg(
+    with style():
+        return svg(
             _draw(pixels, maps, positions, kernels), "Images, the attention branch's share, its kernel at one pixel"
         )
 

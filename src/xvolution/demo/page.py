@@ -5,8 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-import jinja2
-
+from xvolution.compare.page import environment
 from xvolution.demo.measure import FORMS, RUNTIMES
 
 
@@ -20,20 +19,10 @@ def render(figures: dict[str, Any], pictures: dict[str, str]) -> str:
     Returns:
         A document that loads nothing from anywhere.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xvolution.demo", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=lambda value: f"{100 * value:.2f}\u00a0%",
-        scientific=lambda value: f"{value:.1e}".replace("e-0", "e-"),
-        signed=lambda value: f"{value:+.2f}".replace("-", "\N{MINUS SIGN}"),
-    )
-    return environment.get_template("page.html.jinja").render(
-        **figures, pictures=pictures, summary=summary(figures), forms=FORMS, runtimes=RUNTIMES
+    return (
+        environment("xvolution.demo")
+        .get_template("page.html.jinja")
+        .render(**figures, pictures=pictures, summary=summary(figures), forms=FORMS, runtimes=RUNTIMES)
     )
 
 

@@ -1,4 +1,4 @@
-"""What the demo trains, and how a training that is finished is found again."""
+"""What the demo trains."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from xvolution import XVolutionConfig, __version__
-from xvolution.training import InputError, TrainConfig, train
-from xvolution.training.files import write_text
+from xvolution.training import InputError, TrainConfig
 
 Operator = Literal["conv", "xvolution"]
 OPERATORS: tuple[Operator, ...] = ("conv", "xvolution")
@@ -72,28 +71,3 @@ class Recipe:
         description = json.dumps([__version__, config.to_dict()], sort_keys=True)
         digest = hashlib.sha256(description.encode()).hexdigest()[:8]
         return replace(config, output=str(folder / f"{operator}-seed{seed}-{digest}"))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training.
-
-    Attributes:
-        checkpoint: of the last epoch. The best epoch would be chosen on the images that judge it.
-        history: one row for each epoch.
-        reused: whether an earlier call trained it.
-    """
-
-    checkpoint: Path
-    history: list[dict[str, Any]]
-    reused: bool
-
-
-def train_once(config: TrainConfig) -> Trained:
-    """Train, go on with a training that was interrupted, or answer the one that is finished."""
-    checkpoint, finished = config.run_dir / "last.ckpt", config.run_dir / "finished.json"
-    if finished.is_file() and checkpoint.is_file():
-        return Trained(checkpoint, json.loads(finished.read_text(encoding="utf-8")), reused=True)
-    result = train(replace(config, resume="last") if checkpoint.is_file() else config)
-    write_text(finished, json.dumps(result.history, indent=2) + "\n")
-    return Trained(result.checkpoint, result.history, reused=False)

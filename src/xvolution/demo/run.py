@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from xvolution.compare.conditions import device_conditions, versions
 from xvolution.demo.figures import accuracy_curves, attention_picture, latency_bars
 from xvolution.demo.measure import (
     Equality,
@@ -32,11 +30,12 @@ from xvolution.demo.measure import (
     top1,
 )
 from xvolution.demo.page import render
-from xvolution.demo.recipe import OPERATORS, STAGES, Recipe, Trained, train_once
+from xvolution.demo.recipe import OPERATORS, STAGES, Recipe
 from xvolution.deploy import reparameterize
 from xvolution.training import load_model
 from xvolution.training.files import write_text
 from xvolution.training.metadata import provenance
+from xvolution.training.once import Trained, train_once
 
 PACKAGES = ("xvolution", "torch", "timm", "lightning", "onnx", "onnxruntime")
 Trainings = dict[str, dict[int, Trained]]
@@ -194,21 +193,6 @@ def _conditions(recipe: Recipe, images: Images) -> dict[str, Any]:
         "stages": list(STAGES),
         "recipe": {name: value for name, value in config.items() if name not in ("operator", "output", "seed")},
         "timing_rounds": recipe.rounds,
-        "device": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": device_conditions(),
+        "versions": versions(PACKAGES),
     }
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -8,7 +8,7 @@ import functools
 import json
 import operator
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import docstring_parser
@@ -18,6 +18,8 @@ from xvolution.surgery import XVolutionConfig
 from xvolution.training.config import TrainConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
+
+ALIASES = {"model": ("--backbone",)}
 
 
 def train_command(arguments: Sequence[str]) -> None:
@@ -38,27 +40,34 @@ def train_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="xvolution train", description="Train an image classifier, with X-volution or without.", default_env=False
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win.")
-    defaults, xvolution = TrainConfig(), TrainConfig().xvolution
-    _add_fields(parser, "", defaults)
-    _add_fields(parser, "xvolution.", xvolution)
+    add_train_flags(parser)
     return parser
 
 
-def _add_fields(parser: ArgumentParser, prefix: str, defaults: Any) -> None:
+def add_train_flags(parser: ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Add `--config` and a flag for each field of `TrainConfig` but those to be left out."""
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win.")
+    defaults = TrainConfig()
+    _add_fields(parser, "", defaults, leave_out)
+    _add_fields(parser, "xvolution.", defaults.xvolution)
+
+
+def _add_fields(parser: ArgumentParser, prefix: str, defaults: Any, leave_out: Collection[str] = ()) -> None:
     """Add a flag for each field of a dataclass that can be written down."""
     hints = typing.get_type_hints(type(defaults))
     helps = _field_documentation(type(defaults))
     for field in dataclasses.fields(defaults):
+        if field.name in leave_out:
+            continue
         hint, default = _writable(hints[field.name]), getattr(defaults, field.name)
-        options: dict[str, Any] = {"default": default, "help": helps.get(field.name, "of the operator XVolution2d.")}
+        options: dict[str, Any] = {"default": default, "help": helps.get(field.name, "of the operator XVolution.")}
         if hint is bool:
             options["action"] = ActionYesNo(no_prefix="no-")
         elif not dataclasses.is_dataclass(hint):
             options["type"] = hint
         else:
             continue
-        parser.add_argument(f"--{prefix}{field.name.replace('_', '-')}", **options)
+        parser.add_argument(_flag(prefix, field.name), *ALIASES.get(field.name, ()), **options)
 
 
 def _writable(hint: Any) -> Any:
@@ -81,14 +90,45 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         InputError: a value is not allowed.
         SystemExit: a flag is unknown or of the wrong type; the parser has said so.
     """
-    parser = train_parser()
-    values: dict[str, Any] = parser.parse_args(list(arguments)).as_dict()
-    values.pop("config", None)
+    return train_config(train_parser().parse_args(list(arguments)).as_dict())
+
+
+def train_config(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of what a parser with `add_train_flags` has parsed.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    values = {name: value for name, value in values.items() if name != "config"}
     try:
         xvolution = XVolutionConfig(**values.pop("xvolution"))
     except ValueError as error:
         raise InputError(f"--xvolution: {error}.") from error
     return TrainConfig(**values, xvolution=xvolution)
+
+
+def train_flags(config: TrainConfig) -> list[str]:
+    """The flags that `parse_train` makes this configuration of; what has its default is left out."""
+    own, default = config.to_dict(), TrainConfig().to_dict()
+    flags: list[str] = []
+    for prefix, given, usual in (
+        ("", own, default),
+        ("xvolution.", own.pop("xvolution"), default.pop("xvolution")),
+    ):
+        for name in given:
+            value = given[name]
+            if value == usual[name]:
+                continue
+            flag = _flag(prefix, name)
+            if isinstance(value, bool) and isinstance(usual[name], bool):
+                flags.append(flag if value else _flag("no-" + prefix, name))
+            else:
+                flags += [flag, value if isinstance(value, str) else json.dumps(value)]
+    return flags
+
+
+def _flag(prefix: str, name: str) -> str:
+    return f"--{prefix}{name.replace('_', '-')}"
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:

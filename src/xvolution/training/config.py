@@ -64,6 +64,7 @@ class TrainConfig:
         num_nodes: machines.
         strategy: as Lightning names them, such as ddp.
         seed: of weights, order, augmentation and dropout.
+        split_seed: of the part that is held out where the data have no part of their own to judge by; by default the run's seed.
         deterministic: use deterministic algorithms only; resumed GPU runs need it to end with the same bits.
         output: folder of the run; by default runs/<data>-<model>-<operator>.
         resume: go on from last (the checkpoint in the output folder) or from a checkpoint's path.
@@ -120,6 +121,7 @@ class TrainConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     seed: int = 0
+    split_seed: int | None = None
     deterministic: bool = False
 
     output: str | None = None
@@ -163,6 +165,11 @@ class TrainConfig:
             raise InputError(f"--operator-options {self.operator_options}: {error}.") from error
 
     @property
+    def holdout_seed(self) -> int:
+        """The seed of the held-out part."""
+        return self.seed if self.split_seed is None else self.split_seed
+
+    @property
     def run_dir(self) -> Path:
         """The folder that the run writes to."""
         if self.output is not None:
@@ -174,3 +181,10 @@ class TrainConfig:
         """Plain JSON values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "xvolution"}
         return {**values, "xvolution": self.xvolution.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; a field that is missing has its default."""
+        given = dict(values)
+        xvolution = XVolutionConfig.from_dict(given.pop("xvolution", {"stages": (3,)}))
+        return cls(**given, xvolution=xvolution)

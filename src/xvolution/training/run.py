@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> TrainResult:
         Interrupted: the user pressed Ctrl-C; a checkpoint was written.
     """
     resume = _resume_from(config)
-    splits = open_data(config.data, config.holdout, config.seed)
+    splits = open_data(config.data, config.holdout, config.holdout_seed)
     seed_run(config.seed)
     spec = model_spec(config, len(splits.train.class_names))
     for part in (splits.train, splits.val):

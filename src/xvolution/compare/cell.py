@@ -1,0 +1,168 @@
+"""One cell of the grid in a process of its own: ``python -m xvolution.compare.cell FOLDER``.
+
+FOLDER holds `cell.json`; `result.json` and `correct.npz` follow, or `error.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from xvolution.bench import count_flops, count_parameters
+from xvolution.compare.grid import Cell, read_json
+from xvolution.compare.variants import Variant
+from xvolution.deploy import reparameterize
+from xvolution.training.checkpoint import load_model
+from xvolution.training.config import TrainConfig
+from xvolution.training.data import open_data
+from xvolution.training.errors import Interrupted, RunError
+from xvolution.training.evaluation import evaluate
+from xvolution.training.files import atomic_path, write_text
+from xvolution.training.metadata import provenance
+from xvolution.training.once import train_once
+
+
+def write_task(cell: Cell, threads: int | None, workers: int | None) -> None:
+    """Write the `cell.json` that `run_task` reads."""
+    (cell.folder / "error.json").unlink(missing_ok=True)
+    values: dict[str, Any] = {
+        "label": cell.variant.label,
+        "variant": cell.variant.to_dict(),
+        "train": cell.train.to_dict(),
+    }
+    values |= {"threads": threads, "workers": workers}
+    write_text(cell.folder / "cell.json", json.dumps(values, indent=2) + "\n")
+
+
+def run_task(folder: Path) -> int:
+    """Run the cell that `cell.json` describes; whatever happens is written beside it.
+
+    Returns:
+        The exit code: 0, 130 after Ctrl-C, else 1 or what the error asks for.
+    """
+    task = read_json(folder / "cell.json")
+    if task is None:
+        raise FileNotFoundError(f"{folder} holds no cell.json")
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            if task["threads"] is not None:
+                torch.set_num_threads(task["threads"])
+            train = TrainConfig.from_dict(task["train"])
+            train.workers = task["workers"]
+            cell = Cell(Variant(task["label"], **task["variant"]), train)
+            if cell.result() is None:
+                write_text(folder / "result.json", json.dumps(run_cell(cell), indent=2) + "\n")
+    except (Interrupted, KeyboardInterrupt):
+        return 130
+    except Timeout:
+        return _fail(folder, RunError(f"another process trains in {folder}; wait for it, or end it."))
+    except Exception as error:  # whatever it is, the other cells go on and the report says it
+        traceback.print_exc()
+        return _fail(folder, error)
+    return 0
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train, judge every image by the last epoch's weights, and count.
+
+    Returns:
+        What `result.json` holds: accuracy as fractions, sizes in bytes, times in seconds.
+    """
+    train = cell.train
+    trained = train_once(train)
+    memory = peak_memory()
+    judged = evaluate(
+        trained.checkpoint,
+        train.data,
+        holdout=train.holdout,
+        seed=train.holdout_seed,
+        batch_size=train.batch_size,
+        workers=train.workers,
+        device="cpu" if train.accelerator == "cpu" else "auto",
+        on_bad_image=train.on_bad_image,
+        limit_batches=train.limit_val_batches,
+    )
+    labels = torch.as_tensor(open_data(train.data, train.holdout, train.holdout_seed).val.labels)[judged.indices]
+    with atomic_path(cell.folder / "correct.npz") as path, open(path, "wb") as file:
+        np.savez(file, index=judged.indices.numpy(), correct=(judged.predictions == labels).numpy())
+    return {
+        "label": cell.variant.label,
+        **cell.variant.to_dict(),
+        "seed": train.seed,
+        "digest": cell.digest,
+        "command": cell.command,
+        "top1": judged.top1,
+        "top5": judged.top5,
+        "loss": judged.loss,
+        "images": judged.images,
+        **_costs(trained.checkpoint),
+        "seconds_per_epoch": statistics.median(row["seconds"] for row in trained.history),
+        "peak_memory_bytes": memory.bytes,
+        "peak_memory_of": memory.where,
+        "device": _device(train),
+        "threads": torch.get_num_threads(),
+        "history": trained.history,
+        "provenance": provenance(train.seed),
+    }
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, and whose: the GPU's allocator, or the whole process."""
+
+    bytes: int
+    where: str
+
+
+def peak_memory() -> Memory:
+    """The most memory that this process has held so far: on the GPU where it used one, else in RAM."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return Memory(torch.cuda.max_memory_allocated(), "GPU")
+    try:
+        # Not getrusage: on Linux it begins with what the process held that started this one.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return Memory(1024 * int(status.partition("VmHWM:")[2].split()[0]), "process")
+    except (OSError, IndexError):
+        import resource
+
+        return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "process")  # bytes on macOS
+
+
+def _costs(checkpoint: Path) -> dict[str, int]:
+    """Parameters and FLOPs for one image, in the training form and deployed with the least arithmetic."""
+    model, metadata = load_model(checkpoint)
+    example = metadata.example_images()
+    deployed = reparameterize(model, example_inputs=example, layout="split", fold_norms=True)
+    return {
+        "parameters": count_parameters(model),
+        "flops": count_flops(model, example) or 0,
+        "deployed_parameters": count_parameters(deployed),
+        "deployed_flops": count_flops(deployed, example) or 0,
+    }
+
+
+def _device(train: TrainConfig) -> str:
+    if train.accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "cpu"
+
+
+def _fail(folder: Path, error: Exception) -> int:
+    text = " ".join(str(error).split()) or type(error).__name__
+    code = getattr(error, "exit_code", None)
+    sentence = text if code is not None else f"{type(error).__name__}: {text}"
+    write_text(folder / "error.json", json.dumps({"error": sentence}) + "\n")
+    return 1 if code is None else int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(run_task(Path(sys.argv[1])))

@@ -1,0 +1,155 @@
+"""Pictures as SVG that takes its text colour from the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from xvolution.compare.verdict import ENOUGH_SEEDS
+
+INK = "#010203"  # replaced by currentColor in the SVG
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "xvolution",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+# Readable on white and on black; the baseline is grey, marks tell apart what colours repeat.
+GREY = "#8b93a1"
+COLOURS = ("#129c93", "#e0902f", "#7a6fd0", "#d0527d", "#4a90d9", "#8a9a2b", "#b06ab3", "#c2703d")
+MARKERS = "osD^vPX*"
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every picture."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def svg(figure: Figure, label: str) -> str:
+    """The figure as an <svg> element that scales with the page; ``label`` is what a screen reader says."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    element = text[text.index("<svg") :].replace(INK, "currentColor")
+    return element.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def accuracy_over_cost(rows: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Top-1 with its interval over the deployed form's FLOPs; the Pareto front is a line."""
+    done = [row for row in rows if row["top1"] is not None]
+    with style():
+        figure = Figure(figsize=(9.0, 4.0))
+        axes = figure.add_subplot()
+        front = sorted(
+            (row["deployed_flops_ratio"] or 1.0, 100 * row["top1"]["estimate"]) for row in done if row["pareto"]
+        )
+        axes.step(*zip(*front, strict=True), where="post", color=INK, alpha=0.35, linewidth=1, linestyle="--")
+        for row, (colour, marker) in zip(rows, looks(rows, baseline), strict=True):
+            if row["top1"] is None:
+                continue
+            # Two seeds span an interval that dwarfs the picture.
+            half = 100 * row["top1"]["half"] if row["top1"]["seeds"] >= ENOUGH_SEEDS else 0.0
+            point = (row["deployed_flops_ratio"] or 1.0, 100 * row["top1"]["estimate"])
+            axes.errorbar(
+                *point, yerr=half, color=colour, marker=marker, markersize=7, capsize=3, elinewidth=1, linestyle="none"
+            )
+            beside = (9, 6 if row["pareto"] else -6)  # over the front or under it
+            axes.annotate(row["label"], point, xytext=beside, textcoords="offset points", fontsize=9.5, va="center")
+        axes.set(xlabel=f"FLOPs of the deployed network, relative to {baseline}", ylabel="top-1, %")
+        axes.margins(x=0.18)
+        axes.grid(color=INK, alpha=0.1)
+        return svg(figure, "Top-1 accuracy over FLOPs with the Pareto front")
+
+
+def training_curves(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Training loss and top-1 by epoch: the mean over seeds, and their range as a band."""
+    with style():
+        figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+        loss, accuracy = figure.subplots(2, 1, sharex=True)
+        for row, (colour, marker) in zip(rows, looks(rows, baseline), strict=True):
+            histories = [cell["history"] for cell in cells if cell["label"] == row["label"]]
+            if histories:
+                _band(
+                    loss,
+                    [[epoch["train_loss"] for epoch in history] for history in histories],
+                    colour,
+                    marker,
+                    row["label"],
+                )
+                percent = [[100 * epoch["val_top1"] for epoch in history] for history in histories]
+                _band(accuracy, percent, colour, marker, row["label"])
+        loss.set(ylabel="training loss")
+        accuracy.set(xlabel="epoch", ylabel="top-1, %")
+        accuracy.xaxis.get_major_locator().set_params(integer=True)
+        for axes in (loss, accuracy):
+            axes.grid(axis="y", color=INK, alpha=0.12)
+        figure.legend(
+            *loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5
+        )
+        return svg(figure, "Training loss and top-1 accuracy after each epoch")
+
+
+def _band(axes: Axes, by_seed: Sequence[Sequence[float]], colour: str, marker: str, label: str) -> None:
+    values = np.array(by_seed)
+    epochs = np.arange(1, values.shape[1] + 1)
+    axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+    every = max(1, len(epochs) // 8)
+    axes.plot(
+        epochs, values.mean(0), color=colour, linewidth=1.8, marker=marker, markersize=4, markevery=every, label=label
+    )
+
+
+def differences(rows: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Difference from the baseline with its interval, one line for each variant; empty where there is none yet."""
+    shown = [row for row in rows if row["bootstrap"] or row["difference"]]
+    if not shown:
+        return ""
+    colours = dict(zip((row["label"] for row in rows), looks(rows, baseline), strict=True))
+    with style():
+        figure = Figure(figsize=(9.0, 0.42 * len(shown) + 0.9))
+        axes = figure.add_subplot()
+        for place, row in enumerate(shown):
+            found = row["bootstrap"] or row["difference"]
+            colour, marker = colours[row["label"]]
+            ends = (found["low"], found["high"]) if found["low"] is not None else (found["estimate"],) * 2
+            axes.plot([100 * end for end in ends], [place, place], color=colour, linewidth=2.2)
+            axes.plot(100 * found["estimate"], place, color=colour, marker=marker, markersize=7)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(shown)), [row["label"] for row in shown])
+        axes.set(xlabel=f"top-1 minus that of {baseline}, points", ylim=(len(shown) - 0.5, -0.5))
+        axes.grid(axis="x", color=INK, alpha=0.12)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(left=False)
+        return svg(figure, f"Difference in top-1 accuracy from {baseline} with its interval")
+
+
+def looks(rows: Sequence[dict[str, Any]], baseline: str) -> list[tuple[str, str]]:
+    """Colour and marker of each row."""
+    found, place = [], 0
+    for row in rows:
+        if row["label"] == baseline:
+            found.append((GREY, "o"))
+            continue
+        found.append((COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]))
+        place += 1
+    return found

@@ -1,0 +1,130 @@
+"""The grid of a comparison: its cells, in the order they run in, and what makes two cells the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from xvolution.compare.config import CompareConfig
+from xvolution.compare.variants import Variant
+from xvolution.training.commands import train_flags
+from xvolution.training.config import TrainConfig
+from xvolution.training.errors import InputError
+from xvolution.training.files import write_text
+
+# Where and how a training runs; the rest of its configuration decides what comes out.
+CIRCUMSTANCES = (
+    "output",
+    "resume",
+    "progress",
+    "workers",
+    "checkpoint_every",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+)
+PER_CELL = ("seed", "operator", "operator_options", "xvolution")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid.
+
+    Attributes:
+        variant: what is trained.
+        train: how.
+    """
+
+    variant: Variant
+    train: TrainConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant.label} seed {self.train.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.train.run_dir
+
+    @cached_property
+    def digest(self) -> str:
+        """Differs where anything differs that decides the training's result."""
+        return hashlib.sha256(json.dumps(identity(self.train), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def command(self) -> list[str]:
+        """The command that trains this cell alone."""
+        return ["xvolution", "train", *train_flags(self.train)]
+
+    def result(self) -> dict[str, Any] | None:
+        """What an earlier or this call found; None where the cell is not done, or done by another recipe."""
+        found = read_json(self.folder / "result.json")
+        return found if found is not None and found.get("digest") == self.digest else None
+
+
+def cells(config: CompareConfig) -> list[Cell]:
+    """All cells, seed by seed, so that an early stop leaves complete comparisons."""
+    recipe = config.recipe
+    split = recipe.split_seed if recipe.split_seed is not None else 0  # all seeds are judged by the same images
+    grid = []
+    for seed in config.seeds:
+        for variant in config.variants:
+            train = variant.applied(replace(recipe, seed=seed, split_seed=split, resume=None, progress="lines"))
+            folder = config.folder / "cells" / variant.folder / f"seed{seed}"
+            grid.append(Cell(variant, replace(train, output=str(folder))))
+    return grid
+
+
+def identity(train: TrainConfig) -> dict[str, Any]:
+    """What decides a training's result, as JSON values."""
+    values = json.loads(json.dumps(train.to_dict()))
+    return {name: value for name, value in values.items() if name not in CIRCUMSTANCES}
+
+
+def claim(config: CompareConfig, grid: list[Cell]) -> None:
+    """Write down in the folder what it compares, or see that it is the same as before; variants and seeds may be added.
+
+    Raises:
+        InputError: the folder holds a comparison by another recipe.
+    """
+    path = config.folder / "comparison.json"
+    shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
+    variants = {cell.variant.label: {name: identity(cell.train)[name] for name in PER_CELL[1:]} for cell in grid}
+    earlier = read_json(path) or {"recipe": {}, "variants": {}}
+    changes = _changes(earlier["recipe"], shared)
+    for label in variants.keys() & earlier["variants"].keys():
+        changes += [f"{label}: {change}" for change in _changes(earlier["variants"][label], variants[label])]
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise InputError(
+            f"{config.folder} holds a comparison by another recipe ({'; '.join(changes[:3])}{more}); give another --output, or "
+            "the recipe that it began with."
+        )
+    values = {"recipe": shared, "variants": {**earlier["variants"], **variants}}
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    changes = []
+    for name in now.keys() & before.keys():
+        if before[name] == now[name]:
+            continue
+        if isinstance(before[name], dict) and isinstance(now[name], dict) and name == "xvolution":
+            changes += _changes(before[name], now[name], f"{prefix}{name}.")
+        else:
+            changes.append(f"{prefix}{name} was {json.dumps(before[name])}, is {json.dumps(now[name])}")
+    return sorted(changes)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file that this package wrote; None where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None

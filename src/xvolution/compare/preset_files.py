@@ -1,0 +1,44 @@
+"""Presets: recipes, variants and seeds in YAML, those of the paper's ablations among them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xvolution.training.errors import InputError
+
+KEYS = ("recipe", "variants", "seeds", "baseline")
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that come with the package."""
+    folder = files("xvolution.compare") / "presets"
+    return tuple(sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset by its name, or a YAML file: ``recipe`` (fields of TrainConfig), ``variants``, ``seeds``, ``baseline``.
+
+    Raises:
+        InputError: there is no such preset or file, or it is something else.
+    """
+    if name in preset_names():
+        text = (files("xvolution.compare") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(name).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"there is no preset {name!r}; the presets are {', '.join(preset_names())}, or give a YAML file."
+            ) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"the preset {name} is no YAML: {str(error).splitlines()[0]}.") from error
+    unknown = sorted(set(values) - set(KEYS)) if isinstance(values, dict) else [str(type(values).__name__)]
+    if unknown:
+        raise InputError(f"the preset {name} has {', '.join(unknown)}; allowed are {', '.join(KEYS)}.")
+    return values

@@ -1,0 +1,228 @@
+"""`compare`: the grid, and after each cell the report on what is done."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from xvolution.compare.conditions import device_conditions, versions
+from xvolution.compare.config import CompareConfig
+from xvolution.compare.grid import Cell, cells, claim, read_json
+from xvolution.compare.launch import launcher_for, run_cells
+from xvolution.compare.page import render
+from xvolution.compare.results import as_csv, gather
+from xvolution.compare.timing import latencies
+from xvolution.models import build_model
+from xvolution.training.data import open_data
+from xvolution.training.errors import InputError, RunError
+from xvolution.training.files import write_text
+from xvolution.training.metadata import provenance
+from xvolution.training.run import model_spec
+
+PACKAGES = ("xvolution", "torch", "timm", "lightning", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison left.
+
+    Attributes:
+        page: the report, one file that needs nothing else.
+        results: the figures as JSON, beside the page.
+        table: one line for each cell, as CSV.
+        figures: what the JSON holds.
+    """
+
+    page: Path
+    results: Path
+    table: Path
+    figures: dict[str, Any]
+
+    def __str__(self) -> str:
+        width = max(len(row["label"]) for row in self.figures["variants"])
+        lines = [f"{row['label']:<{width}}  {_percent(row)}  {row['verdict']}" for row in self.figures["variants"]]
+        return "\n".join([*lines, self.figures["headline"], f"page {self.page}\nfigures {self.results}"])
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Train every variant with every seed, and report after each training.
+
+    Cells that an earlier call finished in the same folder are skipped, and one that was interrupted goes on.
+
+    Raises:
+        InputError: something in the configuration or the data cannot be used, or the folder holds another comparison.
+        RunError: a cell failed; the others are done and reported.
+        Interrupted: the user pressed Ctrl-C; the running cells have written checkpoints and the next call goes on.
+    """
+    grid = cells(config)
+    _check(grid)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(config.folder / ".lock", blocking=False), _terminable():
+            claim(config, grid)
+            reporter = Reporter(config, grid)
+            reporter.run()
+    except Timeout as error:
+        raise RunError(
+            f"another comparison is writing to {config.folder}; wait for it, or give another --output."
+        ) from error
+    return reporter.comparison
+
+
+class Reporter:
+    """Runs what is left of a grid, says how far it is and keeps the report up to date."""
+
+    def __init__(self, config: CompareConfig, grid: Sequence[Cell]) -> None:
+        self.config, self.grid = config, grid
+        self.left = [cell for cell in grid if cell.result() is None]
+        self._began = time.perf_counter()
+        self._epochs: dict[str, int] = {}
+        self._conditions = {
+            "command": ["xvolution", *sys.argv[1:]],
+            "commit": provenance(0)["commit"],
+            "device": device_conditions(),
+            "versions": versions(PACKAGES),
+            "folder": str(config.folder),
+        }
+        self.comparison: Comparison
+
+    def run(self) -> None:
+        """Run the cells that are left, measure latencies, report.
+
+        Raises:
+            RunError: a cell failed.
+        """
+        done = len(self.grid) - len(self.left)
+        self._say(f"{len(self.grid)} cells, {done} done before; report {self.config.folder / 'report.html'}")
+        if self.left:
+            launcher = launcher_for(self.config)
+            self._jobs = min(launcher.capacity, len(self.left))
+            run_cells(self.left, launcher, self)
+            self._say("timing the deployed forms")
+        self.report(latencies(self.config, self.grid))
+        failures = self.comparison.figures["failures"]
+        if failures:
+            first = failures[0]
+            raise RunError(
+                f"{len(failures)} of {len(self.grid)} cells failed ({first['cell']}: {first['error']}); the others are in "
+                f"{self.comparison.page}, and the same command tries again."
+            )
+
+    def report(self, latency: dict[str, Any] | None = None) -> None:
+        """Write the report on what is done by now."""
+        figures = gather(self.config, self.grid, self._conditions, latency)
+        folder = self.config.folder
+        self.comparison = Comparison(folder / "report.html", folder / "results.json", folder / "results.csv", figures)
+        write_text(self.comparison.results, json.dumps(figures, indent=2) + "\n")
+        write_text(self.comparison.table, as_csv(figures))
+        write_text(self.comparison.page, render(figures))
+
+    def started(self, cell: Cell) -> None:
+        self._epochs[cell.name] = len(_history(cell))
+        going_on = f", going on after epoch {self._epochs[cell.name]}" if self._epochs[cell.name] else ""
+        self._say(f"{cell.name}: started{going_on}")
+
+    def progress(self, cell: Cell) -> None:
+        """Say what epochs the cell has finished since the last look."""
+        history = _history(cell)
+        for row in history[self._epochs[cell.name] :]:
+            self._say(
+                f"{cell.name}: epoch {int(row['epoch'])}/{cell.train.epochs}  loss {row['train_loss']:.3f}  "
+                f"top-1 {row['val_top1']:.2%}  {row['seconds']:.1f} s"
+            )
+        self._epochs[cell.name] = max(len(history), self._epochs[cell.name])
+
+    def ended(self, cell: Cell) -> None:
+        result, failed = cell.result(), read_json(cell.folder / "error.json")
+        if result is None and failed is None:
+            failed = {"error": f"it ended without a result; see {cell.folder / 'log.txt'}"}
+            write_text(cell.folder / "error.json", json.dumps(failed) + "\n")
+        said = f"top-1 {result['top1']:.2%}" if result is not None else f"failed: {failed['error']}" if failed else ""
+        self._say(f"{cell.name}: {said}{self._remaining()}")
+        self.report()
+
+    def _remaining(self) -> str:
+        """How many cells are done and how long the others will take, by the median epoch so far."""
+        done = [result for cell in self.grid if (result := cell.result()) is not None]
+        text = f"  [{len(done)} of {len(self.grid)} cells"
+        seconds = [result["seconds_per_epoch"] for result in done]
+        missing = [cell for cell in self.grid if cell.result() is None]
+        if not seconds or not missing:
+            return f"{text}]"
+        epochs = sum(cell.train.epochs - self._epochs.get(cell.name, 0) for cell in missing)
+        minutes = epochs * statistics.median(seconds) / self._jobs / 60
+        return f"{text}, about {minutes:.0f} min left]" if minutes >= 1 else f"{text}, less than a minute left]"
+
+    def _say(self, line: str) -> None:
+        print(f"[{time.perf_counter() - self._began:5.0f} s] {line}", flush=True)
+
+
+def dry_run(config: CompareConfig) -> str:
+    """The grid and the commands that train its cells one by one."""
+    grid = cells(config)
+    _check(grid)
+    lines = [f"{len(grid)} cells: {len(config.variants)} variants x {len(config.seeds)} seeds, in this order"]
+    for cell in grid:
+        state = (
+            "done" if cell.result() is not None else "interrupted" if (cell.folder / "last.ckpt").exists() else "new"
+        )
+        lines += [f"# {cell.name} ({state})", shlex.join(cell.command)]
+    return "\n".join(lines)
+
+
+def _check(grid: Sequence[Cell]) -> None:
+    """Open the data and build every network once, so that a mistake is answered before hours of training."""
+    train = grid[0].train
+    splits = open_data(train.data, train.holdout, train.holdout_seed)
+    size = train.image_size or splits.image_size
+    for cell in {cell.variant.label: cell for cell in grid}.values():
+        try:
+            spec = model_spec(cell.train, len(splits.train.class_names))
+            build_model(spec, example_inputs=torch.zeros(1, spec.in_chans, size, size))
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"the variant {cell.variant.label!r} cannot be built: {error}") from error
+
+
+def _history(cell: Cell) -> list[dict[str, float]]:
+    try:
+        with open(cell.folder / "history.csv", newline="", encoding="utf-8") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a polite request to end (SIGTERM) do what Ctrl-C does."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return "   -   " if row["top1"] is None else f"{row['top1']['estimate']:7.2%}"

@@ -1,0 +1,74 @@
+"""Latency of the deployed forms, in turns on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.bench import count_flops, measure_latency
+from xvolution.compare.conditions import device_conditions
+from xvolution.compare.config import CompareConfig
+from xvolution.compare.grid import Cell, read_json
+from xvolution.deploy import layouts_of, reparameterize
+from xvolution.training.checkpoint import load_model
+from xvolution.training.files import write_text
+
+
+def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | None:
+    """Time the deployed form of one finished cell of each variant; what was timed before is answered from `latency.json`.
+
+    Returns:
+        ``forms`` by label (median and quartiles in ms, ratio to the baseline, layouts, FLOPs) and what they were measured under;
+        None where nothing is to be measured.
+    """
+    chosen: dict[str, Cell] = {}
+    for cell in grid:
+        if cell.result() is not None:
+            chosen.setdefault(cell.variant.label, cell)
+    if config.latency_rounds == 0 or config.baseline not in chosen:
+        return None
+    wanted = {
+        "cells": {label: cell.digest for label, cell in chosen.items()},
+        "batch_size": config.latency_batch,
+        "rounds": config.latency_rounds,
+    }
+    path = config.folder / "latency.json"
+    earlier = read_json(path)
+    if earlier is not None and all(earlier.get(name) == value for name, value in wanted.items()):
+        return earlier
+    device = torch.device("cuda" if torch.cuda.is_available() and config.recipe.accelerator != "cpu" else "cpu")
+    measured = {**wanted, "device": device_conditions(), "on": device.type, "forms": _measure(config, chosen, device)}
+    write_text(path, json.dumps(measured, indent=2) + "\n")
+    return measured
+
+
+def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.device) -> dict[str, dict[str, Any]]:
+    calls: dict[str, Callable[[], Tensor]] = {}
+    forms: dict[str, dict[str, Any]] = {}
+    for label, cell in chosen.items():
+        model, metadata = load_model(cell.folder / "last.ckpt", device)
+        example = metadata.example_images(batch_size=config.latency_batch).to(device)
+        deployed = reparameterize(model, example_inputs=example, layout="auto", fold_norms=True)
+        calls[label] = _call(deployed, example)
+        layouts = sorted(set(layouts_of(deployed).values()))
+        forms[label] = {"layouts": layouts, "flops": count_flops(deployed, example[:1])}
+    comparison = measure_latency(calls, rounds=config.latency_rounds)
+    for label, latency in comparison.latencies.items():
+        forms[label] |= {
+            "median_ms": latency.median * 1e3,
+            "quartiles_ms": [quartile * 1e3 for quartile in latency.quartiles],
+            "ratio": comparison.ratio(label, config.baseline),
+        }
+    return forms
+
+
+def _call(model: nn.Module, batch: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return model(batch)
+
+    return call

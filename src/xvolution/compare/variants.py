@@ -1,0 +1,158 @@
+"""What is compared: an operator, its options and the convolutions that it replaces, under a label."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from xvolution.operators import operator_names
+from xvolution.training.config import TrainConfig
+from xvolution.training.errors import InputError
+
+PLACEMENT = ("stages", "kernel_sizes", "names")
+REGISTERED = "registered"  # a preset's word for a variant of every registered operator
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the comparison.
+
+    Attributes:
+        label: what the tables call it.
+        operator: one of ``xvolution.operators.operator_names()``.
+        options: of the operator.
+        placement: ``stages``, ``kernel_sizes`` or ``names`` in the place of the recipe's.
+    """
+
+    label: str
+    operator: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    placement: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.operator not in operator_names():
+            raise InputError(
+                f"there is no operator {self.operator!r}; the operators are {', '.join(operator_names())}."
+            )
+
+    @property
+    def folder(self) -> str:
+        """The label as the name of a folder; labels that differ in signs alone are told apart by `Variant`'s users."""
+        return re.sub(r"[^A-Za-z0-9.=_-]+", "_", self.label).strip("_")
+
+    def applied(self, recipe: TrainConfig) -> TrainConfig:
+        """The recipe with this operator in it.
+
+        Raises:
+            InputError: an option that the operator does not have.
+        """
+        try:
+            placement = replace(recipe.xvolution, **self.placement)
+            config = replace(recipe, operator=self.operator, operator_options=dict(self.options), xvolution=placement)
+            _ = config.conversion  # builds it, which checks the options
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the variant {self.label!r} cannot be used: {error}") from error
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the label."""
+        return {"operator": self.operator, "options": dict(self.options), "placement": dict(self.placement)}
+
+
+def parse_variants(text: str) -> tuple[Variant, ...]:
+    """Variants from the command line: ``conv,xvolution:attention_ratio=0.5,window=5,acmix``.
+
+    A comma separates variants and, behind a colon, options; what has an equals sign is an option. Values are JSON
+    (``0.5``, ``true``, ``[1,2]``), else words. ``label``, ``stages``, ``kernel_sizes`` and ``names`` can stand among the options.
+
+    Raises:
+        InputError: it cannot be read, or names an operator that there is not.
+    """
+    written: list[tuple[str, list[str]]] = []
+    for token in _split(text):
+        head, colon, option = token.partition(":")
+        if "=" not in head:
+            written.append((head.strip(), [option] if colon and option else []))
+        elif written and written[-1][1]:
+            written[-1][1].append(token)
+        else:
+            raise InputError(f"{token!r} stands behind no operator; write options as operator:{token}.")
+    return tuple(_variant(name, options) for name, options in written)
+
+
+def variants_from(given: Any) -> tuple[Variant, ...]:
+    """Variants from a preset: text as on the command line, a list of such texts, or label -> operator, options, stages, ...
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if given == REGISTERED:
+        return tuple(Variant(name, name) for name in operator_names())
+    if isinstance(given, str):
+        return parse_variants(given)
+    if isinstance(given, Sequence):
+        return tuple(variant for text in given for variant in parse_variants(str(text)))
+    if not isinstance(given, Mapping):
+        raise InputError(f"variants are {given!r}; give a mapping from labels to operators, or a list of operators.")
+    return tuple(_described(str(label), values) for label, values in given.items())
+
+
+def with_baseline(variants: Sequence[Variant], baseline: str) -> tuple[Variant, ...]:
+    """The variants, the baseline first; it is added when it is missing.
+
+    Raises:
+        InputError: there is nothing to compare, two variants share a label, or the baseline is neither variant nor operator.
+    """
+    labels = [variant.label for variant in variants]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise InputError(f"the label {twice[0]!r} is there twice; give each variant a label= of its own.")
+    if baseline not in labels:
+        if baseline not in operator_names():
+            raise InputError(f"the baseline is {baseline!r}; give one of the variants ({', '.join(labels)}).")
+        variants = [Variant(baseline, baseline), *variants]
+    folders = [variant.folder for variant in variants]
+    if len(set(folders)) < len(folders):
+        raise InputError("two labels differ in punctuation alone; give them labels that make names of folders.")
+    if len(variants) < 2:
+        raise InputError(f"there is only {baseline!r} to compare; give --operators, such as conv,xvolution.")
+    return tuple(sorted(variants, key=lambda variant: variant.label != baseline))
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside brackets."""
+    return [token.strip() for token in re.split(r",(?![^\[{]*[\]}])", text) if token.strip()]
+
+
+def _variant(name: str, options: list[str]) -> Variant:
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{option!r} is no option of {name}; write it as option=value.")
+        values[key.strip()] = _value(value.strip())
+    label = str(values.pop("label", f"{name}:{','.join(options)}" if options else name))
+    return _described(label, {"operator": name, **values})
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _described(label: str, values: Any) -> Variant:
+    """A variant from its fields; what is no field of its own is an option of the operator."""
+    if isinstance(values, str):
+        return replace(parse_variants(values)[0], label=label)
+    if not isinstance(values, Mapping) or "operator" not in values:
+        raise InputError(f"the variant {label!r} names no operator; give operator: and its options.")
+    options = {**values.get("options", {}), **values}
+    placement = {name: options.pop(name) for name in PLACEMENT if name in options}
+    operator = str(options.pop("operator"))
+    options.pop("options", None)
+    return Variant(label, operator, options, placement)

@@ -1,0 +1,102 @@
+"""The answer in words: a sentence for each row, and the one on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+ENOUGH_SEEDS = 3
+WORTH = 1.25  # times the baseline's FLOPs, at most, for a gain to be called worth it
+MINUS = "\N{MINUS SIGN}"
+
+
+def verdict(row: dict[str, Any], baseline: str, rows: Sequence[dict[str, Any]]) -> str:
+    """What one row of the table says, in a sentence."""
+    if row["label"] == baseline:
+        return "the baseline"
+    if row["top1"] is None:
+        return "not finished"
+    found = claimed(row)
+    if found is None:
+        return f"{baseline} is not finished for the same seeds"
+    seeds = found["seeds"]
+    if seeds < ENOUGH_SEEDS:
+        return f"{difference(found)}: not a claim, {count(seeds, 'seed')} cannot carry one"
+    if found["low"] <= 0 <= found["high"]:
+        return f"no difference that {seeds} seeds can show ({difference(found)})"
+    if found["high"] < 0:
+        return f"{difference(found)}: worse"
+    price = f"{difference(found)} at {row['deployed_flops_ratio']:.2f} times the FLOPs"
+    better = _beaten_by(row, rows)
+    if better is not None:
+        return f"{price}; {better} gives more for no more"
+    if row["deployed_flops_ratio"] > WORTH:
+        return f"{price}; better, at a price"
+    return f"{price}; worth it"
+
+
+def claimed(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The interval that a row's sentence rests on: over seeds and images where it is there, else over seeds."""
+    return row["bootstrap"] or row["difference"]
+
+
+def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int) -> str:
+    """The answer to: does one of these help on my data, and what does it cost?"""
+    finished = [(row, interval) for row in rows if (interval := claimed(row)) is not None]
+    if not finished:
+        return f"No variant is finished beside {baseline} yet."
+    best, found = max(finished, key=lambda each: each[1]["estimate"])
+    seeds = found["seeds"]
+    cost = _cost(best, baseline)
+    more = " so far" if seeds < planned_seeds else ""
+    if seeds < ENOUGH_SEEDS:
+        return (
+            f"After {count(seeds, 'seed')}{more}, {best['label']} is the best of {len(finished)} with {difference(found)} "
+            f"of top-1 against {baseline}, {cost}. This is not a claim: it takes {ENOUGH_SEEDS} seeds or more to tell a gain "
+            "from luck."
+        )
+    if found["low"] > 0:
+        caution = ""
+        if len(finished) > 1:
+            caution = (
+                f" It is the best of {len(finished)}, which flatters it a little; new seeds would say by how much."
+            )
+        return f"Yes: {best['label']} gains {difference(found)} of top-1 over {baseline}{more}, {cost}.{caution}"
+    if all(interval["high"] is not None and interval["high"] < 0 for _, interval in finished):
+        return f"No: every variant is worse than {baseline}{more}; the best, {best['label']}, by {difference(found)} of top-1."
+    return (
+        f"No variant is better than {baseline} by a difference that {seeds} seeds can show{more}; the best, {best['label']}, has "
+        f"{difference(found)} of top-1, {cost}."
+    )
+
+
+def difference(interval: dict[str, Any]) -> str:
+    """``+0.8 ± 0.4 points``."""
+    text = f"{100 * interval['estimate']:+.1f}".replace("-", MINUS)
+    return f"{text} points" if interval["half"] is None else f"{text} ± {100 * interval['half']:.1f} points"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _cost(row: dict[str, Any], baseline: str) -> str:
+    latency = row["latency"]
+    time = "" if latency is None else f" and {latency['ratio']:.2f} times the latency"
+    return (
+        f"at {row['deployed_parameters_ratio']:.2f} times the parameters, {row['deployed_flops_ratio']:.2f} times the FLOPs"
+        f"{time} once deployed"
+    )
+
+
+def _beaten_by(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | None:
+    """The label of the most accurate row that costs no more FLOPs and is better, if any."""
+    better = [
+        other
+        for other in rows
+        if other["top1"] is not None
+        and other["deployed_flops"] <= row["deployed_flops"]
+        and other["top1"]["estimate"] > row["top1"]["estimate"]
+    ]
+    return max(better, key=lambda other: other["top1"]["estimate"])["label"] if better else None

@@ -1,0 +1,383 @@
+"""A comparison trains what is missing, survives what happens to its cells, and reports what it found."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("matplotlib")
+
+from xvolution.cli import main
+from xvolution.compare import CompareConfig, Variant, cluster, compare, launch, run
+from xvolution.compare import cell as cell_module
+from xvolution.compare.cell import run_task, write_task
+from xvolution.compare.grid import Cell, cells
+from xvolution.compare.launch import LocalLauncher, run_cells
+from xvolution.compare.results import gather
+from xvolution.compare.verdict import headline, verdict
+from xvolution.training import InputError, Interrupted, RunError, TrainConfig
+
+TINY: dict[str, Any] = {
+    "model": "resnet18",
+    "model_kwargs": {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]},
+    "small_images": True,
+    "data": "digits",
+    "image_size": 16,
+    "limit_train_batches": 6,
+    "epochs": 1,
+    "accelerator": "cpu",
+    "workers": 0,
+}
+VARIANTS = (Variant("conv", "conv"), Variant("xvolution", "xvolution"))
+
+
+class Done:
+    """A job that has ended."""
+
+    def running(self) -> bool:
+        return False
+
+    def interrupt(self) -> None: ...
+
+    kill = interrupt
+
+
+class Inline:
+    """Runs each cell in this process, which spares the tests the start of another."""
+
+    capacity = 1
+
+    def __init__(self, config: CompareConfig) -> None:
+        self.started: list[str] = []
+
+    def start(self, cell: Cell) -> Done:
+        self.started.append(cell.name)
+        write_task(cell, None, 0)
+        run_task(cell.folder)
+        return Done()
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Cells run here; answers the names of those that were started."""
+    started: list[str] = []
+
+    def launcher(config: CompareConfig) -> Inline:
+        made = Inline(config)
+        made.started = started
+        return made
+
+    monkeypatch.setattr(run, "launcher_for", launcher)
+    return started
+
+
+def configured(folder: Path, **changes: Any) -> CompareConfig:
+    recipe = TrainConfig(**{**TINY, **changes.pop("recipe", {})})
+    return CompareConfig(
+        recipe, **{"variants": VARIANTS, "seeds": (0, 1), "output": str(folder), "latency_rounds": 2, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of two operators with two seeds."""
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "launcher_for", Inline)
+        compare(configured(folder))
+    return folder
+
+
+class Text(HTMLParser):
+    """What a page shows, and what it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.shown: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href") and value and value[0] != "#"
+        ]
+
+    def handle_data(self, data: str) -> None:
+        self.shown.append(data)
+
+
+@pytest.mark.slow
+def test_the_page_holds_every_figure_and_loads_nothing(compared: Path) -> None:
+    figures = json.loads((compared / "results.json").read_text(encoding="utf-8"))
+    source = (compared / "report.html").read_text(encoding="utf-8")
+    page = Text()
+    page.feed(source)
+    text = " ".join("".join(page.shown).replace("\u00a0", " ").split())
+    assert page.loads == []
+    assert not re.search(r"@import|url\((?!#)", source)
+    assert source.count("<svg") == 3
+    assert figures["headline"] in text
+    assert "not a claim" in text
+    for row in figures["variants"]:
+        wanted = [row["label"], row["verdict"], f"{100 * row['top1']['estimate']:.2f} %", f"{100 * row['top5']:.2f} %"]
+        wanted += [
+            f"{row['deployed_parameters']:,}",
+            f"{row['flops'] / 1e6:.2f} M",
+            f"{row['deployed_flops'] / 1e6:.2f} M",
+        ]
+        wanted += [f"{row['latency']['median_ms']:.2f} ms", f"× {row['latency']['ratio']:.2f}"]
+        wanted += [f"{row['seconds_per_epoch']:.1f} s", f"{row['peak_memory_bytes'] / 2**20:.0f} MiB"]
+        for interval in (row["difference"], row["bootstrap"]):
+            wanted += [] if interval is None else [f"{100 * interval['low']:+.2f}".replace("-", "−")]
+        assert [part for part in wanted if part not in text] == []
+    for cell in figures["cells"]:
+        assert f"{cell['loss']:.4f}" in text
+
+
+@pytest.mark.slow
+def test_the_files_say_how_they_were_made(compared: Path) -> None:
+    figures = json.loads((compared / "results.json").read_text(encoding="utf-8"))
+    assert {"command", "commit", "device", "versions"} <= figures["conditions"].keys()
+    assert figures["recipe"]["epochs"] == 1
+    assert [(cell["label"], cell["seed"]) for cell in figures["cells"]] == [
+        ("conv", 0), ("xvolution", 0), ("conv", 1), ("xvolution", 1)
+    ]  # fmt: skip
+    for cell in figures["cells"]:
+        assert cell["top1"] == pytest.approx(cell["history"][-1]["val_top1"], abs=1e-6)
+        assert cell["peak_memory_bytes"] > 2**20
+    plain, xvolution = figures["variants"]
+    assert plain["verdict"] == "the baseline"
+    assert xvolution["deployed_flops_ratio"] > 1
+    assert xvolution["bootstrap"]["estimate"] == pytest.approx(xvolution["difference"]["estimate"])
+    with open(compared / "results.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["top1"]) for row in rows] == [cell["top1"] for cell in figures["cells"]]
+
+
+@pytest.mark.slow
+def test_done_cells_are_skipped_and_seeds_can_be_added(compared: Path, inline: list[str]) -> None:
+    again = compare(configured(compared))
+    assert inline == []
+    assert len(again.figures["cells"]) == 4
+    with pytest.raises(InputError, match="epochs was 1, is 2"):
+        compare(configured(compared, recipe={"epochs": 2}))
+    few = compare(configured(compared, seeds=(1,)))
+    assert len(few.figures["cells"]) == 2
+    assert inline == []
+
+
+@pytest.mark.slow
+def test_a_failed_cell_is_reported_and_the_others_go_on(
+    tmp_path: Path, inline: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_once = cell_module.train_once
+
+    def fails(config: TrainConfig) -> Any:
+        if config.operator == "xvolution":
+            raise RunError("the loss became nan.")
+        return train_once(config)
+
+    monkeypatch.setattr(cell_module, "train_once", fails)
+    flags = [
+        "--model-kwargs",
+        json.dumps(TINY["model_kwargs"]),
+        "--small-images",
+        "--image-size",
+        "16",
+        "--epochs",
+        "1",
+    ]
+    flags += ["--limit-train-batches", "4", "--accelerator", "cpu", "--latency-rounds", "0", "--seeds", "1"]
+    assert main(["compare", "--operators", "conv,xvolution,conv-conv", *flags, "--output", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 3 cells failed (xvolution seed 0: the loss became nan.)" in captured.err
+    assert "xvolution seed 0: failed: the loss became nan." in captured.out
+    figures = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [row["top1"] is None for row in figures["variants"]] == [False, True, False]
+    assert "the loss became nan." in (tmp_path / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(cell_module, "train_once", train_once)
+    inline.clear()
+    assert main(["compare", "--operators", "conv,xvolution,conv-conv", *flags, "--output", str(tmp_path)]) == 0
+    assert inline == ["xvolution seed 0"]
+
+
+class Watch:
+    """Interrupts, or kills the cell, when it has finished an epoch."""
+
+    def __init__(self, config: CompareConfig, kill: bool = False) -> None:
+        self.config, self.kill, self.launcher = config, kill, LocalLauncher(config)
+
+    def started(self, cell: Cell) -> None: ...
+
+    def progress(self, cell: Cell) -> None:
+        if (cell.folder / "history.csv").exists():
+            if not self.kill:
+                raise KeyboardInterrupt
+            for job in self.launcher._slots:
+                if job is not None:
+                    job.kill()
+
+    def ended(self, cell: Cell) -> None: ...
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True], ids=["ctrl-c", "killed"])
+def test_an_interrupted_process_goes_on(tmp_path: Path, kill: bool) -> None:
+    """The second time in this process, from the checkpoint that the first left."""
+    config = configured(tmp_path, recipe={"epochs": 40}, seeds=(0,), threads=1)
+    cell = cells(config)[0]
+    watch = Watch(config, kill)
+    if kill:
+        run_cells([cell], watch.launcher, watch)
+    else:
+        with pytest.raises(Interrupted, match="interrupted with 1 cells running and 0 waiting"):
+            run_cells([cell], watch.launcher, watch)
+    assert cell.result() is None
+    state = torch.load(cell.folder / "last.ckpt", weights_only=True)
+    seen = len(state["history"])
+    assert 1 <= seen < 40
+    assert ("Ctrl-C: a checkpoint follows" in (cell.folder / "log.txt").read_text()) is not kill
+    task = cell.folder / "cell.json"
+    task.write_text(task.read_text().replace('"epochs": 40', f'"epochs": {seen + 1}'))
+    assert run_task(cell.folder) == 0
+    result = json.loads((cell.folder / "result.json").read_text())
+    assert [row["epoch"] for row in result["history"]] == list(range(1, seen + 2))
+    assert [row["train_loss"] for row in result["history"][:seen]] == [row["train_loss"] for row in state["history"]]
+
+
+@pytest.mark.slow
+def test_cells_run_through_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(cluster, "CLUSTER", "local")
+    config = configured(tmp_path, seeds=(0,), launcher="slurm", threads=1, slurm={"timeout_min": 5})
+    cell = cells(config)[0]
+    launcher = launch.launcher_for(config)
+
+    class Quiet(Watch):
+        def progress(self, cell: Cell) -> None: ...
+
+    run_cells([cell], launcher, Quiet(config))
+    assert cell.result() is not None
+
+
+def test_slurm_parameters_that_submitit_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(cluster, "CLUSTER", "local")
+    with pytest.raises(InputError, match="submitit cannot use --slurm"):
+        launch.launcher_for(configured(tmp_path, launcher="slurm", slurm={"no_such_parameter": 1}))
+
+
+def test_two_comparisons_do_not_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nested(self: run.Reporter) -> None:
+        compare(configured(tmp_path))
+
+    monkeypatch.setattr(run.Reporter, "run", nested)
+    with pytest.raises(RunError, match="another comparison is writing to"):
+        compare(configured(tmp_path))
+
+
+def test_gpus_are_dealt_out_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    seen: list[str] = []
+
+    class Process:
+        def __init__(self, *arguments: Any, env: dict[str, str], **options: Any) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def poll(self) -> None: ...
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Process)
+    config = configured(tmp_path, recipe={"accelerator": "auto"}, jobs_per_device=2)
+    launcher = LocalLauncher(config)
+    assert launcher.capacity == 4
+    for cell in cells(config):
+        launcher.start(cell)
+    assert seen == ["2", "5", "2", "5"]
+
+
+def test_a_report_without_any_result(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    figures = gather(config, cells(config), {}, None)
+    assert figures["headline"] == "No variant is finished beside conv yet."
+    assert [row["verdict"] for row in figures["variants"]] == ["the baseline", "not finished"]
+
+
+def row(
+    label: str, top1: float, flops: float, interval: tuple[float, float] | None = None, seeds: int = 3
+) -> dict[str, Any]:
+    """A row as `gather` makes it, with the difference from conv in points."""
+    found = None
+    if interval is not None:
+        low, high = (end / 100 for end in interval)
+        found = {"estimate": (low + high) / 2, "low": low, "high": high, "half": (high - low) / 2, "seeds": seeds}
+    return {
+        "label": label, "top1": {"estimate": top1}, "deployed_flops": flops, "deployed_flops_ratio": flops,
+        "deployed_parameters_ratio": 1.0, "difference": found, "bootstrap": found, "latency": {"ratio": 1.2},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (row("x", 0.708, 1.06, (0.4, 1.2)), "+0.8 ± 0.4 points at 1.06 times the FLOPs; worth it"),
+        (row("x", 0.708, 2.0, (0.4, 1.2)), "+0.8 ± 0.4 points at 2.00 times the FLOPs; better, at a price"),
+        (row("x", 0.702, 1.06, (-0.4, 0.8)), "no difference that 3 seeds can show (+0.2 ± 0.6 points)"),
+        (row("x", 0.695, 1.06, (-0.7, -0.3)), "−0.5 ± 0.2 points: worse"),
+        (row("x", 0.708, 1.06, (0.4, 1.2), seeds=2), "+0.8 ± 0.4 points: not a claim, 2 seeds cannot carry one"),
+    ],
+)
+def test_rows_in_words(given: dict[str, Any], sentence: str) -> None:
+    assert verdict(given, "conv", [row("conv", 0.70, 1.0), given]) == sentence
+
+
+def test_a_gain_that_another_gives_for_less_is_not_worth_it() -> None:
+    rows = [row("conv", 0.70, 1.0), row("x", 0.71, 1.1, (0.5, 1.5)), row("y", 0.72, 1.05, (1.5, 2.5))]
+    assert verdict(rows[1], "conv", rows).endswith("; y gives more for no more")
+    assert verdict(rows[2], "conv", rows).endswith("; worth it")
+
+
+def test_the_answer_on_top() -> None:
+    plain, gain = row("conv", 0.70, 1.0), row("x", 0.708, 1.06, (0.4, 1.2))
+    assert headline([plain, gain], "conv", 3) == (
+        "Yes: x gains +0.8 ± 0.4 points of top-1 over conv, at 1.00 times the parameters, 1.06 times the FLOPs and 1.20 times "
+        "the latency once deployed."
+    )
+    assert "It is the best of 2, which flatters it" in headline(
+        [plain, gain, replace_label(gain, "y", -0.1)], "conv", 3
+    )
+    assert "This is not a claim" in headline([plain, row("x", 0.75, 1.0, (4, 6), seeds=2)], "conv", 3)
+    assert headline([plain, row("x", 0.69, 1.0, (-2, -1))], "conv", 3).startswith(
+        "No: every variant is worse than conv;"
+    )
+    assert headline([plain, row("x", 0.70, 1.0, (-1, 1))], "conv", 3).startswith("No variant is better than conv")
+
+
+def replace_label(given: dict[str, Any], label: str, estimate: float) -> dict[str, Any]:
+    interval = {**given["bootstrap"], "estimate": estimate}
+    return {**given, "label": label, "bootstrap": interval, "difference": interval}
+
+
+def test_a_request_to_end_is_taken_like_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), run._terminable():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_recipe_is_another_digest(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    other = replace(config, recipe=replace(config.recipe, lr=0.3))
+    moved = replace(config, output=str(tmp_path / "elsewhere"), recipe=replace(config.recipe, workers=2))
+    digests = [cell.digest for cell in cells(config)]
+    assert len(set(digests)) == 4
+    assert not set(digests) & {cell.digest for cell in cells(other)}
+    assert digests == [cell.digest for cell in cells(moved)]

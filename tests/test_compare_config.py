@@ -1,0 +1,167 @@
+"""Variants, presets and flags become a grid; what cannot is answered with one sentence."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("jsonargparse")
+
+from xvolution.cli import main
+from xvolution.compare import CompareConfig, Variant, parse_variants, preset, preset_names
+from xvolution.compare.commands import parse_compare
+from xvolution.compare.grid import cells, claim
+from xvolution.compare.variants import variants_from
+from xvolution.models import build_model
+from xvolution.operators import operator_names
+from xvolution.training import InputError, TrainConfig
+from xvolution.training.commands import parse_train
+from xvolution.training.run import model_spec
+
+
+def test_options_follow_a_colon() -> None:
+    options = "attention_ratio=0.5,window=5,gate=tanh"
+    last = "xvolution:shift_distance=[1,2,4],label=far,stages=[2,3]"
+    plain, several, both, far = parse_variants(f"conv,xvolution:{options},conv-conv,{last}")
+    assert plain == Variant("conv", "conv")
+    assert several.options == {"attention_ratio": 0.5, "window": 5, "gate": "tanh"}
+    assert several.label == f"xvolution:{options}"
+    assert both.operator == "conv-conv"
+    assert far == Variant("far", "xvolution", {"shift_distance": [1, 2, 4]}, {"stages": [2, 3]})
+
+
+def test_the_grid_is_seed_major_with_the_baseline_first() -> None:
+    config = CompareConfig(TrainConfig(), parse_variants("xvolution,conv-conv"), seeds=(3, 5))
+    assert [cell.name for cell in cells(config)] == [
+        f"{label} seed {seed}" for seed in (3, 5) for label in ("conv", "xvolution", "conv-conv")
+    ]
+    assert {cell.train.holdout_seed for cell in cells(config)} == {0}
+
+
+def test_the_command_of_a_cell_trains_the_cell() -> None:
+    recipe = parse_train(["--small-images", "--lr", "0.3", "--xvolution.stages", "[2]", "--no-xvolution.zero-init"])
+    config = CompareConfig(recipe, parse_variants("xvolution:window=5,stages=[3,4]"), output="some where")
+    for cell in cells(config):
+        words = shlex.split(shlex.join(cell.command))
+        assert words[:2] == ["xvolution", "train"]
+        assert parse_train(words[2:]) == cell.train
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_variant_of_a_preset_builds_a_network(name: str) -> None:
+    config, dry = parse_compare(["--preset", name, "--data", "digits", "--seeds", "1"])
+    assert not dry
+    assert len({cell.digest for cell in cells(config)}) == len(config.variants)
+    small = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    for cell in cells(config):
+        spec = model_spec(replace(cell.train, model_kwargs=small, small_images=True), 10)
+        build_model(spec, example_inputs=torch.zeros(1, 3, 16, 16))
+
+
+def test_there_are_the_presets_of_the_paper() -> None:
+    assert set(preset_names()) == {"operators", "stage", "kernel-size", "branches", "attention", "shifts", "defaults"}
+    assert {variant.operator for variant in variants_from(preset("operators")["variants"])} == set(operator_names())
+
+
+def test_flags_win_over_a_preset_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "recipe: {lr: 0.3, epochs: 7, xvolution: {stages: [2]}}\nseeds: [4, 5]\n"
+        "variants:\n  wide: {operator: xvolution, attention_ratio: 1.0}\n  acmix: acmix\n"
+    )
+    config, _ = parse_compare(["--preset", str(file), "--epochs", "9", "--backbone", "resnet34"])
+    assert (config.recipe.lr, config.recipe.epochs, config.recipe.model) == (0.3, 9, "resnet34")
+    assert config.recipe.xvolution.stages == (2,)
+    assert config.seeds == (4, 5)
+    assert [variant.label for variant in config.variants] == ["conv", "wide", "acmix"]
+    config, _ = parse_compare(["--preset", str(file), "--operators", "conv-conv", "--seeds", "[7]"])
+    assert [variant.label for variant in config.variants] == ["conv", "conv-conv"]
+    assert config.seeds == (7,)
+
+
+def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> None:
+    config = CompareConfig(TrainConfig(lr=0.1), parse_variants("xvolution"), output=str(tmp_path))
+    claim(config, cells(config))
+    more = replace(config, variants=parse_variants("xvolution,conv-conv"), seeds=(0, 1, 2, 3))
+    claim(more, cells(more))
+    elsewhere = replace(config, recipe=replace(config.recipe, accelerator="cpu", workers=3))
+    claim(elsewhere, cells(elsewhere))
+    other = replace(config, recipe=replace(config.recipe, lr=0.2))
+    with pytest.raises(InputError, match=r"another recipe \(lr was 0.1, is 0.2\); give another --output"):
+        claim(other, cells(other))
+    redefined = replace(config, variants=(Variant("xvolution", "xvolution", {"window": 5}),))
+    with pytest.raises(InputError, match="xvolution: operator_options was"):
+        claim(redefined, cells(redefined))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is nothing to compare"),
+        (["--operators", "acmics"], "there is no operator 'acmics'; the operators are "),
+        (["--operators", "xvolution:windows=5"], "the variant 'xvolution:windows=5' cannot be used"),
+        (["--operators", "window=5,xvolution"], "stands behind no operator"),
+        (["--operators", "xvolution,xvolution"], "'xvolution' is there twice"),
+        (["--operators", "conv"], "there is only 'conv' to compare"),
+        (["--operators", "xvolution", "--baseline", "plain"], "the baseline is 'plain'"),
+        (["--operators", "xvolution", "--seeds", "none"], "--seeds is none"),
+        (["--operators", "xvolution", "--seeds", "[1, 1]"], "give at least one, and each once"),
+        (["--operators", "xvolution", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
+        (["--operators", "xvolution", "--devices", "2"], "each cell on one device"),
+        (["--operators", "xvolution", "--task", "detect"], "--task detect cannot be compared yet"),
+        (["--operators", "xvolution", "--epochs", "0"], "--epochs is 0"),
+        (["--preset", "everything"], "there is no preset 'everything'; the presets are attention"),
+        (["--operators", "xvolution", "--data", "/no/such/folder"], "there is no file or folder /no/such/folder"),
+        (["--operators", "xvolution:stages=[9]"], "the variant 'xvolution:stages=[9]' cannot be built"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_answered_with_one_sentence(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--latency-rounds", "0", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--operator", "conv"], ["--epochs", "many"], ["--no-such-flag"]])
+def test_a_flag_that_is_not_there_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["compare", "--operators", "xvolution", *arguments])
+    assert left.value.code == 2
+
+
+def test_a_preset_that_is_something_else(tmp_path: Path) -> None:
+    for text, message in (("a: [", "is no YAML"), ("- conv", "has list"), ("epochs: 3", "has epochs; allowed are")):
+        file = tmp_path / "preset.yaml"
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            preset(str(file))
+
+
+def test_a_dry_run_prints_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    flags = ["--operators", "xvolution", "--seeds", "2", "--output", str(output), "--dry-run"]
+    assert main(["compare", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 cells: 2 variants x 2 seeds")
+    assert printed.count("xvolution train ") == 4
+    assert "# xvolution seed 1 (new)" in printed
+    assert not output.exists()
+
+
+def test_a_configuration_survives_json() -> None:
+    config = parse_train(["--xvolution.shift-distance", "[1, 2]", "--model-kwargs", '{"drop_rate": 0.1}'])
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
