@@ -1,0 +1,74 @@
+"""Mixed precision, memory format, activation checkpointing and moving averages, in training and in deployment."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+from tests.core.execution import BRANCHES, FORMS, images, network, operator
+from xvolution import reparameterize
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+@pytest.mark.parametrize(("branch", "form"), FORMS)
+def test_autocast_stays_close(branch, form, dtype, tolerance):
+    model, x = network(branch, form), images()
+    with torch.autocast("cpu", dtype=dtype):
+        y = model(x)
+    y.float().square().sum().backward()
+    assert y.dtype == dtype
+    expected = model(x)
+    assert ((y.float() - expected).abs().max() / expected.abs().max()).item() < tolerance
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("branch", "form"), FORMS)
+def test_channels_last_goes_in_and_comes_out(branch, form):
+    module = operator(branch, form).to(memory_format=torch.channels_last)
+    x = images(channels=4)
+    y = module(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, operator(branch, form)(x), rtol=1e-4, atol=1e-5)
+    assert operator(branch, form)(x).is_contiguous()
+
+
+@pytest.mark.parametrize(("branch", "form"), FORMS)
+def test_activation_checkpointing_changes_no_gradient(branch, form):
+    model, x = network(branch, form), images()
+    saving = copy.deepcopy(model)
+    model(x).square().sum().backward()
+    y = saving.stem_norm(saving.stem(x)).relu()
+    for stage in (saving.layer1, saving.layer2):
+        y = checkpoint(stage, y, use_reentrant=False)
+    saving.head(y.mean((2, 3))).square().sum().backward()
+    for expected, actual in zip(model.parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_moving_average_reparameterizes(branch):
+    model, x = network(branch, "training").train(), images()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        average.update_parameters(model)
+    average.eval()
+    torch.testing.assert_close(reparameterize(average, x)(x), average(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(average(x), model.eval()(x))
+
+
+def test_a_moving_average_of_timm_reparameterizes():
+    utils = pytest.importorskip("timm.utils")
+    model, x = network("pssa", "training"), images()
+    average = utils.ModelEmaV3(model, decay=0.5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    average.update(model)
+    deployed = reparameterize(average.module.eval(), x)
+    torch.testing.assert_close(deployed(x), average(x), rtol=1e-4, atol=1e-5)

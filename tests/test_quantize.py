@@ -1,0 +1,148 @@
+"""Equalization changes no output, and int8 files run and say how far they are off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.core.networks import SmallNet, randomize
+from xvolution import XVolution1d, XVolution2d, XVolutionConfig, convert, export, reparameterize
+from xvolution.deploy.equalize import equalize
+from xvolution.deploy.quantize import QuantizationError, quantize
+
+
+def unbalanced(layout: str, operator: type = XVolution2d, **options: Any) -> nn.Module:
+    """A deployed operator in fp64 whose channels of q and k differ by orders of magnitude."""
+    torch.manual_seed(0)
+    module = randomize(operator(8, 16, 3, padding=1, zero_init=False, dtype=torch.float64, **options)).eval()
+    with torch.no_grad():
+        for convolution in (module.attention.query, module.attention.windows[0]):
+            spread = torch.logspace(-3, 3, convolution.out_channels, dtype=torch.float64)
+            convolution.weight.mul_(spread.reshape(-1, *(1,) * (convolution.weight.dim() - 1)))
+    return reparameterize(module, layout=layout)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("gate", ["identity", "sigmoid", "tanh"])
+@pytest.mark.parametrize("layout", ["single", "split"])
+def test_equalization_changes_nothing(layout: str, gate: str, groups: int) -> None:
+    deployed = unbalanced(layout, gate=gate, groups=groups)
+    x = torch.randn(4, 8, 9, 7, dtype=torch.float64)
+    before = {name: tensor.clone() for name, tensor in deployed.state_dict().items()}
+    equal = equalize(deployed, [x])
+    assert torch.equal(equal(x), deployed(x))
+    assert all(torch.equal(before[name], tensor) for name, tensor in deployed.state_dict().items())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in equal.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", ["single", "split"])
+def test_equalization_in_one_dimension_and_several_windows(layout: str) -> None:
+    deployed = unbalanced(layout, XVolution1d, shift_distance=(1, 2), gate="tanh")
+    x = torch.randn(4, 8, 20, dtype=torch.float64)
+    torch.testing.assert_close(equalize(deployed, [x])(x), deployed(x), rtol=1e-12, atol=1e-12)
+
+
+def test_parts_of_the_single_convolution_get_one_range() -> None:
+    deployed = unbalanced("single", gate="identity", global_term=False)
+    x = torch.randn(8, 8, 9, 7, dtype=torch.float64)
+    y, query, window_sum = equalize(deployed, [x]).parts(x)
+    for part in (query, window_sum):
+        share = part.abs().amax((0, 2, 3)) / y.abs().max()
+        assert share.max() <= 1
+        assert share.min() > 0.5
+    assert deployed.parts(x)[1].abs().max() > 100 * y.abs().max()
+
+
+def test_channels_of_the_split_layout_get_one_range() -> None:
+    deployed = unbalanced("split", gate="sigmoid")
+    x = torch.randn(8, 8, 9, 7, dtype=torch.float64)
+    window_sum = equalize(deployed, [x]).parts(x)[2].abs().amax((0, 2, 3))
+    assert window_sum.max() < 4 * window_sum.min()
+
+
+def test_norms_on_the_window_sum_are_left_alone() -> None:
+    def group_norm(channels: int) -> nn.Module:
+        return nn.GroupNorm(2, channels).double()
+
+    module = XVolution2d(8, 16, 3, padding=1, norm_layer=group_norm, window_norm=True, dtype=torch.float64).eval()
+    deployed, x = reparameterize(module), torch.randn(2, 8, 9, 7, dtype=torch.float64)
+    equal = equalize(deployed, [x])
+    assert all(torch.equal(a, b) for a, b in zip(deployed.parameters(), equal.parameters(), strict=True))
+
+
+def test_equalization_needs_images() -> None:
+    with pytest.raises(ValueError, match="calibration holds no batch"):
+        equalize(unbalanced("single"), [])
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return randomize(convert(SmallNet(), XVolutionConfig(zero_init=False))).eval()
+
+
+@pytest.fixture
+def calibration() -> list[torch.Tensor]:
+    return [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+
+
+def test_equalization_saves_what_one_scale_would_lose(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    deployed, calibration = unbalanced("split", gate="sigmoid").float(), [torch.randn(8, 8, 16, 16)]
+    before = quantize(deployed, tmp_path / "before.onnx", calibration)
+    after = quantize(equalize(deployed, calibration), tmp_path / "after.onnx", calibration)
+    assert before.relative_error > 0.5
+    assert after.relative_error < 0.15
+
+
+@pytest.mark.parametrize("layout", ["single", "split"])
+def test_quantized_networks_run_and_report(
+    network: nn.Module, calibration: list[torch.Tensor], layout: str, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    report = quantize(reparameterize(network, layout=layout, fold_norms=True), tmp_path / "int8.onnx", calibration)
+    assert report.path == tmp_path / "int8.onnx"
+    assert report.calibration_images == 16
+    assert 0 < report.relative_error < 0.1
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert convolutions
+    assert {made_by[name].op_type for node in convolutions for name in node.input[:2]} == {"DequantizeLinear"}
+
+
+def test_a_file_is_quantized_with_its_metadata(
+    network: nn.Module, calibration: list[torch.Tensor], tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    export(reparameterize(network), tmp_path / "fp32.onnx", calibration[0])
+    described = onnx.load(tmp_path / "fp32.onnx")
+    onnx.helper.set_model_props(described, {"about": "cats"})
+    onnx.save(described, tmp_path / "fp32.onnx")
+    quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", calibration)
+    session = runtime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["about"] == "cats"
+    (y,) = session.run(None, {session.get_inputs()[0].name: torch.randn(3, 3, 24, 20).numpy()})
+    assert y.shape == (3, 5)
+
+
+def test_bad_input_is_refused_with_a_sentence(network: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    images = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"must end in \.onnx"):
+        quantize(network, tmp_path / "int8.xml", [images])
+    with pytest.raises(ValueError, match="at least one batch of images"):
+        quantize(network, tmp_path / "int8.onnx", [])
+    with pytest.raises(ValueError, match="method is 'magic'"):
+        quantize(network, tmp_path / "int8.onnx", [images], method="magic")
+    (tmp_path / "broken.onnx").write_text("no network")
+    with pytest.raises(QuantizationError, match=r"cannot quantize broken\.onnx"):
+        quantize(tmp_path / "broken.onnx", tmp_path / "int8.onnx", [images])
+    assert not (tmp_path / "int8.onnx").exists()
