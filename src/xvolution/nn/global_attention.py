@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xvolution.nn.geometry import Geometry, conv_over
 from xvolution.nn.pixel_shift import attention_channels, check_heads
-from xvolution.nn.precision import narrow, widen
+from xvolution.nn.precision import narrow, widen, without_autocast
 
 
 class GlobalAttention(nn.Module):
@@ -67,7 +67,7 @@ class GlobalAttention(nn.Module):
             maps.flatten(2).unflatten(1, (self.groups * self.heads, -1)).transpose(-1, -2)
             for maps in widen(source, self.key(x), self.value(x))
         ]
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             attended = nn.functional.scaled_dot_product_attention(*tokens)
         attended = attended.transpose(-1, -2).flatten(1, 2).unflatten(2, source.shape[2:])
         return attended if attended.dtype == source.dtype else narrow(attended, self.value.weight.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xvolution.nn.geometry import Geometry, conv_over, pointwise
 from xvolution.nn.pixel_shift import attention_channels, check_heads
-from xvolution.nn.precision import narrow, widen
+from xvolution.nn.precision import narrow, widen, without_autocast
 
 
 class LinearAttention(nn.Module):
@@ -65,7 +65,7 @@ class LinearAttention(nn.Module):
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """``M(x)``: (N, C_in, H, W) -> (N, groups * heads, C_out / (groups * heads), A / (groups * heads))."""
         key, value = (_by_head(maps, self.groups * self.heads) for maps in widen(self.key(x), self.value(x)))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return value @ key.transpose(-1, -2) / key.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class LinearAttention(nn.Module):
         query = self.query(x)
         (wide,) = widen(query)
         mixing = self.mixing_matrix(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             attended = mixing @ _by_head(wide, self.groups * self.heads)
         attended = attended.flatten(1, 2).unflatten(2, query.shape[2:])
         return attended if attended.dtype == query.dtype else narrow(attended, self.value.weight.dtype)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xvolution.functional import convolution
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which autocast is off; the meta device has none to switch off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -46,6 +52,6 @@ def apply_wide(conv: Any, x: Tensor, source: torch.dtype) -> Tensor:
     """
     if source != torch.float16:
         return conv(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         y = convolution(x, conv.weight.to(x.dtype), groups=conv.groups)
     return narrow(y, conv.weight.dtype)
