@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 TEST_ARGS ?= -n 2
+COVERAGE_ARGS ?=
 
 BIN := $(VENV)/bin
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
@@ -10,7 +11,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null)
 # The stamp carries the Python version: another PYTHON makes a new environment, a changed pyproject.toml a new install.
 INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: all install demo test fuzz lint docs clean
+.PHONY: all install demo test fuzz lint docs coverage clean
 
 all: lint test docs demo
 
@@ -44,6 +45,10 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Hours: every architecture of timm and torchvision. Stopped and started again, it goes on where it was.
+coverage: $(INSTALLED)
+	$(BIN)/python -m xvolution.bench.coverage --output results/coverage.json --page docs/coverage.md $(COVERAGE_ARGS)
 
 clean:
 	rm -rf $(VENV) site demo dist

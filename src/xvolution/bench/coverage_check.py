@@ -1,0 +1,269 @@
+"""One architecture examined: converted, run, differentiated, re-parameterized, and compared at each step."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution import XVolutionConfig, convert, reparameterize
+from xvolution.bench.coverage_networks import Architecture, Example, candidates
+from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
+from xvolution.surgery.selection import convolutions, select
+
+
+class ExaminationError(RuntimeError):
+    """A step failed; the message is the sentence for the record."""
+
+
+def examine(architecture: Architecture) -> dict[str, Any]:
+    """Examine one architecture with the default configuration.
+
+    Returns:
+        The record for the results file: ``status`` is ``equal``, ``nothing to convert``, ``left`` or ``failed``.
+    """
+    started = time.monotonic()
+    record: dict[str, Any] = {"family": architecture.family, "task": architecture.task}
+    try:
+        record |= _examine(architecture)
+    except ExaminationError as error:
+        record |= {"status": "failed", "reason": str(error)}
+    return record | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _examine(architecture: Architecture) -> dict[str, Any]:
+    with _step("building"):
+        selected, left = _outlook(architecture)
+    if not selected:
+        return {"replaced": 0, "left": left} | _nothing_to_convert(left)
+    dtype = torch.float64 if architecture.task == "detection" else torch.float32
+    record: dict[str, Any] = {"replaced": len(selected), "left": left, **_measured(architecture, dtype)}
+    if not _is_equal(record) and dtype == torch.float32:
+        # Rounding grows through a deep random network; what is left in float64 is not rounding.
+        single = {"float32_error": max(record["conversion_error"], record["deployment_error"])}
+        record |= single | _measured(architecture, torch.float64)
+    if _is_equal(record):
+        return record | {"status": "equal"}
+    errors = (
+        f"{record['conversion_error']:.1e} after conversion, {record['deployment_error']:.1e} after re-parameterization"
+    )
+    return record | {"status": "failed", "reason": f"outputs differ in {record['dtype']}: {errors}"}
+
+
+def _is_equal(record: dict[str, Any]) -> bool:
+    limit = TOLERANCE[getattr(torch, record["dtype"])]
+    return max(record["conversion_error"], record["deployment_error"]) <= limit
+
+
+def _outlook(architecture: Architecture) -> tuple[list[str], dict[str, int]]:
+    """What a conversion selects, and what it leaves (see ``left_behind``)."""
+    try:
+        # Without memory for weights, which most networks without convolutions do not have to spend then.
+        with torch.device("meta"):
+            network = architecture.build()
+        selected = select(network, XVolutionConfig())
+        left = left_behind(network, selected)
+        if set(left) <= {"1x1", "stem"}:
+            return selected, left
+    except (RuntimeError, ValueError, TypeError):  # a constructor that computes with its weights
+        pass
+    # Whether a subclass computes a plain convolution is told from its numbers.
+    network = architecture.build()
+    selected = select(network, XVolutionConfig())
+    return selected, left_behind(network, selected)
+
+
+def left_behind(network: nn.Module, selected: list[str]) -> dict[str, int]:
+    """How many convolutions stay, by reason: ``1x1``, ``stem``, or the class that is no plain convolution."""
+    convertible = {name for name, _ in convolutions(network)}
+    chosen = set(selected)
+    reasons: Counter[str] = Counter()
+    for name, module in network.named_modules():
+        kernel = getattr(module, "kernel_size", None)
+        if name in chosen or not isinstance(getattr(module, "weight", None), Tensor) or kernel is None:
+            continue
+        sides = (kernel,) if isinstance(kernel, int) else tuple(kernel)
+        if max(sides) == 1:
+            reasons["1x1"] += 1
+        else:
+            reasons["stem" if name in convertible else type(module).__name__] += 1
+    return dict(sorted(reasons.items()))
+
+
+def _nothing_to_convert(left: dict[str, int]) -> dict[str, str]:
+    others = {reason: count for reason, count in left.items() if reason not in ("1x1", "stem")}
+    if others:
+        listed = ", ".join(f"{count} {reason}" for reason, count in others.items())
+        return {"status": "left", "reason": f"no plain convolution behind the stem; left alone: {listed}"}
+    if not left:
+        return {"status": "nothing to convert", "reason": "no convolution at all"}
+    if "stem" not in left:
+        return {"status": "nothing to convert", "reason": "1x1 convolutions only"}
+    return {"status": "nothing to convert", "reason": "no spatial convolution behind the stem"}
+
+
+def _measured(architecture: Architecture, dtype: torch.dtype) -> dict[str, Any]:
+    torch.manual_seed(0)
+    network, example, expected = _prepared(architecture, dtype)
+    with _step("conversion"):
+        network = convert(network, inplace=True, example_inputs=example.evaluation)
+    names = [row.name for row in vars(network)["summary"].replaced]
+    with _step("running the converted network"):
+        converted = _evaluate(network, example)
+    _randomize_attention([network.get_submodule(name) for name in names])
+    unreached = _backward(network, names, example)
+    with _step("running the converted network"):
+        trained = _evaluate_randomized(network, example)
+    with _step("re-parameterization"):
+        network = reparameterize(network.eval(), layout="split", inplace=True)
+    with _step("running the deployed network"):
+        deployed = _evaluate(network, example)
+    return {
+        "input": example.label,
+        "dtype": str(dtype).removeprefix("torch."),
+        "conversion_error": difference(expected, converted).relative,
+        "deployment_error": difference(trained, deployed).relative,
+        "unreached": unreached,
+    }
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ExaminationError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(f"{what} needs more memory than allowed") from error
+        lines = str(error).strip().splitlines() or [""]
+        raise ExaminationError(f"{what}: {type(error).__name__}: {lines[0][:300]}") from error
+
+
+def _prepared(architecture: Architecture, dtype: torch.dtype) -> tuple[nn.Module, Example, Any]:
+    """The network with random norms and scales, the smallest input that it takes in both modes, and its outputs."""
+    refusal = "no candidate"
+    randomized: nn.Module | None = None
+    for network, example in candidates(architecture, dtype):
+        if network is not randomized:
+            _randomize_scales(network)
+            randomized = network
+        try:
+            with torch.no_grad():
+                _train_forward(network, example)
+            return network, example, _evaluate_randomized(network, example)
+        except Exception as error:
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                raise
+            refusal = f"{example.label}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+    raise ExaminationError(f"the original network does not run on any size tried; the last was {refusal}")
+
+
+def _evaluate(network: nn.Module, example: Example) -> Any:
+    network.eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return network(*example.evaluation)
+
+
+def _evaluate_randomized(network: nn.Module, example: Example) -> Any:
+    """Outputs with random batch norm statistics, which the network keeps.
+
+    Raises:
+        ExaminationError: they are not finite.
+    """
+    hooks = [norm.register_forward_pre_hook(_randomize_statistics) for norm in _batch_norms(network)]
+    _evaluate(network, example)
+    for hook in hooks:
+        hook.remove()
+    outputs = _evaluate(network, example)
+    if not all(torch.isfinite(tensor).all() for tensor in tensors_in(outputs) if tensor.is_floating_point()):
+        raise ExaminationError("the network's outputs are not finite")
+    return outputs
+
+
+def _randomize_statistics(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Running statistics at random around those of the input, so that activations keep their scale through a deep network."""
+    (x,) = inputs
+    x = x.transpose(0, 1).flatten(1)
+    mean, variance = x.mean(1), x.var(1, correction=0)
+    # Few pixels of two random images vary too little: divided by their deviation, rounding grows with every layer.
+    variance = torch.maximum(variance, 0.5 * (mean.square() + variance).mean()).clamp(min=1e-2)
+    norm.running_mean.copy_(mean + variance.sqrt() * (torch.rand_like(mean) - 0.5))
+    norm.running_var.copy_(variance * 2 ** (2 * torch.rand_like(variance) - 1))
+
+
+def _batch_norms(network: nn.Module) -> list[Any]:
+    return [m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+
+
+def _train_forward(network: nn.Module, example: Example) -> Any:
+    network.train()
+    torch.manual_seed(0)
+    return network(*example.training)
+
+
+def _randomize_scales(network: nn.Module) -> None:
+    """Scales away from one, biases and zero-initialized weights away from zero: what starts at zero hides every error."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if not parameter.is_floating_point() or not parameter.numel():
+                continue
+            if name.rpartition(".")[2].startswith("bias"):
+                parameter.uniform_(-0.1, 0.1)
+            elif parameter.numel() == max(parameter.shape, default=1):
+                parameter.uniform_(0.5, 1.5)
+            elif not parameter.any():
+                parameter.normal_(0, 0.02)
+
+
+def _randomize_attention(operators: list[Any]) -> None:
+    """The attention branches at about a third of the convolutions' scale."""
+    for operator in operators:
+        _randomize_scales(operator.attention)
+        _randomize_scales(operator.attention_norm)
+        with torch.no_grad():
+            for parameter in operator.attention_norm.parameters():
+                parameter *= 0.3
+
+
+def _backward(network: nn.Module, names: list[str], example: Example) -> int:
+    """One training step's gradients; returns how many operators the loss does not depend on.
+
+    Raises:
+        ExaminationError: a gradient of an attention branch is missing or not finite.
+    """
+    network.requires_grad_(False)
+    new: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name in names:
+        operator: Any = network.get_submodule(name)
+        parts = (("attention", operator.attention), ("attention_norm", operator.attention_norm))
+        new[name] = [(f"{name}.{part}.{n}", p) for part, module in parts for n, p in module.named_parameters()]
+        for _, parameter in new[name]:
+            parameter.requires_grad_()
+    with _step("the backward pass"):
+        _weighted_sum(_train_forward(network, example)).backward()
+    unreached = 0
+    for parameters in new.values():
+        gradients = {name: parameter.grad for name, parameter in parameters}
+        if all(gradient is None or not gradient.any() for gradient in gradients.values()):
+            unreached += 1
+            continue
+        wrong = [name for name, grad in gradients.items() if grad is None or not torch.isfinite(grad).all()]
+        if wrong:
+            raise ExaminationError(f"the gradient of {wrong[0]} is missing or not finite")
+    if unreached == len(names):
+        raise ExaminationError("no attention branch received a gradient")
+    network.zero_grad(set_to_none=True)
+    return unreached
+
+
+def _weighted_sum(outputs: Any) -> Tensor:
+    """A scalar that depends on every output element; random weights, since the sum of a softmax is constant."""
+    tensors = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
+    return torch.stack([(tensor * torch.rand_like(tensor)).mean().double() for tensor in tensors]).sum()
