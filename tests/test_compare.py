@@ -354,6 +354,8 @@ def test_the_answer_on_top() -> None:
     assert "It is the best of 2, which flatters it" in headline(
         [plain, gain, replace_label(gain, "y", -0.1)], "conv", 3
     )
+    wild = row("wild", 0.72, 1.0, (-3, 7))
+    assert headline([plain, wild, gain], "conv", 3).startswith("Yes: x gains +0.8")
     assert "This is not a claim" in headline([plain, row("x", 0.75, 1.0, (4, 6), seeds=2)], "conv", 3)
     assert headline([plain, row("x", 0.69, 1.0, (-2, -1))], "conv", 3).startswith(
         "No: every variant is worse than conv;"

@@ -74,8 +74,9 @@ def test_the_convolution_path_begins_as_shifts_and_is_a_convolution():
 
 
 def test_parameter_count():
-    # The authors' layout (ACmix.py) on C channels with 4 heads: three 1x1 with bias, conv_p 2·C/4 + C/4, fc 3·4·9 without
-    # bias, dep_conv C·9·9 with one input map for each shift (C/4 groups) , and the two rates. (Their dep_conv has a bias.)
+    # The authors' layout (ResNet/test_bottleneck.py) on C channels with 4 heads: three 1x1 with bias, conv_p 2·C/4 + C/4, fc
+    # 3·4·9 without bias, dep_conv C·9·9 with one input map for each shift (C/4 groups), and the two rates. Their dep_conv is
+    # built with a bias, which its initialization then replaces by None.
     channels, head = 64, 16
     expected = 3 * (channels * channels + channels) + 3 * head + 3 * 4 * 9 + channels * 9 * 9 + 2
     assert sum(p.numel() for p in ACmix2d(channels, channels, 3, padding=1).parameters()) == expected

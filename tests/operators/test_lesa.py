@@ -75,7 +75,7 @@ def test_positions_are_interpolated_for_other_sizes():
 
 
 def test_parameter_count():
-    # The authors' layout (lesa.py) on C channels with 8 heads: a 3x3 in 8 groups, a 1x1 and a norm; qkv with half of C for q and
+    # The authors' layout (LESA.py) on C channels with 8 heads: a 3x3 in 8 groups, a 1x1 and a norm; qkv with half of C for q and
     # k each, its norm, one for each kind of score and one for the sum; two embeddings (C/16, 27); the fusion.
     c = 64
     unary = 9 * c * c // 8 + c * c + 2 * c

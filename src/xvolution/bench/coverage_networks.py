@@ -131,7 +131,7 @@ def _detection(side: int, dtype: torch.dtype) -> Example:
     boxes = torch.tensor([[0.1, 0.1, 0.6, 0.7], [0.3, 0.2, 0.9, 0.9]], dtype=dtype) * side
     masks = torch.zeros(2, side, side, dtype=torch.uint8)
     masks[:, side // 4 : side // 2, side // 4 : side // 2] = 1
-    keypoints = torch.ones(2, 17, 3, dtype=dtype)
+    keypoints = torch.ones(2, 17, 3)
     keypoints[..., :2] = side / 2
     target = {"boxes": boxes, "labels": torch.tensor([1, 1]), "masks": masks, "keypoints": keypoints}
     return Example((images,), (images, [dict(target) for _ in images]), f"2 images 3x{side}x{side}")

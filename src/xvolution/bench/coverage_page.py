@@ -16,11 +16,18 @@ Record = Mapping[str, Any]
 STATUSES = ("equal", "nothing to convert", "left", "failed")
 _HEADINGS = ("replaced and equal", "nothing to convert", "left, with a reason", "failing")
 
+_ERRORS = {
+    "conversion_error": "after conversion",
+    "deployment_error": "after re-parameterization",
+    "operator_error": "one operator",
+}
+
 _INTRODUCTION = """\
 # Coverage
 
 Every architecture name of timm and torchvision (classification, segmentation, detection, video, optical flow) with random
-weights, converted with the default configuration. Written by `make coverage` from `results/coverage.json`; names that it has not reached yet are missing.
+weights, converted with the default configuration. Written by `make coverage` from `results/coverage.json`; names that it has
+not reached yet are missing.
 
 For each one: scales, biases and batch norm statistics are drawn at random, then
 
@@ -29,9 +36,11 @@ For each one: scales, biases and batch norm statistics are drawn at random, then
    attention branch a finite gradient;
 3. the network is re-parameterized and compared again, in eval mode (*after re-parameterization*).
 
-Errors are the largest difference relative to the largest output. Outputs count as equal up to 1e-4 in float32. Where rounding
-through a deep random network grows beyond that, the comparison is repeated in float64, with 1e-10 as the limit, and the row
-says so. Detectors are compared in float64: rounding may reorder boxes of nearly equal score.
+Errors are the largest difference relative to the largest output. Outputs count as equal up to 1e-4 in float32, what rounding
+explains for a whole network. Where it grows beyond that through a deep random network, the comparison is repeated in float64,
+and the row says so: then every single operator, on the input that the network gives it, must agree with its deployed form up to
+1e-12, and the whole network up to 1e-7. Detectors are compared in float64 at once: rounding may reorder boxes of nearly equal
+score.
 """
 
 
@@ -85,14 +94,12 @@ def _counts(records: Mapping[str, Record]) -> str:
 
 def _worst(records: Mapping[str, Record]) -> str:
     rows = []
+    equal = {key: record for key, record in records.items() if record["status"] == "equal"}
     for dtype in ("float32", "float64"):
-        measured = {key: r for key, r in records.items() if r["status"] == "equal" and r["dtype"] == dtype}
-        if not measured:
-            continue
-        for error, heading in (
-            ("conversion_error", "after conversion"),
-            ("deployment_error", "after re-parameterization"),
-        ):
+        for error, heading in _ERRORS.items():
+            measured = {key: record for key, record in equal.items() if record["dtype"] == dtype and error in record}
+            if not measured:
+                continue
             exact = sum(record[error] == 0 for record in measured.values())
             worst = max(measured, key=lambda key: (measured[key][error], key))
             shown = (f"`{worst}`", f"{measured[worst][error]:.1e}") if exact < len(measured) else ("none", "0")
@@ -157,6 +164,8 @@ def _remark(record: Record) -> str:
     if record["dtype"] == "float64":
         single = record.get("float32_error")
         remarks.append("float64" if single is None else f"float64; {single:.0e} in float32")
+        if "operator_error" in record:
+            remarks.append(f"one operator at most {record['operator_error']:.0e}")
     if record["unreached"]:
         remarks.append(f"{record['unreached']} without effect on the loss")
     return "; ".join(remarks)

@@ -45,17 +45,18 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int) 
     finished = [(row, interval) for row in rows if (interval := claimed(row)) is not None]
     if not finished:
         return f"No variant is finished beside {baseline} yet."
-    best, found = max(finished, key=lambda each: each[1]["estimate"])
+    best, found = max(finished, key=lambda each: (_shown(each[1]), each[1]["estimate"]))
     seeds = found["seeds"]
     cost = _cost(best, baseline)
+    of = f", the best of {len(finished)}," if len(finished) > 1 else ""
     more = " so far" if seeds < planned_seeds else ""
     if seeds < ENOUGH_SEEDS:
         return (
-            f"After {count(seeds, 'seed')}{more}, {best['label']} is the best of {len(finished)} with {difference(found)} "
+            f"After {count(seeds, 'seed')}{more}, {best['label']}{of} has {difference(found)} "
             f"of top-1 against {baseline}, {cost}. This is not a claim: it takes {ENOUGH_SEEDS} seeds or more to tell a gain "
             "from luck."
         )
-    if found["low"] > 0:
+    if _shown(found):
         caution = ""
         if len(finished) > 1:
             caution = (
@@ -68,6 +69,11 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int) 
         f"No variant is better than {baseline} by a difference that {seeds} seeds can show{more}; the best, {best['label']}, has "
         f"{difference(found)} of top-1, {cost}."
     )
+
+
+def _shown(interval: dict[str, Any]) -> bool:
+    """Whether enough seeds show a gain."""
+    return interval["seeds"] >= ENOUGH_SEEDS and interval["low"] > 0
 
 
 def difference(interval: dict[str, Any]) -> str:
