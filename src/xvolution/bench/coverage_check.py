@@ -16,7 +16,6 @@ from xvolution.bench.coverage_networks import Architecture, Example, candidates
 from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
 from xvolution.surgery.selection import convolutions, select
 
-
 #: In float64, relative error of each operator on its own input; and what rounding may grow to through the network.
 OPERATOR_LIMIT = 1e-12
 GROWN_LIMIT = 1e-7
