@@ -22,7 +22,7 @@ from xvolution.operators.registry import register
     pixels="n²",
 )
 class LESA2d(nn.Module):
-    """The local and the context term of the paper's section 3, and the dynamic fusion of the two::
+    """The paper's local and context terms, and the dynamic fusion of the two::
 
         u = norm( W^u conv(x) )                                               unary: a convolution in groups and a 1x1
         b_i = norm( Σ_j softmax_j( norm(<q_i, k_j>) + norm(<q_i, r_(j-i)>) ) v_j )      binary: attention to all pixels
