@@ -162,3 +162,11 @@ def test_the_page_counts_and_repeats_itself(results):
     assert "| `timm/broken` | x \\| y |" in page
     assert "<summary>timm: a&lt;b (1 failed)</summary>" in page
     assert "## Failing" not in render(json.loads(results.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("operator", "network", "equal"), [(1e-14, 1e-9, True), (1e-11, 1e-9, False), (1e-14, 1e-6, False)]
+)
+def test_in_float64_every_operator_has_to_agree(operator, network, equal):
+    errors = {"conversion_error": 0.0, "deployment_error": network, "operator_error": operator}
+    assert coverage_check._is_equal({"dtype": "float64", **errors}) is equal

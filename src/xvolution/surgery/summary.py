@@ -27,8 +27,16 @@ def count_flops(model: nn.Module, example_inputs: Any) -> int | None:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with evaluating(model), counter:
-        call(model, example_inputs)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        # The counter hooks every input that asks for a gradient, and a view of a parameter asks even where none are recorded.
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with evaluating(model), counter:
+            call(model, example_inputs)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
     return counter.get_total_flops()
 
 
