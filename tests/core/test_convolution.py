@@ -95,6 +95,16 @@ def test_anything_else_is_left_alone(kind):
         convert(network(kind(4, 8, 3, padding=1)))
 
 
+def test_hooks_of_the_user_are_not_run():
+    seen = []
+    conv = nn.Conv2d(4, 8, 3, padding=1)
+    conv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    assert torch.equal(kernel_of(conv).weight, conv.weight.double())
+    assert is_convolution(conv)
+    assert not seen
+
+
 def test_lazy_convolutions_are_left_alone():
     assert not is_convolution(nn.LazyConv2d(4, 3))
 

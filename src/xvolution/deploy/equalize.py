@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy.layouts import GatedConv, SingleGatedConv, SplitGatedConv
-from xvolution.functional import spatial
+from xvolution.functional import per_channel, spatial
 from xvolution.surgery.modules import call
 
 
@@ -104,10 +104,8 @@ def _balance_single(module: Any, ranges: _Ranges) -> None:
     scalable_query = module.gate == "identity" and type(module.query_norm) is nn.Identity
     fixed = [ranges["convolution"]] if scalable_query else [ranges["convolution"], ranges["query"]]
     target = torch.cat(fixed).max()
-    _, query, window_sum = (
-        rows.split(module.sizes, 1)
-        for rows in [torch.arange(module.conv.out_channels).unflatten(0, (module.groups, -1))]
-    ).__next__()
+    by_group = torch.arange(module.conv.out_channels).unflatten(0, (module.groups, -1))
+    _, query, window_sum = by_group.split(module.sizes, 1)
     factors = _factors(ranges["window_sum"], target)
     _scale_rows(module.conv, window_sum.flatten(), factors)
     _scale_values(module, factors)
@@ -126,19 +124,15 @@ def _balance_split(module: Any, ranges: _Ranges) -> None:
     else:
         _scale_rows(module.key, channels, key_factors)
     for window in module.windows:
-        window.weight.mul_(_per_row(factors / key_factors, window.weight))
+        window.weight.mul_(per_channel((factors / key_factors)[:, None], window.weight))
         if window.bias is not None:
             window.bias.mul_(factors)
     _scale_values(module, factors)
 
 
-def _per_row(factors: Tensor, weight: Tensor) -> Tensor:
-    return factors.reshape(-1, *(1,) * (weight.dim() - 1))
-
-
 def _scale_rows(conv: Any, rows: Tensor, factors: Tensor) -> None:
     """Multiply output channels of a convolution."""
-    conv.weight[rows] *= _per_row(factors, conv.weight)
+    conv.weight[rows] *= per_channel(factors[:, None], conv.weight)
     if conv.bias is not None:
         conv.bias[rows] *= factors
 
@@ -147,6 +141,6 @@ def _scale_values(module: Any, factors: Tensor, context: bool = True) -> None:
     """Divide the input channels of ``W^v``, and multiply the term over all pixels, which is added to ``z_k``."""
     value = module.value
     by_group = value.weight.unflatten(0, (value.groups, -1))
-    by_group /= factors.reshape(value.groups, 1, -1, *(1,) * (value.weight.dim() - 2))
+    by_group /= per_channel(factors.reshape(value.groups, 1, -1), value.weight)
     if context and module.context is not None:
         _scale_rows(module.context, torch.arange(len(factors)), factors)

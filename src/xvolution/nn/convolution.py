@@ -33,8 +33,11 @@ class Kernel:
 
 
 def is_plain(conv: nn.Module) -> bool:
-    """Whether ``conv`` is one of torch's own convolutions, reading its own weights."""
-    return type(conv) in _PLAIN and not conv._forward_pre_hooks and not conv._forward_hooks
+    """Whether ``conv`` is one of torch's own convolutions, with weights of its own.
+
+    Pruning and the older weight and spectral norms compute them in a hook, and take them off the parameters for that.
+    """
+    return type(conv) in _PLAIN and {"weight", "bias"} <= conv._parameters.keys()
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -79,7 +82,10 @@ def kernel_of(conv: Any) -> Kernel:
         kernel = _observed(probe, geometry)
         if kernel is not None and all(_computes(probe, kernel, conv.groups, extra) for extra in (3, 4)):
             return kernel
-    raise ValueError(f"{type(conv).__name__} is an nn.Module that computes no plain convolution; leave it out")
+    raise ValueError(
+        f"{type(conv).__name__} computes no plain convolution of its input, so nothing can merge with it; leave it out by names "
+        "or filter_fn"
+    )
 
 
 def _possible_geometries(conv: Any) -> Iterator[Geometry]:
