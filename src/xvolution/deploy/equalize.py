@@ -61,14 +61,14 @@ class _Ranges:
         self.largest[part] = torch.maximum(self.largest.get(part, magnitude), magnitude)
 
     def observe(self, module: Any, x: Tensor) -> None:
-        y, query, window_sum = module.parts(x)
+        y, query, window_sum, everywhere = module.parts(x)
         self.update("convolution", y)
         self.update("query", query)
         self.update("window_sum", window_sum)
-        if module.context is not None:
-            self.update("window_sum", window_sum + module.context(x.mean(spatial(x), keepdim=True)))
+        if everywhere is not None:
+            self.update("window_sum", window_sum + everywhere)
         if isinstance(module, SplitGatedConv):
-            self.update("key", module.query_key(x).chunk(2, 1)[1] if module.merged else module.key(x))
+            self.update("key", module.query_and_key(x)[1])
 
 
 def _observe(
@@ -108,11 +108,13 @@ def _balance_single(module: Any, ranges: _Ranges) -> None:
     _, query, window_sum = by_group.split(module.sizes, 1)
     factors = _factors(ranges["window_sum"], target)
     _scale_rows(module.conv, window_sum.flatten(), factors)
-    _scale_values(module, factors)
+    if module.context is not None:
+        _scale_rows(module.context, torch.arange(len(factors)), factors)
+    _divide_values(module, factors)
     if scalable_query:
         factors = _factors(ranges["query"], target)
         _scale_rows(module.conv, query.flatten(), factors)
-        _scale_values(module, factors, context=False)
+        _divide_values(module, factors)
 
 
 def _balance_split(module: Any, ranges: _Ranges) -> None:
@@ -127,7 +129,9 @@ def _balance_split(module: Any, ranges: _Ranges) -> None:
         window.weight.mul_(per_channel((factors / key_factors)[:, None], window.weight))
         if window.bias is not None:
             window.bias.mul_(factors)
-    _scale_values(module, factors)
+    if module.mean_weight is not None:
+        module.mean_weight.mul_(factors / key_factors)
+    _divide_values(module, factors)
 
 
 def _scale_rows(conv: Any, rows: Tensor, factors: Tensor) -> None:
@@ -137,10 +141,8 @@ def _scale_rows(conv: Any, rows: Tensor, factors: Tensor) -> None:
         conv.bias[rows] *= factors
 
 
-def _scale_values(module: Any, factors: Tensor, context: bool = True) -> None:
-    """Divide the input channels of ``W^v``, and multiply the term over all pixels, which is added to ``z_k``."""
+def _divide_values(module: Any, factors: Tensor) -> None:
+    """Divide the input channels of ``W^v``."""
     value = module.value
     by_group = value.weight.unflatten(0, (value.groups, -1))
     by_group /= per_channel(factors.reshape(value.groups, 1, -1), value.weight)
-    if context and module.context is not None:
-        _scale_rows(module.context, torch.arange(len(factors)), factors)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator, embed, shifted_keys, union_of
+from xvolution.deploy.pointwise import project, project_onto
 from xvolution.functional import convolution as convolve
 from xvolution.functional import per_channel, spatial
 from xvolution.nn import LinearAttention
@@ -73,28 +74,25 @@ class GatedConv(DeployedXVolution):
         super().__init__(convolution)
         self.gate, dims = gate.gate, convolution.geometry.dims
         self.value = _pointwise(dims, gate.value_weight, None, convolution.groups, factory)
-        self.context = None
-        if gate.mean_weight is not None:
-            self.context = _pointwise(
-                dims, gate.mean_weight.unsqueeze(1) * gate.key_weight, None, convolution.groups, factory
-            )
         # Norms that could not fold; identities otherwise.
         self.conv_norm, self.attention_norm = convolution.norm, gate.norm
         self.query_norm, self.window_norm = gate.query_norm, gate.window_norm
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(z_c, z_q, z_k): (N, C_out, H', W') and twice (N, A, H', W')."""
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(z_c, z_q, z_k, term over all pixels): (N, C_out, H', W'), twice (N, A, H', W') and (N, A, 1, 1) or None."""
         raise TypeError(f"{type(self).__name__} does not define its parts")
 
     def compute(self, x: Tensor) -> Tensor:
-        y, query, window_sum = self.parts(x)
-        if self.context is not None:
-            window_sum = window_sum + self.context(x.mean(spatial(x), keepdim=True))
+        y, query, window_sum, everywhere = self.parts(x)
+        if everywhere is not None:
+            window_sum = window_sum + everywhere
         source = query.dtype
         query, window_sum = widen(self.query_norm(query), self.window_norm(window_sum))
-        attended = apply_wide(self.value, GATES[self.gate](query) * window_sum, source)
+        product = GATES[self.gate](query) * window_sum
         y = self.conv_norm(y)
-        return add(y, self.attention_norm(attended))
+        if type(self.attention_norm) is nn.Identity and product.dtype == source:
+            return project_onto(y, self.value, product)
+        return add(y, self.attention_norm(apply_wide(self.value, product, source)))
 
 
 class SingleGatedConv(GatedConv):
@@ -119,8 +117,12 @@ class SingleGatedConv(GatedConv):
             for parts in (kernels, biases)
         )
         self.conv = _conv(union, weight, bias, groups, factory)
+        self.context = None
+        if gate.mean_weight is not None:
+            weight = gate.mean_weight.unsqueeze(1) * gate.key_weight
+            self.context = _pointwise(union.dims, weight, None, groups, factory)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         z = self.conv(x)
         if self.groups == 1:
             y, query, window_sum = z.split(self.sizes, 1)
@@ -128,7 +130,8 @@ class SingleGatedConv(GatedConv):
             y, query, window_sum = (
                 part.flatten(1, 2) for part in z.unflatten(1, (self.groups, -1)).split(self.sizes, 2)
             )
-        return y, query, window_sum
+        everywhere = None if self.context is None else self.context(x.mean(spatial(x), keepdim=True))
+        return y, query, window_sum, everywhere
 
 
 class SplitGatedConv(GatedConv):
@@ -156,12 +159,26 @@ class SplitGatedConv(GatedConv):
             for index, (window, weight) in enumerate(gate.windows)
         )
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key = self.query_key(x).chunk(2, 1) if self.merged else (self.query(x), self.key(x))
+        self.mean_weight = None
+        if gate.mean_weight is not None:
+            self.mean_weight = nn.Parameter(gate.mean_weight.to(self.conv.weight))
+
+    def query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(q, k): (N, A, H', W') at the centres of the windows and (N, A, H, W) everywhere."""
+        if self.merged:
+            query, key = project(self.query_key, x, parts=2)
+            return query, key
+        return self.query(x), self.key(x)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        query, key = self.query_and_key(x)
         window_sum = self.windows[0](key)
         for window in self.windows[1:]:
             window_sum = window_sum + window(key)
-        return self.conv(x), query, window_sum
+        everywhere = None
+        if self.mean_weight is not None:
+            everywhere = per_channel(self.mean_weight, key) * key.mean(spatial(key), keepdim=True)
+        return self.conv(x), query, window_sum, everywhere
 
 
 class TwoBranchConv(DeployedXVolution):
