@@ -11,7 +11,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null)
 # The stamp carries the Python version: another PYTHON makes a new environment, a changed pyproject.toml a new install.
 INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: all install demo test fuzz lint docs coverage clean
+.PHONY: all install demo test fuzz lint docs coverage bench clean
 
 all: lint test docs demo
 
@@ -49,6 +49,13 @@ docs: $(INSTALLED)
 # Hours: every architecture of timm and torchvision. Stopped and started again, it goes on where it was.
 coverage: $(INSTALLED)
 	$(BIN)/python -m xvolution.bench.coverage --output results/coverage.json --page docs/coverage.md $(COVERAGE_ARGS)
+
+# A quarter of an hour on an idle machine; what is measured already stays.
+bench: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench operators
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench scaling
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench networks
+	$(BIN)/xvolution bench page
 
 clean:
 	rm -rf $(VENV) site demo dist

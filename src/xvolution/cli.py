@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": ("xvolution.training.commands", "evaluate_command", "top-1, top-5, loss and speed of a checkpoint"),
     "deploy": ("xvolution.training.commands", "deploy_command", "re-parameterize a checkpoint and export it"),
     "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
+    "bench": ("xvolution.bench.commands", "bench_command", "time, memory and operations against the convolution"),
     "demo": ("xvolution.demo.command", "demo_command", "train, deploy and compare on embedded data, on one page"),
 }
 

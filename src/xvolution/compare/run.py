@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from xvolution.compare.conditions import device_conditions, versions
+from xvolution.bench.conditions import device_conditions, versions
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, cells, claim, read_json
 from xvolution.compare.launch import launcher_for, run_cells

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.bench import count_flops, measure_latency
-from xvolution.compare.conditions import device_conditions
+from xvolution.bench.conditions import device_conditions
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, read_json
 from xvolution.deploy import layouts_of, reparameterize

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from xvolution.compare.conditions import device_conditions, versions
+from xvolution.bench.conditions import device_conditions, versions
 from xvolution.demo.figures import accuracy_curves, attention_picture, latency_bars
 from xvolution.demo.measure import (
     Equality,

@@ -1,0 +1,107 @@
+"""The results file of a bench: a record for each case, written as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from xvolution.bench.conditions import device_conditions, versions
+from xvolution.training.errors import InputError
+from xvolution.training.files import write_text
+from xvolution.training.metadata import provenance
+
+Record = dict[str, Any]
+PACKAGES = ("xvolution", "torch", "torchvision", "timm", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        key: its name in the results file; a case with a name that is there is done.
+        settings: what it is, in plain values.
+        measure: returns ``{form: figures}``.
+    """
+
+    key: str
+    settings: dict[str, Any]
+    measure: Callable[[], dict[str, Record]]
+
+
+class Results:
+    """Records by key, with the machine, the versions and the commit that they come from."""
+
+    def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
+        self.path, self.kind = Path(path), kind
+        self.conditions = {"machine": device_conditions(), "versions": versions(PACKAGES)}
+        self.cases: dict[str, Record] = {}
+        if self.path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        stored = read_results(self.path)
+        if stored["kind"] != self.kind:
+            raise InputError(
+                f"{self.path} holds the bench {stored['kind']!r}, not {self.kind!r}; give another --output."
+            )
+        for condition in ("machine", "versions"):
+            if stored[condition] != self.conditions[condition]:
+                differences = _differences(stored[condition], self.conditions[condition])
+                raise InputError(
+                    f"{self.path} was measured with another {condition}: {differences}. "
+                    "Give another --output, or delete the file to measure again."
+                )
+        self.cases = stored["cases"]
+
+    def add(self, case: Case, forms: dict[str, Record]) -> None:
+        """Keep one record, and rename a new file over the old one."""
+        source = provenance(0)
+        self.cases[case.key] = {
+            **case.settings,
+            "commit": source["commit"],
+            "command": source["command"],
+            "forms": forms,
+        }
+        values = {"kind": self.kind, **self.conditions, "cases": self.cases}
+        write_text(self.path, json.dumps(values, indent=1) + "\n")
+
+
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a bench has written.
+
+    Raises:
+        InputError: there is no such file, or it is another's.
+    """
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); run `xvolution bench` first.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no results file of xvolution bench ({error}).") from error
+    if not isinstance(stored, dict) or not {"kind", "machine", "versions", "cases"} <= stored.keys():
+        raise InputError(f"{path} is no results file of xvolution bench; give one that it wrote.")
+    return stored
+
+
+def _differences(stored: Record, here: Record) -> str:
+    names = sorted(name for name in stored.keys() | here.keys() if stored.get(name) != here.get(name))
+    return ", ".join(f"{name} {stored.get(name)} there and {here.get(name)} here" for name in names)
+
+
+def measure_all(cases: Sequence[Case], results: Results, console: Console) -> None:
+    """Measure what is not done yet, with progress; stopped and started again, it goes on where it was."""
+    wanted = [case for case in cases if case.key not in results.cases]
+    if len(wanted) < len(cases):
+        console.print(f"{len(cases) - len(wanted)} of {len(cases)} cases are in {results.path} already.")
+    for case in track(wanted, description=f"bench {results.kind}", console=console, disable=not wanted):
+        torch.manual_seed(0)
+        results.add(case, case.measure())
