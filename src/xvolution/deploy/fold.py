@@ -18,12 +18,15 @@ from xvolution.nn.geometry import Geometry
 _LINEAR_IN_VALUE = (PixelShiftAttention, LinearAttention, GlobalAttention)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
+# A subclass that does not change what is computed folds as its parent does.
+_FORWARDS = tuple(norm.forward for norm in _BATCH_NORMS)
+
 
 def is_foldable(norm: Any) -> bool:
     """True for the identity and for a batch norm that reads running statistics: both are affine per channel."""
     if type(norm) is nn.Identity:
         return True
-    if type(norm) in _BATCH_NORMS:
+    if getattr(type(norm), "forward", None) in _FORWARDS:
         return norm.running_mean is not None and not norm.training
     return type(norm).__name__ == "FrozenBatchNorm2d"
 

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from xvolution.training.checkpoint import save_weights
-from xvolution.training.classification import Classification
 from xvolution.training.errors import Interrupted
 from xvolution.training.files import write_text
 from xvolution.training.metadata import Metadata
+from xvolution.training.module import TrainingModule
 
 
 class RunCheckpoints(Checkpoint):
@@ -74,9 +74,9 @@ class RunCheckpoints(Checkpoint):
                 self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Classification)
+        assert isinstance(pl_module, TrainingModule)
         history = pl_module.history
-        if trainer.is_global_zero and history and history[-1] is best_row(history):
+        if trainer.is_global_zero and history and history[-1] is best_row(history, pl_module.judged_by):
             save_weights(self.weights, pl_module.judged, self.metadata)
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
@@ -97,21 +97,17 @@ class EpochLines(L.Callback):
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Classification)
+        assert isinstance(pl_module, TrainingModule)
         if not pl_module.history:
             return
         row = pl_module.history[-1]
-        line = (
-            f"epoch {int(row['epoch']):3d}/{trainer.max_epochs}  train loss {row['train_loss']:.4f}  "
-            f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:.2%}  top-5 {row['val_top5']:.2%}  {row['seconds']:.1f} s"
-        )
-        skipped = int(row["skipped_images"])
-        print(line + (f"  {skipped} unreadable images skipped" if skipped else ""), flush=True)
+        epoch = f"epoch {int(row['epoch']):3d}/{trainer.max_epochs}  train loss {row['train_loss']:.4f}"
+        print(f"{epoch}  {pl_module.line(row)}  {row['seconds']:.1f} s", flush=True)
 
 
-def best_row(history: list[dict[str, float]]) -> dict[str, float]:
-    """The epoch with the highest top-1 accuracy; the latest of equals."""
-    return max(history, key=lambda row: (row["val_top1"], row["epoch"]))
+def best_row(history: list[dict[str, float]], judged_by: str) -> dict[str, float]:
+    """The epoch with the highest value of a column, top-1 accuracy say; the latest of equals."""
+    return max(history, key=lambda row: (row[judged_by], row["epoch"]))
 
 
 def _as_csv(rows: list[dict[str, float]]) -> str:

@@ -79,8 +79,8 @@ def _writable(hint: Any) -> Any:
 
 
 def _field_documentation(cls: type) -> dict[str, str]:
-    parameters = docstring_parser.parse(cls.__doc__ or "").params
-    return {p.arg_name: (p.description or "").replace("``", "") for p in parameters}
+    documented = [p for c in reversed(cls.__mro__) for p in docstring_parser.parse(c.__doc__ or "").params]
+    return {p.arg_name: (p.description or "").replace("``", "") for p in documented}
 
 
 def parse_train(arguments: Sequence[str]) -> TrainConfig:

@@ -1,47 +1,37 @@
-"""Everything a training run is decided by, as one dataclass; its fields are the flags of `xvolution train`."""
+"""Everything a training run is decided by, as a dataclass for each task; its fields are the flags of `xvolution train`."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from xvolution.operators import conversion, operator_names
 from xvolution.surgery import Conversion, XVolutionConfig
 from xvolution.training.errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MASKS = "maskrcnn with --task segment, and another one with --task detect"
+
 
 @dataclass
-class TrainConfig:
-    """A training run.
+class RunConfig:
+    """What a run of any task is decided by: the operator, the schedule, the machine.
 
     Args:
-        model: a timm model name.
-        model_kwargs: further keyword arguments of timm.create_model, as JSON.
-        pretrained: begin with timm's pretrained weights.
-        small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
         operator: conv trains the plain network, xvolution the converted one; the name of any other registered operator puts
             that in the place of the same convolutions.
         operator_options: options of the operator, as JSON; kernel_size is one of every operator's.
         xvolution: what to put in the place of convolutions, and where (stages, kernel_sizes and names hold for every operator).
-        data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
-            or a Hugging Face data set.
-        image_size: side length in pixels; by default the images' own where it is small, else 224.
         holdout: judge by this fraction of the training part in the place of the validation part.
         on_bad_image: error ends the run at an unreadable image, skip goes on without it.
         workers: processes that load images; 0 loads in the training process.
         limit_train_batches: batches of an epoch, at most.
         limit_val_batches: batches of an evaluation, at most.
-        crop: pad shifts padded images, rrc crops and resizes at random, auto pads up to 96 pixels.
-        crop_scale: smallest area of a random crop, as a fraction of the image.
         hflip: probability of mirroring; by default 0.5 (0 for digits).
-        auto_augment: timm's name of an augmentation policy, such as rand-m9-mstd0.5.
-        color_jitter: strength of the colour jitter.
-        random_erase: probability of random erasing.
-        mixup: alpha of mixup; 0 is off.
-        cutmix: alpha of cutmix; 0 is off.
-        label_smoothing: probability mass taken from the true class.
         epochs: passes over the training part.
         batch_size: images in a batch, for each process.
         accumulate: batches whose gradients make one step.
@@ -49,16 +39,15 @@ class TrainConfig:
         lr: learning rate at its peak.
         momentum: of the optimizers that have one.
         weight_decay: on weights; biases and norms get none.
-        schedule: timm's name of a schedule, such as cosine, step, linear.
+        schedule: timm's name of a schedule, such as cosine, step, multistep, linear.
         decay_epochs: epochs between the drops of the step schedule.
-        decay_rate: factor of the drops of the step schedule.
-        warmup_epochs: epochs of linear warm-up.
+        decay_milestones: epochs before the drops of the multistep schedule.
+        decay_rate: factor of the drops of the step and multistep schedules.
+        warmup_epochs: epochs of linear warm-up; fractions are allowed.
         min_lr: learning rate at the end.
         clip_grad: largest norm of the gradient.
         ema_decay: decay of an exponential moving average of the weights, which is then what is judged and exported.
         precision: 32, or bf16 or 16 for mixed precision.
-        channels_last: keep images and weights in the channels-last memory format.
-        compile: compile the network with torch.compile.
         accelerator: as Lightning names them; auto takes a GPU where there is one.
         devices: how many, a list of indices, or auto.
         num_nodes: machines.
@@ -72,32 +61,15 @@ class TrainConfig:
         progress: bar, lines (one for each epoch), off; auto draws a bar on a terminal.
     """
 
-    model: str = "resnet18"
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    small_images: bool = False
     operator: str = "xvolution"
     operator_options: dict[str, Any] = field(default_factory=dict)
     xvolution: XVolutionConfig = field(default_factory=lambda: XVolutionConfig(stages=(3,)))
-
-    data: str = "digits"
-    image_size: int | None = None
     holdout: float | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     workers: int | None = None
     limit_train_batches: int | None = None
     limit_val_batches: int | None = None
-
-    crop: Literal["auto", "pad", "rrc"] = "auto"
-    crop_scale: float = 0.08
     hflip: float | None = None
-    auto_augment: str | None = None
-    color_jitter: float = 0.0
-    random_erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
-
     epochs: int = 10
     batch_size: int = 64
     accumulate: int = 1
@@ -107,15 +79,13 @@ class TrainConfig:
     weight_decay: float = 5e-4
     schedule: str = "cosine"
     decay_epochs: float = 30.0
+    decay_milestones: list[int] = field(default_factory=lambda: [8, 11])
     decay_rate: float = 0.1
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0.0
     min_lr: float = 0.0
     clip_grad: float | None = None
     ema_decay: float | None = None
-
     precision: Literal["32", "bf16", "16"] = "32"
-    channels_last: bool = False
-    compile: bool = False
     accelerator: str = "auto"
     devices: int | str | list[int] = "auto"
     num_nodes: int = 1
@@ -123,32 +93,22 @@ class TrainConfig:
     seed: int = 0
     split_seed: int | None = None
     deterministic: bool = False
-
     output: str | None = None
     resume: str | None = None
     checkpoint_every: int | None = None
     progress: Literal["auto", "bar", "lines", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        self._require("epochs", self.epochs >= 1, "at least 1")
-        self._require("batch_size", self.batch_size >= 1, "at least 1")
-        self._require("accumulate", self.accumulate >= 1, "at least 1")
-        self._require("lr", self.lr > 0, "more than 0")
-        self._require(
-            "warmup_epochs", 0 <= self.warmup_epochs < max(self.epochs, 1), f"less than epochs ({self.epochs})"
-        )
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
-        self._require("image_size", self.image_size is None or self.image_size >= 8, "at least 8 pixels")
-        self._require("workers", self.workers is None or self.workers >= 0, "at least 0")
-        self._require("checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "at least 1")
-        self._require("operator", self.operator in operator_names(), f"one of {', '.join(operator_names())}")
-        mixes = self.mixup > 0 or self.cutmix > 0
-        self._require("batch_size", not mixes or self.batch_size % 2 == 0, "even with mixup or cutmix")
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {allowed}.")
+        require(self, "epochs", self.epochs >= 1, "at least 1")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        require(self, "accumulate", self.accumulate >= 1, "at least 1")
+        require(self, "lr", self.lr > 0, "more than 0")
+        allowed = f"less than epochs ({self.epochs})"
+        require(self, "warmup_epochs", 0 <= self.warmup_epochs < max(self.epochs, 1), allowed)
+        require(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
+        require(self, "workers", self.workers is None or self.workers >= 0, "at least 0")
+        require(self, "checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "at least 1")
+        require(self, "operator", self.operator in operator_names(), f"one of {', '.join(operator_names())}")
 
     @property
     def conversion(self) -> Conversion | None:
@@ -170,12 +130,16 @@ class TrainConfig:
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
+    def trained(self) -> str:
+        """What is trained on what, as a folder's name."""
+        raise TypeError(f"{type(self).__name__} does not name what it trains")
+
+    @property
     def run_dir(self) -> Path:
         """The folder that the run writes to."""
         if self.output is not None:
             return Path(self.output).expanduser()
-        data = Path(self.data.rpartition(":")[2]).name
-        return Path("runs") / f"{data}-{self.model.removeprefix('xvolution_')}-{self.operator}"
+        return Path("runs") / f"{self.trained}-{self.operator}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -183,8 +147,135 @@ class TrainConfig:
         return {**values, "xvolution": self.xvolution.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; a field that is missing has its default."""
         given = dict(values)
         xvolution = XVolutionConfig.from_dict(given.pop("xvolution", {"stages": (3,)}))
         return cls(**given, xvolution=xvolution)
+
+
+def require(config: RunConfig, name: str, holds: bool, allowed: str) -> None:
+    """Raise ``InputError`` with what was given and what is allowed, unless it holds."""
+    if not holds:
+        raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be {allowed}.")
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """A training of an image classifier.
+
+    Args:
+        task: classify.
+        model: a timm model name.
+        model_kwargs: further keyword arguments of timm.create_model, as JSON.
+        pretrained: begin with timm's pretrained weights.
+        small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
+        data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
+            or a Hugging Face data set.
+        image_size: side length in pixels; by default the images' own where it is small, else 224.
+        crop: pad shifts padded images, rrc crops and resizes at random, auto pads up to 96 pixels.
+        crop_scale: smallest area of a random crop, as a fraction of the image.
+        auto_augment: timm's name of an augmentation policy, such as rand-m9-mstd0.5.
+        color_jitter: strength of the colour jitter.
+        random_erase: probability of random erasing.
+        mixup: alpha of mixup; 0 is off.
+        cutmix: alpha of cutmix; 0 is off.
+        label_smoothing: probability mass taken from the true class.
+        channels_last: keep images and weights in the channels-last memory format.
+        compile: compile the network with torch.compile.
+    """
+
+    task: Literal["classify"] = "classify"
+    model: str = "resnet18"
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    small_images: bool = False
+    data: str = "digits"
+    image_size: int | None = None
+    crop: Literal["auto", "pad", "rrc"] = "auto"
+    crop_scale: float = 0.08
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    random_erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+    channels_last: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        require(self, "image_size", self.image_size is None or self.image_size >= 8, "at least 8 pixels")
+        mixes = self.mixup > 0 or self.cutmix > 0
+        require(self, "batch_size", not mixes or self.batch_size % 2 == 0, "even with mixup or cutmix")
+
+    @property
+    def trained(self) -> str:
+        """Data and model."""
+        return f"{Path(self.data.rpartition(':')[2]).name}-{self.model.removeprefix('xvolution_')}"
+
+
+@dataclass
+class DetectionConfig(RunConfig):
+    """A training of a detector on data in COCO's format.
+
+    Args:
+        task: detect for boxes, segment for boxes and masks.
+        architecture: fasterrcnn, maskrcnn, retinanet or fcos, all with a feature pyramid; by default maskrcnn for segment and
+            fasterrcnn for detect.
+        version: 1, or 2 for torchvision's v2 heads.
+        backbone: a torchvision ResNet or a timm name.
+        backbone_weights: a classifier's weights for the backbone: a .ckpt or .safetensors file of this library, or a .safetensors
+            file of timm or torchvision.
+        pretrained: begin with the library's ImageNet weights in the backbone.
+        norm: of the backbone: frozen keeps the classifier's statistics, batch trains them.
+        trainable_layers: how many of the backbone's five layers, from the end, are trained.
+        parts: where convolutions are replaced: backbone (in the stages of xvolution.stages), fpn, rpn, mask, head.
+        min_size: shorter side of the images in pixels.
+        max_size: longer side at most.
+        data: a folder in COCO's layout, or a Hugging Face data set with boxes.
+        scale_jitter: smallest and largest factor of a random change of size; 1 1 is none.
+        large_scale_jitter: resize by 0.1 to 2 and crop to a square instead.
+        aspect_groups: batches of images that are all wide or all tall.
+        val_every: epochs between evaluations.
+    """
+
+    task: Literal["detect", "segment"] = "detect"
+    architecture: Literal["fasterrcnn", "maskrcnn", "retinanet", "fcos"] | None = None
+    version: int = 1
+    backbone: str = "resnet50"
+    backbone_weights: str | None = None
+    pretrained: bool = False
+    norm: Literal["frozen", "batch"] = "frozen"
+    trainable_layers: int = 3
+    parts: list[str] = field(default_factory=lambda: ["backbone", "fpn"])
+    min_size: int = 800
+    max_size: int = 1333
+    data: str = "."
+    scale_jitter: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    large_scale_jitter: bool = False
+    aspect_groups: bool = True
+    val_every: int = 1
+
+    batch_size: int = 2
+    lr: float = 0.005
+    weight_decay: float = 1e-4
+    schedule: str = "multistep"
+    epochs: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.architecture is None:
+            self.architecture = "maskrcnn" if self.task == "segment" else "fasterrcnn"
+        masks = self.task == "segment"
+        require(self, "architecture", masks == (self.architecture == "maskrcnn"), _MASKS)
+        require(self, "val_every", self.val_every >= 1, "at least 1")
+        jitter = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
+        require(self, "scale_jitter", jitter, "two positive numbers, the smaller one first")
+        require(self, "pretrained", not (self.pretrained and self.backbone_weights), "left out with --backbone-weights")
+
+    @property
+    def trained(self) -> str:
+        """Data, architecture and backbone."""
+        return f"{Path(self.data).resolve().name}-{self.architecture}-{self.backbone}"

@@ -1,0 +1,237 @@
+"""Feature pyramids over torchvision's ResNets and timm's networks, and classification weights for them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torchvision.models import get_model, resnet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from xvolution.models.factory import ModelError
+from xvolution.surgery.modules import replace_module
+from xvolution.surgery.selection import stages_of
+
+#: Channels of every level of the pyramid.
+PYRAMID_CHANNELS = 256
+
+#: From the channels of the network's last features to what makes the levels after them.
+LastLevels = Callable[[int], ExtraFPNBlock]
+
+# What other libraries put before the names of a backbone's tensors.
+_PREFIXES = ("", "module.", "model.", "_orig_mod.", "backbone.", "backbone.body.", "body.", "encoder.")
+
+
+class TimmWithFPN(nn.Module):
+    """A timm network with ``features_only`` under torchvision's feature pyramid; laid out as ``BackboneWithFPN``.
+
+    Shape:
+        (N, 3, H, W) -> the levels by name, each (N, 256, H / stride, W / stride).
+    """
+
+    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = fpn
+        self.out_channels = PYRAMID_CHANNELS
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) -> level name -> (N, 256, h, w)."""
+        return self.fpn(OrderedDict((str(level), features) for level, features in enumerate(self.body(images))))
+
+
+def torchvision_resnets() -> list[str]:
+    """Names of torchvision's ResNets, ResNeXts and wide ResNets."""
+    return sorted(name for name in resnet.__all__ if name.startswith(("resne", "wide")))
+
+
+def pyramid(
+    name: str,
+    strides: Sequence[int],
+    frozen_norms: bool,
+    trainable_layers: int,
+    last: LastLevels,
+    fpn_norm: type[nn.Module] | None,
+    pretrained: bool,
+) -> nn.Module:
+    """A backbone and its pyramid.
+
+    Args:
+        name: a torchvision ResNet, or a timm name; ``timm/resnet50`` is timm's where both have one.
+        strides: of the levels that the pyramid reads: 4, 8, 16, 32 or the last three.
+        frozen_norms: put frozen batch norms in the place of the backbone's.
+        trainable_layers: how many of the backbone's five layers (the stem and four stages), from the end, are trained.
+        last: the levels after the last.
+        fpn_norm: normalization in the pyramid.
+        pretrained: load the library's weights.
+
+    Raises:
+        ModelError: nobody knows the name, the network has no such features, or the weights cannot be had.
+    """
+    if not 0 <= trainable_layers <= 5:
+        raise ModelError(f"trainable_layers is {trainable_layers}; it counts from 0 (none) to 5 (the whole backbone).")
+    if name in torchvision_resnets():
+        return _over_torchvision(name, strides, frozen_norms, trainable_layers, last, fpn_norm, pretrained)
+    return _over_timm(name, strides, frozen_norms, trainable_layers, last, fpn_norm, pretrained)
+
+
+def _over_torchvision(
+    name: str,
+    strides: Sequence[int],
+    frozen_norms: bool,
+    trainable_layers: int,
+    last: LastLevels,
+    fpn_norm: type[nn.Module] | None,
+    pretrained: bool,
+) -> nn.Module:
+    norm_layer = FrozenBatchNorm2d if frozen_norms else nn.BatchNorm2d
+    try:
+        network = get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=norm_layer)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"torchvision's weights of {name} cannot be loaded: {error}") from error
+    layers = [4, 8, 16, 32]
+    chosen = [layers.index(stride) + 1 for stride in strides]
+    channels = [network.inplanes // 8 * 2 ** (layer - 1) for layer in chosen]
+    _freeze(network, [(f"layer{layer}",) for layer in range(1, 5)], trainable_layers)
+    outputs = {f"layer{layer}": str(index) for index, layer in enumerate(chosen)}
+    return BackboneWithFPN(network, outputs, channels, PYRAMID_CHANNELS, last(channels[-1]), fpn_norm)
+
+
+def _over_timm(
+    name: str,
+    strides: Sequence[int],
+    frozen_norms: bool,
+    trainable_layers: int,
+    last: LastLevels,
+    fpn_norm: type[nn.Module] | None,
+    pretrained: bool,
+) -> nn.Module:
+    if not timm.is_model(name.removeprefix("timm/").split(".")[0]):
+        raise ModelError(
+            f"there is no backbone called {name!r}; torchvision's are {', '.join(torchvision_resnets())}, and every timm "
+            "name whose network has features of strides 4, 8, 16 and 32 is taken."
+        )
+    name = name.removeprefix("timm/")
+    try:
+        with torch.device("meta"):
+            info: Any = timm.create_model(name, features_only=True).feature_info
+        found = list(info.reduction())
+        if not set(strides) <= set(found):
+            raise ModelError(f"{name} has features of strides {found}; the pyramid needs {list(strides)}.")
+        # The last of each stride is the end of a stage.
+        indices = [len(found) - 1 - found[::-1].index(stride) for stride in strides]
+        body: Any = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+    except (RuntimeError, AttributeError, AssertionError, TypeError, OSError) as error:
+        raise ModelError(f"timm has no pyramid of features of {name}: {str(error).strip() or type(error)}") from error
+    channels = body.feature_info.channels()
+    _check_layout(name, body, channels)
+    _freeze(body, stages_of(body)[-4:], trainable_layers)
+    if frozen_norms:
+        body = freeze_norms(body)
+    fpn = FeaturePyramidNetwork(channels, PYRAMID_CHANNELS, extra_blocks=last(channels[-1]), norm_layer=fpn_norm)
+    return TimmWithFPN(body.train(), fpn)
+
+
+def _check_layout(name: str, body: nn.Module, channels: Sequence[int]) -> None:
+    body.eval()
+    with torch.no_grad():
+        try:
+            shapes = [tuple(features.shape) for features in body(torch.zeros(1, 3, 128, 96))]
+        except Exception as error:  # whatever a network raises that takes images of one size only
+            raise ModelError(f"{name} does not take images of any size, which a detector needs: {error}") from error
+    if any(len(shape) != 4 or shape[1] != count for shape, count in zip(shapes, channels, strict=True)):
+        raise ModelError(
+            f"{name} returns features of shapes {shapes}; a detector needs (N, C, H, W) with C = {channels}."
+        )
+
+
+def _freeze(network: nn.Module, stages: Sequence[tuple[str, ...]], trainable_layers: int) -> None:
+    """Stop the gradients of all but the last layers; what belongs to no stage is the stem, the first layer."""
+    if trainable_layers == 5:
+        return
+    trained = tuple(f"{name}." for stage in stages[max(len(stages) - trainable_layers, 0) :] for name in stage)
+    for name, parameter in network.named_parameters():
+        if not trained or not name.startswith(trained):
+            parameter.requires_grad_(False)
+
+
+def freeze_norms(network: nn.Module) -> nn.Module:
+    """Put torchvision's ``FrozenBatchNorm2d`` in the place of every 2-d batch norm; an activation in it stays behind it."""
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+        # A batch norm without affine parameters keeps the frozen one's ones and zeros.
+        frozen.load_state_dict(norm.state_dict(), strict=False)
+        rest = [norm.drop, norm.act] if isinstance(norm, BatchNormAct2d) else []
+        rest = [module for module in rest if not isinstance(module, nn.Identity)]
+        network = replace_module(network, name, nn.Sequential(frozen, *rest) if rest else frozen)
+    return network
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What of a classification network's weights went into a backbone.
+
+    Attributes:
+        name: where they came from.
+        used: tensors that the backbone took.
+        dropped: names of those that it has no place for: the classifier, and layers behind the last feature.
+    """
+
+    name: str
+    used: int
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        dropped = f"; {len(self.dropped)} of the classifier were left out" if self.dropped else ""
+        return f"the backbone took {self.used} tensors of {self.name}{dropped}"
+
+
+def matched(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], WeightsReport]:
+    """The tensors of a classification network under the names that a backbone has for them.
+
+    Names are compared without the prefix of a wrapper and without telling ``stages_0`` from ``stages.0``, by which timm's feature
+    networks differ from its classifiers.
+
+    Raises:
+        ModelError: a tensor is missing, has another shape, or belongs to a layer of the backbone that has no such tensor.
+    """
+    own = {_plain(key): key for key in body.state_dict() if not key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    prefix = max(
+        _PREFIXES,
+        key=lambda start: sum(_plain(key.removeprefix(start)) in own for key in given if key.startswith(start)),
+    )
+    plain = {_plain(key.removeprefix(prefix)): value for key, value in given.items() if key.startswith(prefix)}
+    shapes = {key: value.shape for key, value in body.state_dict().items()}
+    missing = [key for key in own if key not in plain]
+    wrong = [key for key in own if key in plain and plain[key].shape != shapes[own[key]]]
+    layers = tuple(f"{_plain(child)}." for child, _ in body.named_children())
+    extra = [key for key in plain if key not in own]
+    foreign = [key for key in extra if key.startswith(layers)]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of its {len(own)} tensors are missing ({own[missing[0]]}, ...)")
+    if wrong:
+        expected, actual = tuple(shapes[own[wrong[0]]]), tuple(plain[wrong[0]].shape)
+        problems.append(f"{len(wrong)} have another shape ({own[wrong[0]]}: {actual}, not {expected})")
+    if foreign:
+        problems.append(f"{len(foreign)} belong to nothing in it ({foreign[0]}, ...)")
+    if problems:
+        hint = ""
+        if any(".attention" in key for key in foreign) or any(".attention" in key for key in missing):
+            hint = " One of the two has X-volution where the other has none: give the conversion that the weights have."
+        raise ModelError(f"the weights of {name} do not fit the backbone: {'; '.join(problems)}.{hint}")
+    return {own[key]: plain[key] for key in own}, WeightsReport(name, len(own), tuple(extra))
+
+
+def _plain(key: str) -> str:
+    return key.replace("_", ".")

@@ -1,0 +1,170 @@
+"""The parts of a detector, and X-volution in the parts that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.models.factory import ModelError
+from xvolution.surgery import Conversion, ConversionError, ConversionSummary, XVolutionConfig, convert
+from xvolution.surgery.selection import select
+from xvolution.surgery.summary import Replacement, count_parameters
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part of a detector lies.
+
+    Attributes:
+        prefix: what the names of its modules start with.
+        converted: submodules whose spatial convolutions are replaced. The pyramid's lateral and further levels, and the
+            convolutions that predict, stay as they are.
+        once: whether a convolution of it runs once in a forward pass, not once for each level of the pyramid.
+    """
+
+    prefix: str
+    converted: tuple[str, ...]
+    once: bool
+
+
+_PARTS = {
+    "backbone": Part("backbone.body.", ("backbone.body",), True),
+    "fpn": Part("backbone.fpn.", ("backbone.fpn.layer_blocks",), True),
+    "rpn": Part("rpn.", ("rpn.head.conv",), False),
+    "mask": Part("roi_heads.mask_", ("roi_heads.mask_head",), True),
+    "head": Part("head.", ("head.classification_head.conv", "head.regression_head.conv"), False),
+}
+
+#: Parts of each architecture.
+PARTS = {
+    "fasterrcnn": ("backbone", "fpn", "rpn"),
+    "maskrcnn": ("backbone", "fpn", "rpn", "mask"),
+    "retinanet": ("backbone", "fpn", "head"),
+    "fcos": ("backbone", "fpn", "head"),
+}
+
+
+class FixedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm whose statistics stay as they are, in train mode too; scale and shift are trained.
+
+    The norm of the attention branch where a batch is too small for statistics, or where one convolution serves all levels of a
+    pyramid, whose statistics differ. Statistics come with the weights of a classifier; those of a new branch are 0 and 1, so
+    that it is a scale and a shift. It folds as every batch norm in eval mode.
+    """
+
+    def train(self, mode: bool = True) -> FixedBatchNorm2d:
+        """Stay in eval mode, whatever ``mode`` is."""
+        super().train(False)
+        return self
+
+
+def part_of(detector: nn.Module, name: str) -> str | None:
+    """The part that the module or parameter called ``name`` belongs to; None for what is in no part, such as the box head.
+
+    Parts are ``backbone``, ``fpn`` (all of the pyramid), ``rpn``, ``mask`` (head and predictor), and of RetinaNet and FCOS
+    ``head``.
+    """
+    present = [part for part in _PARTS if _submodule(detector, _PARTS[part].converted[0]) is not None]
+    return next((part for part in present if f"{name}.".startswith(_PARTS[part].prefix)), None)
+
+
+def modules_of_part(detector: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of everything in a part, containers included.
+
+    Raises:
+        ModelError: the detector has no such part.
+    """
+    if part not in _PARTS or _submodule(detector, _PARTS[part].converted[0]) is None:
+        raise ModelError(f"{type(detector).__name__} has no part {part!r}; parts are {', '.join(_PARTS)}.")
+    return ((name, module) for name, module in detector.named_modules() if f"{name}.".startswith(_PARTS[part].prefix))
+
+
+def convert_parts(detector: nn.Module, config: Conversion, parts: Sequence[str], fixed_norms: bool) -> nn.Module:
+    """Replace convolutions in the parts, in place; each part is checked to compute what it computed.
+
+    ``stages`` chooses within the backbone; ``names`` are names in the detector or, for the backbone, in the network alone; all
+    other parts are taken whole.
+
+    Args:
+        detector: a plain detector on the CPU.
+        config: what takes the place of the convolutions.
+        parts: names of parts.
+        fixed_norms: keep the statistics of the attention's batch norms fixed in every part, not only where a convolution runs
+            once for each level.
+
+    Raises:
+        ModelError: a part in which nothing can be converted, or a replacement that does not fit.
+    """
+    before = count_parameters(detector)
+    replaced: list[Replacement] = []
+    for part in parts:
+        fixed = fixed_norms or not _PARTS[part].once
+        done = [row for name in _PARTS[part].converted for row in _convert(detector, name, part, config, fixed)]
+        if not done and config.names is None:
+            raise ModelError(f"the configuration selects no convolution of the part {part!r}; leave the part out.")
+        replaced += done
+    if not replaced:
+        raise ModelError(f"no convolution of the parts {', '.join(parts)} is called {config.names}.")
+    after = count_parameters(detector)
+    summary = ConversionSummary(replaced, before, after, flops_before=None, flops_after=None, input_shape=None)
+    # Written past nn.Module's bookkeeping, which is for parameters and modules.
+    vars(detector)["summary"] = summary
+    return detector
+
+
+def _convert(detector: nn.Module, name: str, part: str, config: Conversion, fixed: bool) -> list[Replacement]:
+    module = _submodule(detector, name)
+    if module is None:
+        raise ModelError(f"{type(detector).__name__} has no part {part!r}.")
+    own = _within(config, name, part)
+    spatial_only = own.names is None and own.kernel_sizes is None
+    try:
+        chosen = select(
+            module, own, None if part == "backbone" else lambda conv, _: not spatial_only or _is_spatial(conv)
+        )
+        if not chosen:
+            return []
+        placed = replace(_with_norms(own, fixed), stages=None, names=None, kernel_sizes=None)
+        runner, prefix, example = _runner(detector, name, part)
+        wanted = {f"{prefix}{conv}" for conv in chosen}
+        convert(runner, placed, lambda _, conv: conv in wanted, inplace=True, example_inputs=example)
+    except (ValueError, ConversionError) as error:
+        raise ModelError(f"the part {part!r} cannot be converted: {error}") from error
+    rows = vars(runner).pop("summary").replaced
+    path = name.removesuffix(prefix.rstrip(".")).rstrip(".") if prefix else name
+    return [replace(row, name=f"{path}.{row.name}", norm=row.norm and f"{path}.{row.norm}") for row in rows]
+
+
+def _within(config: Conversion, name: str, part: str) -> Conversion:
+    names = None if config.names is None else tuple(pattern.removeprefix(f"{name}.") for pattern in config.names)
+    return replace(config, names=names, stages=config.stages if part == "backbone" else None)
+
+
+def _with_norms(config: Conversion, fixed: bool) -> Conversion:
+    if fixed and isinstance(config, XVolutionConfig) and config.norm_layer == "BatchNorm2d":
+        return replace(config, norm_layer=FixedBatchNorm2d)
+    return config
+
+
+def _is_spatial(conv: Any) -> bool:
+    return max(conv.kernel_size) > 1
+
+
+def _runner(detector: Any, name: str, part: str) -> tuple[nn.Module, str, Any]:
+    """The module whose outputs are compared, the prefix in it of the part's names, and inputs for it."""
+    generator = torch.Generator().manual_seed(0)
+    if part in ("backbone", "fpn"):
+        return detector.backbone, f"{name.removeprefix('backbone.')}.", torch.randn(1, 3, 128, 96, generator=generator)
+    features: Tensor = torch.randn(2, detector.backbone.out_channels, 16, 12, generator=generator)
+    return detector.get_submodule(name), "", features
+
+
+def _submodule(detector: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return detector.get_submodule(name)
+    except AttributeError:
+        return None

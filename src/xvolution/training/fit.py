@@ -1,0 +1,174 @@
+"""Running any training module: resuming, checkpoints, logs, the trainer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from xvolution.training.callbacks import EpochLines, RunCheckpoints, best_row
+from xvolution.training.checkpoint import HEADER, AtomicCheckpointIO, load_weights, read_checkpoint
+from xvolution.training.config import RunConfig
+from xvolution.training.errors import InputError
+from xvolution.training.files import write_errors, write_text
+from xvolution.training.metadata import Metadata
+from xvolution.training.module import TrainingModule
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+@dataclass
+class TrainResult:
+    """What a run left.
+
+    Attributes:
+        run_dir: the folder.
+        checkpoint: `last.ckpt`, to resume from.
+        weights: `model.safetensors`, of the best epoch.
+        metrics: the history's row of the best epoch.
+        history: one row for each epoch: epoch, train_loss, the figures of the task (val_loss, val_top1, val_top5 as fractions;
+            box_AP and its like), lr, seconds, skipped_images.
+    """
+
+    run_dir: Path
+    checkpoint: Path
+    weights: Path
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+
+
+def fit(
+    config: RunConfig, module: TrainingModule, data: L.LightningDataModule, metadata: Metadata, resume: Path | None
+) -> TrainResult:
+    """Train a module into the run's folder, from a checkpoint on where one is given.
+
+    Raises:
+        InputError: the checkpoint is of another network, or Lightning cannot use the machine as asked.
+        RunError: the loss became no number, or a file could not be written.
+        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+    """
+    if resume is not None:
+        _require_same_network(resume, module, metadata)
+    checkpoints = RunCheckpoints(config.run_dir, metadata, config.checkpoint_every)
+    _write_config(config)
+    with warnings.catch_warnings():
+        _quiet_lightning()
+        trainer = _trainer(config, checkpoints)
+        with write_errors(config.run_dir):
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    best = best_row(module.history, module.judged_by)
+    return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)
+
+
+def seed_run(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from this one
+    torch.manual_seed(seed)
+
+
+def resume_from(config: RunConfig) -> Path | None:
+    """Find the checkpoint to go on from, and see that a new run does not overwrite an old one."""
+    last = config.run_dir / "last.ckpt"
+    if config.resume is None:
+        if getattr(rank_zero_only, "rank", 0) == 0 and last.exists():
+            raise InputError(
+                f"{config.run_dir} holds a run; add --resume last to go on with it or give another --output."
+            )
+        return None
+    path = last if config.resume == "last" else Path(config.resume).expanduser()
+    if path.is_dir():
+        path = path / "last.ckpt"
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path} to resume from.")
+    return path
+
+
+def _require_same_network(path: Path, module: TrainingModule, metadata: Metadata) -> None:
+    checkpoint = read_checkpoint(path)
+    stored, own = Metadata.from_dict(checkpoint[HEADER]).title, metadata.title
+    if stored != own:
+        raise InputError(f"{path} is a checkpoint of {stored}, not of {own}; give --model {stored}.")
+    load_weights(module, checkpoint["state_dict"], f"{path} ({stored})")
+
+
+def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:
+    callbacks: list[Callback] = [checkpoints]
+    progress = config.progress
+    if progress == "auto":
+        progress = "bar" if sys.stdout.isatty() else "lines"
+    if progress == "bar":
+        callbacks.append(RichProgressBar(leave=False))
+    if progress != "off":
+        callbacks.append(EpochLines())
+    loggers: list[Logger] = [
+        TensorBoardLogger(config.run_dir, name="tensorboard", version=""),
+        CSVLogger(config.run_dir, name="csv"),
+    ]
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=PRECISIONS[config.precision],
+            max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_grad,
+            limit_train_batches=config.limit_train_batches,
+            limit_val_batches=config.limit_val_batches,
+            deterministic=config.deterministic or None,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_progress_bar=progress == "bar",
+            enable_model_summary=False,
+            enable_checkpointing=True,
+            log_every_n_steps=10,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(
+            f"Lightning cannot use --accelerator {config.accelerator} --devices {config.devices} --strategy "
+            f"{config.strategy} --precision {config.precision} here: {error}"
+        ) from error
+
+
+@rank_zero_only
+def announce(model: nn.Module) -> None:
+    if hasattr(model, "summary"):
+        print(model.summary, flush=True)
+
+
+@rank_zero_only
+def _write_config(config: RunConfig) -> None:
+    write_text(config.run_dir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def _quiet_lightning() -> None:
+    """Silence advice that does not apply: the loaders are resumable and their worker counts are chosen."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for advice in (
+        "dataloader is not resumable",
+        "does not have many workers",
+        "logging interval",
+        "in eval mode at the start of training",
+        "isinstance.treespec, LeafSpec",
+        "Experiment logs directory .* exists",
+    ):
+        warnings.filterwarnings("ignore", message=f"(?s).*{advice}")

@@ -1,0 +1,137 @@
+"""What training is for every task: optimizer, schedule, moving average, the history of the run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from xvolution.training.config import RunConfig
+from xvolution.training.data.dataset import seed_generators
+from xvolution.training.errors import InputError, RunError
+
+
+class TrainingModule(L.LightningModule):
+    """Trains `model` and keeps its moving average, if any, and the history of the run; a task is a subclass.
+
+    Args:
+        model: what is trained.
+        config: the run.
+        metadata: what a checkpoint says about its network; plain JSON values.
+    """
+
+    #: Column of the history by which the best epoch is chosen.
+    judged_by: ClassVar[str]
+
+    def __init__(self, model: nn.Module, config: RunConfig, metadata: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.metadata = config, metadata
+        self.model = model
+        self.ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+        if self.ema is not None:
+            self.ema.requires_grad_(False)  # it gets no gradients, which distributed training would wait for
+        self.history: list[dict[str, float]] = []
+        self._losses: list[torch.Tensor] = []
+        self._epoch_began = 0.0
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is evaluated and exported: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def line(self, row: dict[str, float]) -> str:
+        """What one epoch of the history says, in a line."""
+        raise TypeError(f"{type(self).__name__} does not say how an epoch reads")
+
+    def on_train_start(self) -> None:
+        self._epoch_began = time.perf_counter()
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_began = time.perf_counter()
+        self._losses = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # What is drawn at random then depends on the position in the run alone, whatever was resumed before.
+        key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed_generators(key))
+
+    def checked(self, loss: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        """The loss, kept for the history.
+
+        Raises:
+            RunError: it is no finite number.
+        """
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss became {float(loss.detach())} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} (step "
+                f"{self.global_step}); the last checkpoint is from before that. Lower --lr, add --warmup-epochs or --clip-grad."
+            )
+        self._losses.append(loss.detach())
+        self.log("loss", loss.detach(), prog_bar=True, logger=True, batch_size=self.config.batch_size)
+        return loss
+
+    def record(self, values: dict[str, float], last: dict[str, float]) -> None:
+        """Add a row to the history: epoch, train_loss, ``values``, lr, seconds, and ``last``."""
+        losses = torch.stack(self._losses) if self._losses else torch.full((1,), float("nan"))
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("lr", rate)
+        row = {"epoch": self.current_epoch + 1, "train_loss": float(losses.mean()), **values, "lr": float(rate)}
+        self.history.append({**row, "seconds": time.perf_counter() - self._epoch_began, **last})
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        try:
+            optimizer = create_optimizer_v2(
+                self.model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+            )
+        except (ValueError, AssertionError, ModuleNotFoundError) as error:
+            raise InputError(
+                f"timm has no optimizer {config.optimizer!r} here ({error}); sgd and adamw are two."
+            ) from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
+        config = self.config
+        # timm takes fractions of an epoch, and says that it takes whole ones.
+        warmup: Any = config.warmup_epochs
+        try:
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                config.schedule,
+                num_epochs=config.epochs,
+                decay_epochs=config.decay_epochs,
+                decay_rate=config.decay_rate,
+                decay_milestones=config.decay_milestones,
+                warmup_epochs=warmup,
+                warmup_lr=config.lr / 100,
+                min_lr=config.min_lr,
+                step_on_epochs=False,
+                updates_per_epoch=max(1, int(self.trainer.estimated_stepping_batches) // config.epochs),
+            )
+        except ValueError as error:
+            raise InputError(f"timm has no schedule {config.schedule!r}; cosine, step and linear are three.") from error
+        return scheduler
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(num_updates=self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["xvolution"] = self.metadata
+        checkpoint["history"] = self.history
+        checkpoint["epoch_losses"] = [float(loss) for loss in self._losses]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = list(checkpoint["history"])
+        self._losses = [torch.tensor(loss, device=self.device) for loss in checkpoint["epoch_losses"]]

@@ -1,0 +1,113 @@
+"""Detectors in their deployed form, and as files that other runtimes run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("torchvision")
+
+from tests.test_detection_models import PARTS, VERSIONS, images, small_detector
+from xvolution import ExportError
+from xvolution.deploy import ReparameterizationError, layouts_of, reparameterize, unfolded_of
+from xvolution.models.detect_deploy import deploy_detector
+from xvolution.models.detect_export import export_detector
+from xvolution.models.detect_match import match_detections
+
+
+@pytest.mark.parametrize(("architecture", "version"), VERSIONS)
+def test_the_deployed_detector_finds_the_same(architecture: str, version: int) -> None:
+    detector = small_detector(architecture, version, PARTS[architecture]).eval()
+    deployed = deploy_detector(detector, images(), layout="split")
+    assert set(layouts_of(deployed)) == {row.name for row in detector.summary.replaced}
+    assert not unfolded_of(deployed)
+    with torch.no_grad():
+        agreement = match_detections(detector(images()), deployed(images()), score_threshold=0.0)
+    assert agreement.matched >= 2
+    assert agreement.holds()
+
+
+def test_reparameterize_takes_the_whole_detector_and_is_exact() -> None:
+    detector = small_detector("fasterrcnn", 1, PARTS["fasterrcnn"]).eval().double()
+    example = ([image.double() for image in images()],)
+    deployed = reparameterize(detector, example_inputs=example, layout="single")
+    with torch.no_grad():
+        for expected, actual in zip(detector(*example), deployed(*example), strict=True):
+            assert len(expected["boxes"]) > 0
+            for name in expected:
+                torch.testing.assert_close(actual[name], expected[name], rtol=1e-10, atol=1e-10)
+
+
+def test_layouts_build_the_same_form_again_and_norms_fold() -> None:
+    detector = small_detector("fasterrcnn", 1, ("backbone", "fpn")).eval()
+    deployed = deploy_detector(detector, images(), layout="split", fold_norms=True)
+    assert not any("BatchNorm" in type(module).__name__ for module in deployed.modules())
+    again = deploy_detector(detector, layout=layouts_of(deployed), fold_norms=True)
+    again.load_state_dict(deployed.state_dict())
+    with torch.no_grad():
+        assert match_detections(deployed(images()), again(images())).score == 0
+
+
+def test_train_mode_is_refused() -> None:
+    detector = small_detector("fasterrcnn", 1, ("fpn",))
+    with pytest.raises(ReparameterizationError, match="train mode"):
+        deploy_detector(detector)
+    with pytest.raises(ExportError, match="train mode"):
+        export_detector(detector, "detector.onnx", images()[0])
+
+
+@pytest.mark.parametrize("architecture", list(PARTS))
+def test_onnx_runtime_finds_the_same(tmp_path, architecture: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    detector = small_detector(architecture, 1, PARTS[architecture]).eval()
+    deployed = deploy_detector(detector, images(), layout="split")
+    report = export_detector(
+        deployed, tmp_path / "detector.onnx", images()[0], score_threshold=0.0, properties={"classes": "cat"}
+    )
+    assert (report.content, report.dynamic, report.reason) == ("detector", "image size", "")
+    assert report.agreement.matched >= 5
+    assert [file.name for file in tmp_path.iterdir()] == ["detector.onnx"]
+    network = onnx.load(report.path)
+    assert {node.domain for node in network.graph.node} <= {"", "ai.onnx"}
+    assert {entry.key: entry.value for entry in network.metadata_props} == {"classes": "cat", "content": "detector"}
+    assert {output.name for output in network.graph.output} == set(deployed([images()[0]])[0])
+
+
+def test_a_file_that_finds_something_else_is_not_written(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
+    module = __import__("xvolution.models.detect_export", fromlist=["_RUNNERS"])
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
+    monkeypatch.setitem(module._RUNNERS, ".onnx", lambda path, names: lambda image: nothing)
+    with pytest.raises(ExportError, match="finds something else"):
+        export_detector(detector, tmp_path / "detector.onnx", images()[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_pyramid_alone(tmp_path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
+    report = export_detector(detector, tmp_path / "pyramid.onnx", images()[0], whole=False)
+    assert (report.content, report.reason, report.agreement) == ("pyramid", "asked for", None)
+    properties = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
+    assert properties["content"] == "pyramid"
+
+
+def detections(scores: list[float], shift: float = 0.0) -> list[dict[str, torch.Tensor]]:
+    boxes = torch.tensor([[10.0 * i + shift, 0.0, 10.0 * i + 8 + shift, 8.0] for i in range(len(scores))])
+    return [{"boxes": boxes, "labels": torch.ones(len(scores), dtype=torch.long), "scores": torch.tensor(scores)}]
+
+
+def test_matching_ignores_order_and_ties_but_nothing_else() -> None:
+    expected = detections([0.9, 0.5, 0.06, 0.0501])
+    turned = [{name: values.flip(0) for name, values in expected[0].items()}]
+    assert match_detections(expected, turned).holds()
+    assert match_detections(expected, detections([0.9, 0.5, 0.06])).holds(), "one at the threshold may be missing"
+    assert not match_detections(expected, detections([0.9])).holds()
+    assert not match_detections(detections([0.9]), expected).holds()
+    assert not match_detections(expected, detections([0.9, 0.5, 0.06, 0.0501], shift=1.0)).holds()
+    assert not match_detections(expected, detections([0.9, 0.55, 0.06, 0.0501])).holds()
+    other = [{**expected[0], "labels": expected[0]["labels"] + 1}]
+    assert not match_detections(expected, other).holds()
