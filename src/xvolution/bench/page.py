@@ -23,6 +23,21 @@ of (time of the form) / (time of `nn.Conv2d` of the same shape), or of the plain
 floating-point operations.
 """
 
+TRIED = """## What was tried
+
+- The 1x1 convolutions of the deployed form as matrix products, the last one adding onto the convolution's output: kept
+  (`deploy/pointwise.py`). torch's 1x1 convolution of few images reorders its maps first.
+- The mean over all pixels taken from the keys, which are fewer than the input's channels: kept.
+- Attention maps with the channels innermost while the image has them outermost, for a faster depthwise convolution: the
+  transposed products cost what it saves.
+- oneDNN's fused convolution and addition: no faster than the product that adds, and not a public function.
+- Query and key each in a convolution of its own: slower where the channels are outermost; kept where they are innermost.
+- `torch.compile` with frozen weights: `--modes compiled` measures the compiled forms without freezing.
+- The single layout costs the arithmetic of a K x K convolution for query and key, which only pays where the window is 1x1.
+- A custom operator that recomputes the window sum in the backward pass: begun, not part of the library yet. What is measured
+  under training is the plain modules.
+"""
+
 GPU = """## On a GPU
 
 Not measured: there was no GPU at hand. This measures it:
@@ -58,7 +73,7 @@ def write_page(results: Path, page: Path) -> None:
         picture = page.parent / "images" / "performance-scaling.svg"
         draw_scaling(cases["scaling"], picture)
         parts += _scaling(cases["scaling"], os.path.relpath(picture, page.parent))
-    write_text(page, "\n".join([*parts, GPU]))
+    write_text(page, "\n".join([*parts, TRIED, GPU]))
 
 
 def _machines(there: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Everything a training run is decided by, as a dataclass for each task; its fields are the flags of `xvolution train`."""
+"""Everything a training run is decided by, as a dataclass; its fields are the flags of `xvolution train`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from xvolution.training.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_MASKS = "maskrcnn with --task segment, and another one with --task detect"
 
 
 @dataclass
@@ -165,7 +163,6 @@ class TrainConfig(RunConfig):
     """A training of an image classifier.
 
     Args:
-        task: classify.
         model: a timm model name.
         model_kwargs: further keyword arguments of timm.create_model, as JSON.
         pretrained: begin with timm's pretrained weights.
@@ -185,7 +182,6 @@ class TrainConfig(RunConfig):
         compile: compile the network with torch.compile.
     """
 
-    task: Literal["classify"] = "classify"
     model: str = "resnet18"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
@@ -214,68 +210,3 @@ class TrainConfig(RunConfig):
     def trained(self) -> str:
         """Data and model."""
         return f"{Path(self.data.rpartition(':')[2]).name}-{self.model.removeprefix('xvolution_')}"
-
-
-@dataclass
-class DetectionConfig(RunConfig):
-    """A training of a detector on data in COCO's format.
-
-    Args:
-        task: detect for boxes, segment for boxes and masks.
-        architecture: fasterrcnn, maskrcnn, retinanet or fcos, all with a feature pyramid; by default maskrcnn for segment and
-            fasterrcnn for detect.
-        version: 1, or 2 for torchvision's v2 heads.
-        backbone: a torchvision ResNet or a timm name.
-        backbone_weights: a classifier's weights for the backbone: a .ckpt or .safetensors file of this library, or a .safetensors
-            file of timm or torchvision.
-        pretrained: begin with the library's ImageNet weights in the backbone.
-        norm: of the backbone: frozen keeps the classifier's statistics, batch trains them.
-        trainable_layers: how many of the backbone's five layers, from the end, are trained.
-        parts: where convolutions are replaced: backbone (in the stages of xvolution.stages), fpn, rpn, mask, head.
-        min_size: shorter side of the images in pixels.
-        max_size: longer side at most.
-        data: a folder in COCO's layout, or a Hugging Face data set with boxes.
-        scale_jitter: smallest and largest factor of a random change of size; 1 1 is none.
-        large_scale_jitter: resize by 0.1 to 2 and crop to a square instead.
-        aspect_groups: batches of images that are all wide or all tall.
-        val_every: epochs between evaluations.
-    """
-
-    task: Literal["detect", "segment"] = "detect"
-    architecture: Literal["fasterrcnn", "maskrcnn", "retinanet", "fcos"] | None = None
-    version: int = 1
-    backbone: str = "resnet50"
-    backbone_weights: str | None = None
-    pretrained: bool = False
-    norm: Literal["frozen", "batch"] = "frozen"
-    trainable_layers: int = 3
-    parts: list[str] = field(default_factory=lambda: ["backbone", "fpn"])
-    min_size: int = 800
-    max_size: int = 1333
-    data: str = "."
-    scale_jitter: list[float] = field(default_factory=lambda: [1.0, 1.0])
-    large_scale_jitter: bool = False
-    aspect_groups: bool = True
-    val_every: int = 1
-
-    batch_size: int = 2
-    lr: float = 0.005
-    weight_decay: float = 1e-4
-    schedule: str = "multistep"
-    epochs: int = 12
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.architecture is None:
-            self.architecture = "maskrcnn" if self.task == "segment" else "fasterrcnn"
-        masks = self.task == "segment"
-        require(self, "architecture", masks == (self.architecture == "maskrcnn"), _MASKS)
-        require(self, "val_every", self.val_every >= 1, "at least 1")
-        jitter = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
-        require(self, "scale_jitter", jitter, "two positive numbers, the smaller one first")
-        require(self, "pretrained", not (self.pretrained and self.backbone_weights), "left out with --backbone-weights")
-
-    @property
-    def trained(self) -> str:
-        """Data, architecture and backbone."""
-        return f"{Path(self.data).resolve().name}-{self.architecture}-{self.backbone}"

@@ -8,7 +8,7 @@ from torch import nn
 
 from xvolution.models import ModelSpec, build_model
 from xvolution.training.classification import Classification
-from xvolution.training.config import DetectionConfig, RunConfig, TrainConfig
+from xvolution.training.config import TrainConfig
 from xvolution.training.data import ClassificationData, DataSplits, open_data
 from xvolution.training.data.labels import require_labels
 from xvolution.training.data.module import default_workers
@@ -17,24 +17,14 @@ from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed
 from xvolution.training.metadata import Metadata, provenance
 
 
-def train(config: RunConfig) -> TrainResult:
-    """Train a classifier or a detector, by the class of the configuration.
+def train(config: TrainConfig) -> TrainResult:
+    """Train a classifier.
 
     Raises:
         InputError: something in the configuration or the data cannot be used.
         RunError: the loss became no number, or a file could not be written.
         Interrupted: the user pressed Ctrl-C; a checkpoint was written.
     """
-    if isinstance(config, DetectionConfig):
-        from xvolution.training.detect_run import train_detector
-
-        return train_detector(config)
-    if isinstance(config, TrainConfig):
-        return _train_classifier(config)
-    raise TypeError(f"there is no task for a {type(config).__name__}; give a TrainConfig or a DetectionConfig")
-
-
-def _train_classifier(config: TrainConfig) -> TrainResult:
     resume = resume_from(config)
     splits = open_data(config.data, config.holdout, config.holdout_seed)
     seed_run(config.seed)
