@@ -45,7 +45,7 @@ def stored(kind: str, cases: list[dict[str, Any]]) -> str:
 
 
 def test_an_operator_is_measured_in_every_form(tmp_path: Path) -> None:
-    bench = OperatorBench(("xvolution", "sasa"), ("resnet-4",), (2,), ("float32",), rounds=1)
+    bench = OperatorBench(("xvolution", "sasa"), ("resnet-4",), (2,), ("bfloat16",), rounds=1)
     results = Results(tmp_path / "bench.json", "operators")
     measure_all(bench.cases(), results, Console(quiet=True))
     inference, trained = read_results(results.path)["cases"].values()

@@ -138,11 +138,11 @@ class OperatorBench:
         conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         yield BASELINE, conv.train(what == "training")
         if what == "training":
-            yield WITH_NORM, nn.Sequential(conv, nn.BatchNorm2d(channels))
+            yield WITH_NORM, nn.Sequential(deepcopy(conv), nn.BatchNorm2d(channels))
         for name in self.operators:
             if name == BASELINE:
                 continue
-            operator = conversion(name).replacement(conv, nn.BatchNorm2d(channels))
+            operator = conversion(name).replacement(deepcopy(conv), nn.BatchNorm2d(channels))
             if what == "training":
                 yield name, operator.train()
             elif not isinstance(operator, XVolution):
