@@ -50,7 +50,7 @@ docs: $(INSTALLED)
 coverage: $(INSTALLED)
 	$(BIN)/python -m xvolution.bench.coverage --output results/coverage.json --page docs/coverage.md $(COVERAGE_ARGS)
 
-# A quarter of an hour on an idle machine; what is measured already stays.
+# For an idle machine. Stopped and started again, it goes on where it was.
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench operators
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench scaling

@@ -16,6 +16,7 @@ from xvolution.bench.operators import RESNET, OperatorBench
 from xvolution.bench.page import write_page
 from xvolution.bench.results import Case, Results, measure_all, read_results
 from xvolution.bench.scaling import ScalingBench, exponent, exponents
+from xvolution.bench.settings import cpu_threads
 from xvolution.cli import main
 from xvolution.training.errors import InputError
 
@@ -76,11 +77,10 @@ def test_training_reaches_every_parameter() -> None:
 
 
 def test_what_takes_too_long_is_not_run() -> None:
-    with torch.device("meta"):
-        conv = nn.Conv2d(64, 64, 3, padding=1)
+    conv = nn.Conv2d(64, 64, 3, padding=1)
     assert refusal(conv, (1, 64, 56, 56)) is None
     assert "GFLOPs" in (refusal(conv, (1, 64, 4000, 4000)) or "")
-    assert "GiB" in (refusal(nn.Conv2d(1, 2000, 1, device="meta"), (1, 1, 10000, 10000)) or "")
+    assert "GiB" in (refusal(nn.Conv2d(1, 2000, 1), (1, 1, 10000, 10000)) or "")
 
 
 def test_slow_forms_take_turns_of_their_own() -> None:
@@ -168,6 +168,28 @@ def test_bars_are_computed_from_the_results() -> None:
     assert (memory.measured, memory.met) == ("2.20", False)
 
 
+def test_the_page_does_without_the_operator(tmp_path: Path) -> None:
+    forms = {"conv": form(1.0), "acmix": form(4.0)}
+    case = operator_case("inference", "resnet-1", 1, "float32", **forms)
+    (tmp_path / "bench-operators.json").write_text(stored("operators", [case]))
+    side = {"side": 56, "channels": 64, "threads": 1, "forms": {"conv": form(1.0), "xvolution-global": form(9.0)}}
+    (tmp_path / "bench-scaling.json").write_text(stored("scaling", [side]))
+    write_page(tmp_path, tmp_path / "performance.md")
+    text = (tmp_path / "performance.md").read_text()
+    assert "| 64 x 56x56, batch 1, float32, threads 1 | 1.00 | 4.00 |" in text
+    assert "Where it loses" not in text
+
+
+def test_all_threads_are_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    torch_threads = torch.get_num_threads()
+    threads = {case.settings["threads"] for case in OperatorBench(threads=(1, 0)).cases()}
+    assert threads == {1, 6}
+    with cpu_threads(torch_threads + 1):
+        assert torch.get_num_threads() == torch_threads + 1
+    assert torch.get_num_threads() == torch_threads
+
+
 def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     sides = (28, 56, 112)
     scaling = [
@@ -204,7 +226,9 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
         (["memory"], "there is no bench 'memory'"),
         (["operators", "--shapes", "resnet-9"], "--shapes is resnet-9; allowed are resnet-1"),
         (["operators", "--operators", "nothing"], "--operators is nothing; allowed are"),
-        (["operators", "--batches", "0"], "numbers of at least 1"),
+        (["operators", "--batches", "0"], "--batches is 0; it must be at least 1"),
+        (["networks", "--rounds", "0"], "--rounds is 0; it must be at least 1"),
+        (["scaling", "--channels", "0"], "--channels is 0; it must be at least 1"),
         (["networks", "--networks", "resnet19"], "timm has no such model"),
         (["scaling", "--sides", "1"], "at least 3"),
         (["page", "--results", "nowhere"], "run `xvolution bench` first"),

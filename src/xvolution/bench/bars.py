@@ -46,6 +46,11 @@ def fastest_layout(forms: dict[str, Record]) -> Record:
     return min(layouts, key=lambda form: form["ratio"])
 
 
+def measures_operator(case: Record) -> bool:
+    """Whether X-volution was among the forms, and was run."""
+    return any(name.split()[0] == OPERATOR and "ratio" in form for name, form in case["forms"].items())
+
+
 def operator_bars(cases: Sequence[Record]) -> list[Bar]:
     """Deployed inference and training of one operator at the ResNet stages."""
     bars = []
@@ -90,7 +95,7 @@ def scaling_bars(cases: Sequence[Record]) -> list[Bar]:
     speedups = [
         case["forms"]["xvolution-global"]["median_ms"] / case["forms"][OPERATOR]["median_ms"]
         for case in cases
-        if case["side"] >= 56 and "median_ms" in case["forms"].get("xvolution-global", {})
+        if case["side"] >= 56 and measures_operator(case) and "ratio" in case["forms"].get("xvolution-global", {})
     ]
     least = min(speedups, default=math.nan)
     measured = NOT_MEASURED if math.isnan(least) else f"{least:.0f} times"
@@ -121,14 +126,10 @@ def _number(value: float) -> str:
 
 def _at_resnet(cases: Sequence[Record], what: str, dtype: str, batch: int) -> list[Record]:
     """The eager CPU cases at all four stages; none where one is missing."""
-    wanted = {"pass": what, "dtype": dtype, "batch": batch, "mode": "eager", "device": "cpu"}
-    found = [
-        case
-        for case in cases
-        if case["shape"] in RESNET
-        and all(case[name] == value for name, value in wanted.items())
-        and case["threads"] == 1
-    ]
+    wanted = {"pass": what, "dtype": dtype, "batch": batch, "mode": "eager", "device": "cpu", "threads": 1}
+    wanted["memory_format"] = "contiguous"
+    at_stages = [case for case in cases if case["shape"] in RESNET and measures_operator(case)]
+    found = [case for case in at_stages if all(case[name] == value for name, value in wanted.items())]
     return found if {case["shape"] for case in found} == set(RESNET) else []
 
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ def refusal(module: nn.Module, shape: tuple[int, ...]) -> str | None:
     """Why this call is not worth waiting for, found on the meta device; None where it is.
 
     Args:
-        module: on the meta device.
+        module: what is to be called; its copy on the meta device is.
         shape: of its input.
     """
+    module = deepcopy(module).to("meta")
     x = torch.empty(shape, device="meta", dtype=next(module.parameters()).dtype)
     flops = count_flops(module, x) or 0
     if flops > FLOPS_LIMIT:

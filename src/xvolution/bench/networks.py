@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.bench.forms import cost, inference, timed
-from xvolution.bench.operators import BASELINE, cpu_threads
+from xvolution.bench.operators import BASELINE
 from xvolution.bench.results import Case, Record
+from xvolution.bench.settings import cpu_threads, require_at_least, require_known, thread_count
 from xvolution.deploy import export, reparameterize
 from xvolution.surgery import XVolutionConfig, convert
 from xvolution.training.errors import InputError
@@ -48,14 +49,12 @@ class NetworkBench:
     rounds: int = 11
 
     def __post_init__(self) -> None:
-        unknown = [runtime for runtime in self.runtimes if runtime not in RUNTIMES]
-        if unknown:
-            raise InputError(f"--runtimes is {', '.join(unknown)}; allowed are {', '.join(RUNTIMES)}.")
+        require_known("runtimes", self.runtimes, RUNTIMES)
         missing = [name for name in self.networks if not timm.is_model(name)]
         if missing:
-            raise InputError(f"--networks is {', '.join(missing)}; timm has no such model.")
-        if not self.batches or min(self.batches) < 1:
-            raise InputError(f"--batches is {list(self.batches)}; it must be numbers of at least 1.")
+            raise InputError(f"--networks is {', '.join(missing)}; timm has no such model. Give names like resnet50.")
+        for name, least in (("batches", 1), ("image_size", 32), ("threads", 0), ("rounds", 1)):
+            require_at_least(name.replace("_", "-"), getattr(self, name), least)
 
     def cases(self) -> list[Case]:
         """All combinations; one image makes no training step, since batch norms need more."""
@@ -68,7 +67,7 @@ class NetworkBench:
                 "runtime": runtime,
                 "batch": batch,
                 "image_size": self.image_size,
-                "threads": self.threads or torch.get_num_threads(),
+                "threads": thread_count(self.threads),
             }
             key = " ".join(map(str, settings.values()))
             found.append(Case(key, settings, partial(self._measure, settings)))

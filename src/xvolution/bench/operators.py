@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from xvolution.bench.forms import cost, inference, peak_bytes, refusal, timed, training
 from xvolution.bench.results import Case, Record
+from xvolution.bench.settings import cpu_threads, require_at_least, require_known, thread_count
 from xvolution.deploy import reparameterize
 from xvolution.nn import XVolution
 from xvolution.operators import conversion, operator_names
@@ -67,15 +67,10 @@ class OperatorBench:
             "passes": ("inference", "training"),
         }
         for name, values in allowed.items():
-            unknown = [value for value in getattr(self, name) if value not in values]
-            if unknown or not getattr(self, name):
-                given = ", ".join(map(str, unknown)) or "empty"
-                raise InputError(f"--{name} is {given}; allowed are {', '.join(values)}.")
-        for name, least in (("batches", 1), ("threads", 0)):
-            if not getattr(self, name) or min(getattr(self, name)) < least:
-                raise InputError(f"--{name} is {list(getattr(self, name))}; it must be numbers of at least {least}.")
-        if self.rounds < 1:
-            raise InputError(f"--rounds is {self.rounds}; it must be at least 1.")
+            require_known(name, getattr(self, name), values)
+        for name, least in (("batches", 1), ("threads", 0), ("rounds", 1)):
+            require_at_least(name, getattr(self, name), least)
+        require_known("device", [self.device], ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device is cuda, and there is none here; take cpu.")
 
@@ -91,7 +86,7 @@ class OperatorBench:
                 "batch": batch,
                 "dtype": dtype,
                 "mode": mode,
-                "threads": threads or torch.get_num_threads(),
+                "threads": thread_count(threads),
                 "device": self.device,
                 "memory_format": "channels_last" if self.channels_last else "contiguous",
             }
@@ -128,7 +123,7 @@ class OperatorBench:
         forms: dict[str, nn.Module] = {}
         figures: dict[str, Record] = {}
         for name, form in self._built(what, shape[1]):
-            reason = refusal(deepcopy(form).to("meta"), shape)
+            reason = refusal(form, shape)
             figures[name] = {} if reason is None else {"skipped": reason}
             if reason is None:
                 forms[name] = form
@@ -160,17 +155,6 @@ def deployed_layouts(operator: nn.Module) -> dict[str, nn.Module]:
 
 def _call(what: str, module: Any, x: Tensor) -> Any:
     return inference(module, x) if what == "inference" else training(module, x)
-
-
-@contextmanager
-def cpu_threads(number: int) -> Iterator[None]:
-    """torch with so many threads, and as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def full(bench: OperatorBench) -> OperatorBench:

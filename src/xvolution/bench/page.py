@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from xvolution.bench.bars import OPERATOR, Bar, fastest_layout, network_bars, operator_bars, scaling_bars
+from xvolution.bench.bars import (
+    OPERATOR,
+    Bar,
+    fastest_layout,
+    measures_operator,
+    network_bars,
+    operator_bars,
+    scaling_bars,
+)
 from xvolution.bench.operators import BASELINE
 from xvolution.bench.results import Record, read_results
 from xvolution.bench.scaling import exponents
@@ -25,17 +34,17 @@ floating-point operations.
 
 TRIED = """## What was tried
 
-- The 1x1 convolutions of the deployed form as matrix products, the last one adding onto the convolution's output: kept
-  (`deploy/pointwise.py`). torch's 1x1 convolution of few images reorders its maps first.
-- The mean over all pixels taken from the keys, which are fewer than the input's channels: kept.
-- Attention maps with the channels innermost while the image has them outermost, for a faster depthwise convolution: the
-  transposed products cost what it saves.
+- The 1x1 convolutions of the deployed form as matrix products, the last one adding onto the convolution's output: faster, and
+  kept (`deploy/pointwise.py`).
+- The mean over all pixels taken from the keys, which are fewer than the input's channels: faster, and kept.
+- Attention maps with the channels innermost while the image has them outermost: the depthwise convolution gains what the
+  transposed products lose.
 - oneDNN's fused convolution and addition: no faster than the product that adds, and not a public function.
-- Query and key each in a convolution of its own: slower where the channels are outermost; kept where they are innermost.
-- `torch.compile` with frozen weights: `--modes compiled` measures the compiled forms without freezing.
-- The single layout costs the arithmetic of a K x K convolution for query and key, which only pays where the window is 1x1.
-- A custom operator that recomputes the window sum in the backward pass: begun, not part of the library yet. What is measured
-  under training is the plain modules.
+- Query and key each by a product of its own: kept where the channels are innermost, no gain where they are outermost.
+- `torch.compile`: `xvolution bench operators --modes compiled` measures it; there is no stored result yet.
+- The layout `single`: it pays the arithmetic of a K x K convolution for query and key.
+- A custom operator that recomputes the window sum in the backward pass is not part of the library yet. What is measured under
+  training is the plain modules.
 """
 
 GPU = """## On a GPU
@@ -109,7 +118,7 @@ def _operators(cases: Sequence[Record]) -> list[str]:
         ]
         parts += [f"### {title}\n", _table(("shape", "conv, ms", *names), rows)]
         if what == "inference":
-            parts += [_where_it_loses(chosen)]
+            parts += _where_it_loses([case for case in chosen if measures_operator(case)])
         else:
             rows = [
                 [_place(case), _mebibytes(case["forms"][BASELINE]), *(_memory(case["forms"], name) for name in names)]
@@ -119,8 +128,10 @@ def _operators(cases: Sequence[Record]) -> list[str]:
     return parts
 
 
-def _where_it_loses(cases: Sequence[Record]) -> str:
+def _where_it_loses(cases: Sequence[Record]) -> list[str]:
     """In words, from the figures: where the global branch is cheaper, and the worst place."""
+    if not cases:
+        return []
     cheaper = []
     for case in cases:
         form = case["forms"].get("xvolution-global split", {})
@@ -134,12 +145,9 @@ def _where_it_loses(cases: Sequence[Record]) -> str:
             f"Exact global attention as the second branch is cheaper than pixel shifts at: {'; '.join(cheaper)}."
         )
     lines.append(
-        "The arithmetic beyond the floor is reading and writing maps: it weighs most where channels are few, and where the"
+        "The distance to the floor is largest where channels are few, and where the convolution is quick (bfloat16).\n"
     )
-    lines.append(
-        "convolution itself is quick (bfloat16), since the additions, the gate and the depthwise window are bound by memory.\n"
-    )
-    return "\n".join(lines)
+    return ["\n".join(lines)]
 
 
 def _networks(cases: Sequence[Record]) -> list[str]:
@@ -200,7 +208,8 @@ def draw_scaling(cases: Sequence[Record], path: Path) -> None:
         axes.set(xlabel="pixels, H·W", ylabel=label)
         axes.grid(alpha=0.25)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    with atomic_path(path) as temporary:
+    # With ids of its own each time, an unchanged picture would be a change.
+    with atomic_path(path) as temporary, mpl.rc_context({"svg.hashsalt": "xvolution"}):
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 

@@ -42,7 +42,9 @@ class Results:
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
         self.path, self.kind = Path(path), kind
-        self.conditions = {"machine": device_conditions(), "versions": versions(PACKAGES)}
+        machine = device_conditions()
+        del machine["torch_threads"]  # each case has its own
+        self.conditions = {"machine": machine, "versions": versions(PACKAGES)}
         self.cases: dict[str, Record] = {}
         if self.path.exists():
             self._load()

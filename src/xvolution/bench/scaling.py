@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from xvolution.bench.forms import cost, inference, peak_bytes, refusal, timed
-from xvolution.bench.operators import BASELINE, cpu_threads
+from xvolution.bench.operators import BASELINE
 from xvolution.bench.results import Case, Record
+from xvolution.bench.settings import cpu_threads, require_at_least, require_known, thread_count
 from xvolution.deploy import reparameterize
 from xvolution.nn import XVolution
 from xvolution.operators import conversion, operator_names
-from xvolution.training.errors import InputError
 
 #: Maps from this side on show how work grows; below it calls cost more than their arithmetic.
 ASYMPTOTIC_SIDE = 28
@@ -42,17 +42,15 @@ class ScalingBench:
     rounds: int = 7
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.operators if name not in operator_names()]
-        if unknown:
-            raise InputError(f"--operators is {', '.join(unknown)}; allowed are {', '.join(operator_names())}.")
-        if not self.sides or min(self.sides) < 3:
-            raise InputError(f"--sides is {list(self.sides)}; it must be numbers of at least 3.")
+        require_known("operators", self.operators, operator_names())
+        for name, least in (("sides", 3), ("channels", 1), ("threads", 0), ("rounds", 1)):
+            require_at_least(name, getattr(self, name), least)
 
     def cases(self) -> list[Case]:
         """One for each size of the map."""
         found = []
         for side in self.sides:
-            settings = {"side": side, "channels": self.channels, "threads": self.threads or torch.get_num_threads()}
+            settings = {"side": side, "channels": self.channels, "threads": thread_count(self.threads)}
             found.append(
                 Case(f"{side} {self.channels} {settings['threads']}", settings, partial(self._measure, settings))
             )
@@ -66,11 +64,10 @@ class ScalingBench:
         with cpu_threads(settings["threads"]):
             for name in (BASELINE, *self.operators):
                 form = deployed(name, self.channels)
-                reason = refusal(form.to("meta"), shape)
+                reason = refusal(form, shape)
                 if reason is not None:
                     figures[name] = {"skipped": reason}
                     continue
-                form = deployed(name, self.channels)
                 calls[name] = inference(form, x)
                 figures[name] = cost(form, x) | {"peak_bytes": peak_bytes(calls[name], x.device)}
             for name, times in timed(calls, BASELINE, self.rounds).items():

@@ -34,7 +34,7 @@ class Images:
 def judging_images(metadata: Metadata) -> Images:
     """The evaluation part of the data a network was trained on, prepared as the network asks."""
     splits = open_data(metadata.data)
-    transform = evaluation_transform(metadata.classifier()[1])
+    transform = evaluation_transform(metadata.preprocessing)
     pixels = torch.stack([transform(splits.val.image(index)) for index in range(len(splits.val))])
     return Images(pixels, torch.as_tensor(splits.val.labels), splits.val.class_names, len(splits.train))
 

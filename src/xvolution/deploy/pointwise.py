@@ -1,4 +1,4 @@
-"""1x1 convolutions as the matrix products that they are, where torch's convolution takes a slower way."""
+"""1x1 convolutions as the matrix products that they are, where that is faster than torch's convolution."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def _is_product(conv: Any, x: Tensor) -> bool:
     return (
         type(conv) in _PLAIN
         and conv.groups == 1
-        and not conv._forward_hooks
-        and not conv._forward_pre_hooks
+        and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks)
         and x.device.type == "cpu"
         and x.dtype == conv.weight.dtype
         and x.dtype in _DTYPES

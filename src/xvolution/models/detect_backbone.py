@@ -53,67 +53,56 @@ def torchvision_resnets() -> list[str]:
     return sorted(name for name in resnet.__all__ if name.startswith(("resne", "wide")))
 
 
-def pyramid(
-    name: str,
-    strides: Sequence[int],
-    frozen_norms: bool,
-    trainable_layers: int,
-    last: LastLevels,
-    fpn_norm: type[nn.Module] | None,
-    pretrained: bool,
-) -> nn.Module:
-    """A backbone and its pyramid.
+@dataclass(frozen=True)
+class Pyramid:
+    """What is asked of a backbone and the feature pyramid on it.
 
-    Args:
-        name: a torchvision ResNet, or a timm name; ``timm/resnet50`` is timm's where both have one.
+    Attributes:
         strides: of the levels that the pyramid reads: 4, 8, 16, 32 or the last three.
+        last: the levels after the last.
+        norm: normalization in the pyramid.
         frozen_norms: put frozen batch norms in the place of the backbone's.
         trainable_layers: how many of the backbone's five layers (the stem and four stages), from the end, are trained.
-        last: the levels after the last.
-        fpn_norm: normalization in the pyramid.
         pretrained: load the library's weights.
-
-    Raises:
-        ModelError: nobody knows the name, the network has no such features, or the weights cannot be had.
     """
-    if not 0 <= trainable_layers <= 5:
-        raise ModelError(f"trainable_layers is {trainable_layers}; it counts from 0 (none) to 5 (the whole backbone).")
-    if name in torchvision_resnets():
-        return _over_torchvision(name, strides, frozen_norms, trainable_layers, last, fpn_norm, pretrained)
-    return _over_timm(name, strides, frozen_norms, trainable_layers, last, fpn_norm, pretrained)
+
+    strides: tuple[int, ...]
+    last: LastLevels
+    norm: type[nn.Module] | None
+    frozen_norms: bool
+    trainable_layers: int
+    pretrained: bool
+
+    def over(self, name: str) -> nn.Module:
+        """The pyramid on a backbone, with the backbone as its ``body``.
+
+        Args:
+            name: a torchvision ResNet, or a timm name; ``timm/resnet50`` is timm's where both have one.
+
+        Raises:
+            ModelError: nobody knows the name, the network has no such features, or the weights cannot be had.
+        """
+        layers = self.trainable_layers
+        if not 0 <= layers <= 5:
+            raise ModelError(f"trainable_layers is {layers}; it counts from 0 (none) to 5 (the whole backbone).")
+        return _over_torchvision(name, self) if name in torchvision_resnets() else _over_timm(name, self)
 
 
-def _over_torchvision(
-    name: str,
-    strides: Sequence[int],
-    frozen_norms: bool,
-    trainable_layers: int,
-    last: LastLevels,
-    fpn_norm: type[nn.Module] | None,
-    pretrained: bool,
-) -> nn.Module:
-    norm_layer = FrozenBatchNorm2d if frozen_norms else nn.BatchNorm2d
+def _over_torchvision(name: str, pyramid: Pyramid) -> nn.Module:
+    norm_layer = FrozenBatchNorm2d if pyramid.frozen_norms else nn.BatchNorm2d
     try:
-        network = get_model(name, weights="DEFAULT" if pretrained else None, norm_layer=norm_layer)
+        network = get_model(name, weights="DEFAULT" if pyramid.pretrained else None, norm_layer=norm_layer)
     except (OSError, RuntimeError) as error:
         raise ModelError(f"torchvision's weights of {name} cannot be loaded: {error}") from error
     layers = [4, 8, 16, 32]
-    chosen = [layers.index(stride) + 1 for stride in strides]
+    chosen = [layers.index(stride) + 1 for stride in pyramid.strides]
     channels = [network.inplanes // 8 * 2 ** (layer - 1) for layer in chosen]
-    _freeze(network, [(f"layer{layer}",) for layer in range(1, 5)], trainable_layers)
+    _freeze(network, [(f"layer{layer}",) for layer in range(1, 5)], pyramid.trainable_layers)
     outputs = {f"layer{layer}": str(index) for index, layer in enumerate(chosen)}
-    return BackboneWithFPN(network, outputs, channels, PYRAMID_CHANNELS, last(channels[-1]), fpn_norm)
+    return BackboneWithFPN(network, outputs, channels, PYRAMID_CHANNELS, pyramid.last(channels[-1]), pyramid.norm)
 
 
-def _over_timm(
-    name: str,
-    strides: Sequence[int],
-    frozen_norms: bool,
-    trainable_layers: int,
-    last: LastLevels,
-    fpn_norm: type[nn.Module] | None,
-    pretrained: bool,
-) -> nn.Module:
+def _over_timm(name: str, pyramid: Pyramid) -> nn.Module:
     if not timm.is_model(name.removeprefix("timm/").split(".")[0]):
         raise ModelError(
             f"there is no backbone called {name!r}; torchvision's are {', '.join(torchvision_resnets())}, and every timm "
@@ -124,19 +113,20 @@ def _over_timm(
         with torch.device("meta"):
             info: Any = timm.create_model(name, features_only=True).feature_info
         found = list(info.reduction())
-        if not set(strides) <= set(found):
-            raise ModelError(f"{name} has features of strides {found}; the pyramid needs {list(strides)}.")
+        if not set(pyramid.strides) <= set(found):
+            raise ModelError(f"{name} has features of strides {found}; the pyramid needs {list(pyramid.strides)}.")
         # The last of each stride is the end of a stage.
-        indices = [len(found) - 1 - found[::-1].index(stride) for stride in strides]
-        body: Any = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pretrained)
+        indices = [len(found) - 1 - found[::-1].index(stride) for stride in pyramid.strides]
+        body: Any = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pyramid.pretrained)
     except (RuntimeError, AttributeError, AssertionError, TypeError, OSError) as error:
         raise ModelError(f"timm has no pyramid of features of {name}: {str(error).strip() or type(error)}") from error
     channels = body.feature_info.channels()
     _check_layout(name, body, channels)
-    _freeze(body, stages_of(body)[-4:], trainable_layers)
-    if frozen_norms:
+    _freeze(body, stages_of(body)[-4:], pyramid.trainable_layers)
+    if pyramid.frozen_norms:
         body = freeze_norms(body)
-    fpn = FeaturePyramidNetwork(channels, PYRAMID_CHANNELS, extra_blocks=last(channels[-1]), norm_layer=fpn_norm)
+    last = pyramid.last(channels[-1])
+    fpn = FeaturePyramidNetwork(channels, PYRAMID_CHANNELS, extra_blocks=last, norm_layer=pyramid.norm)
     return TimmWithFPN(body.train(), fpn)
 
 

@@ -14,9 +14,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from xvolution.models.detect_backbone import PYRAMID_CHANNELS, LastLevels, matched, pyramid
+from xvolution.models.detect_backbone import PYRAMID_CHANNELS, Pyramid, matched
 from xvolution.models.detect_parts import PARTS, convert_parts, modules_of_part, part_of
 from xvolution.models.factory import ModelError
 from xvolution.operators import conversion_from_dict
@@ -171,15 +171,31 @@ def _plain_detector(spec: DetectorSpec, pretrained: bool) -> Any:
 
 def _backbone(spec: DetectorSpec, pretrained: bool) -> nn.Module:
     two_stage = spec.architecture in ("fasterrcnn", "maskrcnn")
-    last: LastLevels = lambda channels: LastLevelMaxPool()  # noqa: E731 - one of two, by the architecture
-    strides: tuple[int, ...] = (4, 8, 16, 32)
-    if not two_stage:
-        # The first level has too many anchors; two levels behind the last make up for it.
-        strides = strides[1:]
-        from_features = spec.version == 2
-        last = lambda channels: LastLevelP6P7(channels if from_features else PYRAMID_CHANNELS, PYRAMID_CHANNELS)  # noqa: E731
-    fpn_norm = nn.BatchNorm2d if two_stage and spec.version == 2 else None
-    return pyramid(spec.backbone, strides, spec.norm == "frozen", spec.trainable_layers, last, fpn_norm, pretrained)
+    pyramid = Pyramid(
+        # The first level has too many anchors for one stage; two levels behind the last make up for it.
+        strides=(4, 8, 16, 32) if two_stage else (8, 16, 32),
+        last=_pooled if two_stage else (_from_features if spec.version == 2 else _from_pyramid),
+        norm=nn.BatchNorm2d if two_stage and spec.version == 2 else None,
+        frozen_norms=spec.norm == "frozen",
+        trainable_layers=spec.trainable_layers,
+        pretrained=pretrained,
+    )
+    return pyramid.over(spec.backbone)
+
+
+def _pooled(channels: int) -> ExtraFPNBlock:
+    """One level after the pyramid's last, by pooling it."""
+    return LastLevelMaxPool()
+
+
+def _from_features(channels: int) -> ExtraFPNBlock:
+    """Two levels computed from the backbone's last features."""
+    return LastLevelP6P7(channels, PYRAMID_CHANNELS)
+
+
+def _from_pyramid(channels: int) -> ExtraFPNBlock:
+    """Two levels computed from the pyramid's last."""
+    return LastLevelP6P7(PYRAMID_CHANNELS, PYRAMID_CHANNELS)
 
 
 def _heads(spec: DetectorSpec) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from xvolution.deploy import reparameterize
-from xvolution.models import ModelError
+from xvolution.models import ModelError, build_model
 from xvolution.training.errors import InputError
 from xvolution.training.files import atomic_path
 from xvolution.training.metadata import Metadata
@@ -104,16 +104,16 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     """
     weights, metadata = read_weights(path)
     try:
-        model = metadata.network()
+        model = build_model(metadata.model).eval()
     except ModelError as error:
         raise InputError(f"the network of {path} cannot be built: {error}") from error
     if metadata.form == "deployed":
         # Which norms follow which convolutions is found, and checked, by running an example.
-        example = metadata.example_inputs() if metadata.fold_norms else None
+        example = metadata.example_images() if metadata.fold_norms else None
         model = reparameterize(
             model, example_inputs=example, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True
         )
-    load_weights(model, weights, f"{path} ({metadata.title})")
+    load_weights(model, weights, f"{path} ({metadata.model.name})")
     return model.to(device).eval(), metadata
 
 

@@ -97,18 +97,17 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}; it must be at least 1.")
     model, metadata = open_classifier(checkpoint, pick_device(device))
-    spec, preprocessing = metadata.classifier()
     splits = open_data(data if data is not None else metadata.data, holdout, seed)
     source = align_labels(splits.part(split), metadata.class_names)
-    require_labels(source, spec.num_classes, splits.name)
+    require_labels(source, metadata.model.num_classes, splits.name)
     loader = evaluation_loader(
         source,
-        preprocessing.resized(image_size),
+        metadata.preprocessing.resized(image_size),
         batch_size,
         workers=workers if workers is not None else default_workers(splits),
         on_bad_image=on_bad_image,
     )
-    result = evaluate_model(model, loader, spec.num_classes, limit_batches)
+    result = evaluate_model(model, loader, metadata.model.num_classes, limit_batches)
     if predictions is not None:
         _write_predictions(predictions, result, source, metadata.class_names)
     return result

@@ -40,8 +40,8 @@ class TrainResult:
         checkpoint: `last.ckpt`, to resume from.
         weights: `model.safetensors`, of the best epoch.
         metrics: the history's row of the best epoch.
-        history: one row for each epoch: epoch, train_loss, the figures of the task (val_loss, val_top1, val_top5 as fractions;
-            box_AP and its like), lr, seconds, skipped_images.
+        history: one row for each epoch: epoch, train_loss, val_loss, val_top1, val_top5 (fractions), lr, seconds,
+            skipped_images.
     """
 
     run_dir: Path
@@ -100,7 +100,7 @@ def resume_from(config: RunConfig) -> Path | None:
 
 def _require_same_network(path: Path, module: TrainingModule, metadata: Metadata) -> None:
     checkpoint = read_checkpoint(path)
-    stored, own = Metadata.from_dict(checkpoint[HEADER]).title, metadata.title
+    stored, own = Metadata.from_dict(checkpoint[HEADER]).model.name, metadata.model.name
     if stored != own:
         raise InputError(f"{path} is a checkpoint of {stored}, not of {own}; give --model {stored}.")
     load_weights(module, checkpoint["state_dict"], f"{path} ({stored})")
@@ -151,6 +151,7 @@ def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:
 
 @rank_zero_only
 def announce(model: nn.Module) -> None:
+    """Print what was converted, where something was; on the first process alone."""
     if hasattr(model, "summary"):
         print(model.summary, flush=True)
 

@@ -1,0 +1,42 @@
+"""What every bench checks and sets: values that flags may have, and the CPU's threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from xvolution.training.errors import InputError
+
+
+def require_known(flag: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raise ``InputError`` unless something is given and all of it is allowed."""
+    unknown = [name for name in given if name not in allowed]
+    if unknown or not given:
+        raise InputError(f"--{flag} is {', '.join(unknown) or 'empty'}; allowed are {', '.join(allowed)}.")
+
+
+def require_at_least(flag: str, given: int | Sequence[int], least: int) -> None:
+    """Raise ``InputError`` unless there are numbers and none is below ``least``."""
+    numbers = [given] if isinstance(given, int) else list(given)
+    if not numbers or min(numbers) < least:
+        said = ", ".join(map(str, numbers)) or "empty"
+        raise InputError(f"--{flag} is {said}; it must be at least {least}.")
+
+
+def thread_count(threads: int) -> int:
+    """The number of threads; all cores for 0."""
+    return threads or os.cpu_count() or 1
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """torch with so many threads, and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
