@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator, embed, shifted_keys, union_of
 from xvolution.deploy.pointwise import project, project_onto
+from xvolution.functional import add_gated_attention, per_channel, spatial
 from xvolution.functional import convolution as convolve
-from xvolution.functional import per_channel, spatial
 from xvolution.nn import LinearAttention
-from xvolution.nn.convolution import is_convolution, is_plain, kernel_of
-from xvolution.nn.geometry import Geometry, conv_over
+from xvolution.nn.convolution import is_convolution, is_hooked, is_plain, kernel_of
+from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
 from xvolution.nn.pixel_shift import GATES
 from xvolution.nn.precision import add, apply_wide, narrow, widen
 
@@ -162,6 +162,43 @@ class SplitGatedConv(GatedConv):
         self.mean_weight = None
         if gate.mean_weight is not None:
             self.mean_weight = nn.Parameter(gate.mean_weight.to(self.conv.weight))
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.compute_at_once(x) if self._is_one_kernel(x) else super().compute(x)
+
+    def compute_at_once(self, x: Tensor) -> Tensor:
+        """``compute`` without gradient, of one window over zero padding and without norms: all behind q and k in one operator."""
+        query, key = self.query_and_key(x)
+        window: Any = self.windows[0]
+        shift = window.bias.expand(len(x), -1)
+        if self.mean_weight is not None:
+            shift = shift + self.mean_weight * key.mean(spatial(key))
+        return add_gated_attention(
+            self.conv(x),
+            query,
+            key,
+            window.weight,
+            shift,
+            self.value.weight,
+            gate=self.gate,
+            stride=window.stride,
+            padding=window.padding,
+            dilation=window.dilation,
+        )
+
+    def _is_one_kernel(self, x: Tensor) -> bool:
+        window, norms = self.windows[0], (self.conv_norm, self.attention_norm, self.query_norm, self.window_norm)
+        return (
+            x.is_cuda
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_exporting()
+            and not torch.jit.is_tracing()
+            and len(self.windows) == 1
+            and type(window) in CONVOLUTIONS.values()
+            and window.padding_mode == "zeros"
+            and all(type(norm) is nn.Identity for norm in norms)
+            and not any(map(is_hooked, (window, self.value)))
+        )
 
     def query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(q, k): (N, A, H', W') at the centres of the windows and (N, A, H, W) everywhere."""

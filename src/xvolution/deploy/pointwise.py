@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xvolution.nn.convolution import is_hooked
 from xvolution.nn.precision import add
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -72,7 +73,7 @@ def _is_product(conv: Any, x: Tensor) -> bool:
     return (
         type(conv) in _PLAIN
         and conv.groups == 1
-        and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks)
+        and not is_hooked(conv)
         and x.device.type == "cpu"
         and x.dtype == conv.weight.dtype
         and x.dtype in _DTYPES

@@ -40,6 +40,13 @@ def is_plain(conv: nn.Module) -> bool:
     return type(conv) in _PLAIN and {"weight", "bias"} <= conv._parameters.keys()
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs more than its forward, which computing its formula elsewhere would leave out."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def is_convolution(module: nn.Module) -> bool:
     """Whether ``module`` computes one plain convolution of its input."""
     if is_plain(module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.functional import Similarity
+from xvolution.nn import fused
 from xvolution.nn.convolution import padding_of
 from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
 from xvolution.nn.global_attention import GlobalAttention1d, GlobalAttention2d, GlobalAttention3d
@@ -210,6 +211,8 @@ class XVolution(nn.Module):
         if x.dim() == self.dims + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         y = self.conv_norm(self.conv(x))
+        if fused.serves(self.attention, self.attention_norm, y):
+            return fused.add_branch(y, x, self.attention, self.attention_norm)
         attended = self.attention_norm(self.attention(x))
         if attended.shape != y.shape:
             raise ValueError(

@@ -1,0 +1,71 @@
+"""What the operators of ``xvolution::`` compute, in torch's own: the truth of their tests, and the second derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xvolution.kernels.gate import CONVOLUTIONS, along_channels, saturated
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda query: query,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+def add_attention(
+    y: Tensor,
+    query: Tensor,
+    key: Tensor,
+    window: Tensor,
+    mean_weight: Tensor | None,
+    query_affine: Tensor,
+    sum_affine: Tensor,
+    value: Tensor,
+    affine: Tensor,
+    function: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    eps: Sequence[float],
+) -> Tensor:
+    """``y + norm(W^v (φ(norm(q)) ⊙ norm(Σ_δ w_δ ⊙ k_δ + g ⊙ mean(k))))`` with the arguments of ``functional.add_attention``."""
+    convolve, channels = CONVOLUTIONS[key.dim()], key.shape[1]
+    window_sum = convolve(key, window, None, stride, padding, dilation, channels)
+    if mean_weight is not None:
+        mean_key = key.mean(tuple(range(2, key.dim())), keepdim=True)
+        window_sum = window_sum + along_channels(mean_weight, key) * mean_key
+    opened = _FUNCTIONS[function](_normalize(query, query_affine, eps[0]))
+    product = opened * _normalize(window_sum, sum_affine, eps[1])
+    return y + _normalize(convolve(product, value, groups=channels // value.shape[1]), affine, eps[2])
+
+
+def add_gated(
+    y: Tensor,
+    query: Tensor,
+    key: Tensor,
+    window: Tensor,
+    shift: Tensor,
+    value: Tensor,
+    function: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """``y + W^v (φ(q) ⊙ (Σ_δ w_δ ⊙ k_δ + shift))`` with the arguments of ``functional.add_gated_attention``."""
+    convolve, channels = CONVOLUTIONS[key.dim()], key.shape[1]
+    sums = convolve(key, window.to(key.dtype), None, stride, padding, dilation, channels)
+    wide = torch.float32 if y.dtype == torch.float16 else y.dtype
+    product = _FUNCTIONS[function](query.to(wide)) * (
+        sums.to(wide) + shift.to(wide).reshape(*shift.shape, *(1,) * (key.dim() - 2))
+    )
+    attended = convolve(product, value.to(wide), groups=channels // value.shape[1])
+    return saturated(attended + y, y.dtype)
+
+
+def _normalize(x: Tensor, affine: Tensor, eps: float) -> Tensor:
+    return F.batch_norm(x, None, None, affine[0], affine[1], training=True, eps=eps)
