@@ -7,9 +7,19 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "train": ("xvolution.training.commands", "train_command", "train a classifier, with X-volution or without"),
-    "evaluate": ("xvolution.training.commands", "evaluate_command", "top-1, top-5, loss and speed of a checkpoint"),
+    "train": (
+        "xvolution.training.commands",
+        "train_command",
+        "train a classifier or a detector, with X-volution or without",
+    ),
+    "evaluate": (
+        "xvolution.training.commands",
+        "evaluate_command",
+        "accuracy or average precision, and speed, of a checkpoint",
+    ),
     "deploy": ("xvolution.training.commands", "deploy_command", "re-parameterize a checkpoint and export it"),
+    "predict": ("xvolution.training.detection_commands", "predict_command", "draw what a detector finds on images"),
+    "data": ("xvolution.training.detection_commands", "data_command", "check a folder in COCO's format"),
     "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
     "bench": ("xvolution.bench.commands", "bench_command", "time, memory and operations against the convolution"),
     "demo": ("xvolution.demo.command", "demo_command", "train, deploy and compare on embedded data, on one page"),

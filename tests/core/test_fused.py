@@ -11,6 +11,12 @@ from xvolution import XVolution1d, XVolution2d, XVolution3d, functional, reparam
 from xvolution.kernels import reference
 from xvolution.nn import fused
 
+
+@pytest.fixture(autouse=True)
+def _serve_small_maps(monkeypatch):
+    monkeypatch.setattr(fused, "SMALLEST", 1)
+
+
 GEOMETRIES = {
     "plain": {},
     "groups": {"groups": 2},
@@ -288,3 +294,11 @@ def test_one_value_for_each_channel_is_refused_as_before():
     assert not fused.serves(module.attention, module.attention_norm, torch.zeros(1, 8, 1, 1))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module(torch.zeros(1, 4, 1, 1, dtype=torch.float64))
+
+
+def test_small_maps_run_as_modules(monkeypatch):
+    module = block("default")
+    assert fused.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
+    monkeypatch.undo()
+    assert not fused.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
+    assert fused.serves(module.attention, module.attention_norm, torch.empty(32, 64, 56, 56, device="meta"))

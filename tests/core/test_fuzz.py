@@ -59,10 +59,11 @@ def test_the_deployed_form_is_the_trained_one(dims, branch):
         assert expected.dtype == dtype
         assert expected.shape == low.conv(x).shape
         assert torch.isfinite(expected).all()
-        assert error <= ALLOWED[dtype]
-        # The low-precision form computes the same function as the one in fp64. An instance norm of an almost constant map
-        # divides rounding by almost nothing, in the trained form as well.
+        # An instance or group norm of an almost constant map divides rounding by almost nothing, in the trained form as well:
+        # there both forms are as far from fp64 as from each other. A trained form in fp64 has no such excuse.
         trained_error = relative_error(wide, expected.double())
+        assert error <= ALLOWED[dtype] + 4 * trained_error
+        # The low-precision form computes the same function as the one in fp64.
         assert relative_error(wide, deployed(x).double()) <= 4 * (ALLOWED[dtype] + trained_error)
         worst[str(dtype)] = max(worst[str(dtype)], error)
 

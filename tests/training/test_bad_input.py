@@ -17,6 +17,7 @@ from tests.training.conftest import write_folder
 from xvolution.training import InputError, RunError, TrainConfig, evaluate, load_model, open_data, train
 from xvolution.training.checkpoint import read_weights
 from xvolution.training.classification import Classification
+from xvolution.training.metadata import Metadata
 from xvolution.training.run import TrainResult
 
 
@@ -92,7 +93,8 @@ def test_a_checkpoint_of_another_architecture(
         train(tiny(resume=str(trained.checkpoint), model_kwargs=wider))
     with pytest.raises(InputError, match="checkpoint of resnet18, not of resnet34"):
         train(tiny(resume=str(trained.checkpoint), model="resnet34"))
-    weights, metadata = read_weights(trained.weights)
+    weights, header = read_weights(trained.weights)
+    metadata = Metadata.from_dict(header)
     weights.pop("fc.weight")
     stranger = tmp_path / "stranger.safetensors"
     save_file(weights, stranger, metadata={"xvolution": metadata.to_json()})

@@ -67,6 +67,11 @@ class DetectorSpec:
         object.__setattr__(self, "parts", tuple(self.parts))
         _check(self)
 
+    @property
+    def name(self) -> str:
+        """Architecture and backbone."""
+        return f"{self.architecture}-{self.backbone}"
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "parts": list(self.parts)}
 

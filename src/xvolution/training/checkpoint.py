@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Mapping
@@ -16,9 +17,11 @@ from torch import nn
 
 from xvolution.deploy import reparameterize
 from xvolution.models import ModelError, build_model
+from xvolution.models.detect_deploy import deploy_detector
+from xvolution.models.detection import build_detector
 from xvolution.training.errors import InputError
 from xvolution.training.files import atomic_path
-from xvolution.training.metadata import Metadata
+from xvolution.training.metadata import AnyMetadata, DetectorMetadata, Metadata, metadata_from_dict
 
 HEADER = "xvolution"  # the metadata's key in safetensors headers, ONNX properties and Lightning checkpoints
 
@@ -58,7 +61,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return checkpoint
 
 
-def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Metadata) -> None:
+def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: AnyMetadata) -> None:
     """Write a network's weights and its metadata as safetensors.
 
     Raises:
@@ -70,26 +73,52 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Metad
         save_file(tensors, temporary, metadata={"format": "pt", HEADER: metadata.to_json()})
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], Metadata]:
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save_weights` wrote, or the network in a Lightning checkpoint (the moving average where there is one).
+
+    Returns:
+        The tensors, and `to_dict` of the metadata.
 
     Raises:
         InputError: there is no such file, or it is neither.
+    """
+    tensors, header = read_tensors(path)
+    if header is None:
+        raise InputError(f"{path} does not say which network it belongs to; it was not written by this library.")
+    return tensors, header
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """`read_weights` of a safetensors file by anyone: the metadata is None where the file has none of ours.
+
+    Raises:
+        InputError: there is no such file, or it is neither a checkpoint of this library nor a safetensors file.
     """
     path = Path(path)
     _require_file(path)
     if path.suffix != ".safetensors":
         checkpoint = read_checkpoint(path)
-        return _judged_weights(checkpoint["state_dict"]), Metadata.from_dict(checkpoint[HEADER])
+        return _judged_weights(checkpoint["state_dict"]), checkpoint[HEADER]
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is no safetensors file, or it is damaged ({error}).") from error
-    if HEADER not in header:
-        raise InputError(f"{path} does not say which network it belongs to; it was not written by this library.")
-    return tensors, Metadata.from_json(header[HEADER])
+    return tensors, json.loads(header[HEADER]) if HEADER in header else None
+
+
+def read_metadata(path: str | os.PathLike[str]) -> AnyMetadata:
+    """What a .ckpt, .safetensors or .onnx file of this library says about its network.
+
+    Raises:
+        InputError: it is none.
+    """
+    if Path(path).suffix == ".onnx":
+        from xvolution.training.onnx_model import read_onnx_metadata
+
+        return read_onnx_metadata(path)
+    return metadata_from_dict(read_weights(path)[1])
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Metadata]:
@@ -102,7 +131,8 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     Raises:
         InputError: the file is no such file, or its weights do not fit the network that it describes.
     """
-    weights, metadata = read_weights(path)
+    weights, header = read_weights(path)
+    metadata = Metadata.from_dict(header)
     try:
         model = build_model(metadata.model).eval()
     except ModelError as error:
@@ -113,6 +143,26 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         model = reparameterize(
             model, example_inputs=example, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True
         )
+    load_weights(model, weights, f"{path} ({metadata.model.name})")
+    return model.to(device).eval(), metadata
+
+
+def load_detector(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[nn.Module, DetectorMetadata]:
+    """`load_model` of a detector.
+
+    Raises:
+        InputError: the file is no such file, or its weights do not fit the detector that it describes.
+    """
+    weights, header = read_weights(path)
+    metadata = DetectorMetadata.from_dict(header)
+    try:
+        model = build_detector(metadata.model).eval()
+    except ModelError as error:
+        raise InputError(f"the detector of {path} cannot be built: {error}") from error
+    if metadata.form == "deployed":
+        model = deploy_detector(model, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True)
     load_weights(model, weights, f"{path} ({metadata.model.name})")
     return model.to(device).eval(), metadata
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections.abc
 import dataclasses
 import functools
@@ -9,45 +10,102 @@ import json
 import operator
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import docstring_parser
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from xvolution.surgery import XVolutionConfig
-from xvolution.training.config import TrainConfig
+from xvolution.training.config import DetectionConfig, RunConfig, TrainConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 
+TASKS = ("classify", "detect", "segment")
 ALIASES = {"model": ("--backbone",)}
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def train_command(arguments: Sequence[str]) -> None:
     """Train from flags and YAML files."""
-    config = parse_train(arguments)
-    from xvolution.training.run import train
+    config = parse_run(arguments)
+    if isinstance(config, DetectionConfig):
+        from xvolution.training.detection import train_detector
 
-    result = train(config)
-    best = result.metrics
+        result = train_detector(config)
+        names = [name for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50") if f"val_{name}" in result.metrics]
+        figures = ", ".join(f"{name.replace('_ap', ' AP')} {result.metrics[f'val_{name}']:.2%}" for name in names)
+    else:
+        from xvolution.training.run import train
+
+        result = train(config)
+        best = result.metrics
+        figures = f"top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}, loss {best['val_loss']:.4f}"
     print(
-        f"best epoch {int(best['epoch'])}: top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}, "
-        f"loss {best['val_loss']:.4f}\nweights {result.weights}\ncheckpoint {result.checkpoint}"
+        f"best epoch {int(result.metrics['epoch'])}: {figures}\nweights {result.weights}\ncheckpoint {result.checkpoint}"
     )
+
+
+def parse_run(arguments: Sequence[str]) -> TrainConfig | DetectionConfig:
+    """Parse flags and YAML files into the configuration of their task.
+
+    Raises:
+        InputError: a value is not allowed, or there is no such task.
+        SystemExit: a flag is unknown or of the wrong type; the parser has said so.
+    """
+    task = task_of(arguments)
+    if task == "classify":
+        return parse_train(arguments)
+    if task not in TASKS:
+        raise InputError(f"--task is {task}; the tasks are {', '.join(TASKS)}.")
+    parser = _run_parser("Train a detector (--task detect) or a detector with masks (--task segment).")
+    add_run_flags(parser, DetectionConfig(task="segment" if task == "segment" else "detect"))
+    return _configuration(DetectionConfig, parser.parse_args(list(arguments)).as_dict())
+
+
+def task_of(arguments: Sequence[str]) -> str:
+    """What `--task` says, on the command line or in the last YAML file that has it; classify where nothing does."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task")
+    parser.add_argument("--config", action="append", default=[])
+    known, _ = parser.parse_known_args(list(arguments))
+    if known.task is not None:
+        return known.task
+    for path in reversed(known.config):
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            continue  # the parser proper says what is wrong with it
+        if isinstance(settings, dict) and "task" in settings:
+            return str(settings["task"])
+    return "classify"
 
 
 def train_parser() -> ArgumentParser:
     """One flag for each field of `TrainConfig`, dashes for underscores, and `--config FILE` for YAML."""
-    parser = ArgumentParser(
-        prog="xvolution train", description="Train an image classifier, with X-volution or without.", default_env=False
+    parser = _run_parser(
+        "Train an image classifier, with X-volution or without. Detectors have flags of their own: see "
+        "xvolution train --task detect --help."
     )
+    parser.add_argument("--task", choices=TASKS, default="classify", help="classify images, detect boxes, or segment.")
     add_train_flags(parser)
     return parser
 
 
+def _run_parser(description: str) -> ArgumentParser:
+    return ArgumentParser(prog="xvolution train", description=description, default_env=False)
+
+
 def add_train_flags(parser: ArgumentParser, leave_out: Collection[str] = ()) -> None:
     """Add `--config` and a flag for each field of `TrainConfig` but those to be left out."""
+    add_run_flags(parser, TrainConfig(), leave_out)
+
+
+def add_run_flags(parser: ArgumentParser, defaults: RunConfig, leave_out: Collection[str] = ()) -> None:
+    """Add `--config` and a flag for each field of a configuration but those to be left out."""
     parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win.")
-    defaults = TrainConfig()
     _add_fields(parser, "", defaults, leave_out)
     _add_fields(parser, "xvolution.", defaults.xvolution)
 
@@ -99,12 +157,16 @@ def train_config(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         InputError: a value is not allowed.
     """
+    return _configuration(TrainConfig, {name: value for name, value in values.items() if name != "task"})
+
+
+def _configuration(kind: type[Config], values: Mapping[str, Any]) -> Config:
     values = {name: value for name, value in values.items() if name != "config"}
     try:
         xvolution = XVolutionConfig(**values.pop("xvolution"))
     except ValueError as error:
         raise InputError(f"--xvolution: {error}.") from error
-    return TrainConfig(**values, xvolution=xvolution)
+    return kind(**values, xvolution=xvolution)
 
 
 def train_flags(config: TrainConfig) -> list[str]:
@@ -134,7 +196,8 @@ def _flag(prefix: str, name: str) -> str:
 def evaluate_command(arguments: Sequence[str]) -> None:
     """Evaluate a checkpoint, print the figures, write them where asked."""
     parser = ArgumentParser(
-        prog="xvolution evaluate", description="Top-1, top-5, loss and images per second of a checkpoint."
+        prog="xvolution evaluate",
+        description="Top-1, top-5 and loss of a classifier, COCO's figures of a detector, and their speed.",
     )
     parser.add_argument("checkpoint", type=str, help="a .ckpt, .safetensors (training or deployed form) or .onnx file.")
     parser.add_argument("--data", type=str | None, help="as in training; by default the data it was trained on.")
@@ -143,22 +206,50 @@ def evaluate_command(arguments: Sequence[str]) -> None:
         "--holdout", type=float | None, help="judge by this fraction of the training part, as in training."
     )
     parser.add_argument("--seed", type=int, default=0, help="of the held-out part.")
-    parser.add_argument("--batch-size", type=int, default=64, help="images in a batch.")
-    parser.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
+    parser.add_argument("--batch-size", type=int | None, help="images in a batch; by default 64, of a detector 1.")
     parser.add_argument("--workers", type=int | None, help="processes that load images.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
     parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="end, or go on without it.")
     parser.add_argument("--limit-batches", type=int | None, help="evaluate at most so many batches.")
     parser.add_argument("--json", type=str | None, help="file for the figures.")
-    parser.add_argument("--predictions", type=str | None, help="CSV file for the prediction of every image.")
+    classifier = parser.add_argument_group("classifiers")
+    classifier.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
+    classifier.add_argument("--predictions", type=str | None, help="CSV file for the prediction of every image.")
+    detector = parser.add_argument_group("detectors")
+    detector.add_argument(
+        "--results", type=str | None, help="JSON file for the detections in COCO's submission format."
+    )
+    detector.add_argument("--page", type=str | None, help="HTML file with pictures, the truth beside what was found.")
+    detector.add_argument("--pictures", type=int | None, help="on the page; 24 by default.")
     values = parser.parse_args(list(arguments)).as_dict()
-    report = values.pop("json")
-    from xvolution.training.evaluation import evaluate
+    report, checkpoint = values.pop("json"), values.pop("checkpoint")
+    from xvolution.training.checkpoint import read_metadata
+    from xvolution.training.metadata import DetectorMetadata
 
-    result = evaluate(values.pop("checkpoint"), values.pop("data"), **values)
+    if isinstance(read_metadata(checkpoint), DetectorMetadata):
+        from xvolution.training.detection_evaluation import evaluate_detector
+
+        result: Any = evaluate_detector(checkpoint, **_given(values, ("image_size", "predictions"), "a detector"))
+    else:
+        from xvolution.training.evaluation import evaluate
+
+        result = evaluate(checkpoint, **_given(values, ("results", "page", "pictures"), "a classifier"))
     print(result)
     if report is not None:
         write_text(report, json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def _given(values: Mapping[str, Any], foreign: Sequence[str], kind: str) -> dict[str, Any]:
+    """The values that were given.
+
+    Raises:
+        InputError: one of the other kind of network was.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in foreign:
+        if given.pop(name, None) is not None:
+            raise InputError(f"{_flag('', name)} has no meaning for {kind}; leave it out.")
+    return given
 
 
 def deploy_command(arguments: Sequence[str]) -> None:
@@ -171,7 +262,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
         "--output",
         nargs="+",
         required=True,
-        help="files; by their endings .safetensors, .onnx, .pt2 and .xml (OpenVINO).",
+        help="files; by their endings .safetensors, .onnx, .xml (OpenVINO) and, of a classifier, .pt2.",
     )
     parser.add_argument("--layout", type=str, default="auto", help="auto (measures), single or split.")
     parser.add_argument(
@@ -180,9 +271,28 @@ def deploy_command(arguments: Sequence[str]) -> None:
         default=False,
         help="fold the other norms into their convolutions.",
     )
-    parser.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
-    parser.add_argument("--batch-size", type=int, default=1, help="of the example input that is measured and compared.")
+    classifier = parser.add_argument_group("classifiers")
+    classifier.add_argument("--image-size", type=int | None, help="side length in pixels; by default that of training.")
+    classifier.add_argument(
+        "--batch-size", type=int | None, help="of the example that is measured and compared; 1 by default."
+    )
+    detector = parser.add_argument_group("detectors")
+    detector.add_argument(
+        "--image", type=str | None, help="file of the example whose detections are compared; else noise."
+    )
     values = parser.parse_args(list(arguments)).as_dict()
-    from xvolution.training.deployment import deploy
+    checkpoint, outputs = values.pop("checkpoint"), values.pop("output")
+    from xvolution.training.checkpoint import read_metadata
+    from xvolution.training.metadata import DetectorMetadata
 
-    print(deploy(values.pop("checkpoint"), values.pop("output"), **values))
+    if isinstance(read_metadata(checkpoint), DetectorMetadata):
+        from xvolution.training.detection_deployment import deploy_detector_file
+
+        result: Any = deploy_detector_file(
+            checkpoint, outputs, **_given(values, ("image_size", "batch_size"), "a detector")
+        )
+    else:
+        from xvolution.training.deployment import deploy
+
+        result = deploy(checkpoint, outputs, **_given(values, ("image",), "a classifier"))
+    print(result)

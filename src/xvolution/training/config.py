@@ -1,4 +1,4 @@
-"""Everything a training run is decided by, as a dataclass; its fields are the flags of `xvolution train`."""
+"""Everything a training run is decided by, as a dataclass for each task; its fields are the flags of `xvolution train`."""
 
 from __future__ import annotations
 
@@ -210,3 +210,70 @@ class TrainConfig(RunConfig):
     def trained(self) -> str:
         """Data and model."""
         return f"{Path(self.data.rpartition(':')[2]).name}-{self.model.removeprefix('xvolution_')}"
+
+
+@dataclass
+class DetectionConfig(RunConfig):
+    """A training of a detector on data in COCO's format.
+
+    Args:
+        task: detect for boxes, segment for boxes and masks.
+        architecture: fasterrcnn, maskrcnn, retinanet or fcos, all with a feature pyramid; by default maskrcnn for segment and
+            fasterrcnn for detect.
+        version: 1, or 2 for torchvision's v2 heads.
+        backbone: a torchvision ResNet or a timm name.
+        backbone_weights: a classifier's weights for the backbone: a .ckpt or .safetensors file of this library, or a .safetensors
+            file of timm or torchvision.
+        pretrained: begin with the library's ImageNet weights in the backbone.
+        norm: of the backbone; frozen keeps the classifier's statistics, batch trains them.
+        trainable_layers: how many of the backbone's five layers, from the end, are trained.
+        parts: where convolutions are replaced: backbone (in the stages of xvolution.stages), fpn, rpn, mask, head.
+        model_kwargs: further arguments of torchvision's class, as JSON, such as {"box_score_thresh": 0.2}.
+        data: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
+        min_size: shorter side of the images in pixels.
+        max_size: longer side at most.
+        scale_jitter: smallest and largest factor of the shorter side in training; 1 1 is none.
+        large_scale_jitter: resize training images by 0.1 to 2 and crop or pad them to a square of min_size.
+        aspect_groups: batches of images that are all wide or all high.
+    """
+
+    task: Literal["detect", "segment"] = "detect"
+    architecture: Literal["fasterrcnn", "maskrcnn", "retinanet", "fcos"] | None = None
+    version: int = 1
+    backbone: str = "resnet50"
+    backbone_weights: str | None = None
+    pretrained: bool = False
+    norm: Literal["frozen", "batch"] = "frozen"
+    trainable_layers: int = 3
+    parts: list[str] = field(default_factory=lambda: ["backbone", "fpn"])
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    data: str = "."
+    min_size: int = 800
+    max_size: int = 1333
+    scale_jitter: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    large_scale_jitter: bool = False
+    aspect_groups: bool = True
+
+    epochs: int = 12
+    batch_size: int = 2
+    lr: float = 0.005
+    weight_decay: float = 1e-4
+    schedule: str = "multistep"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        masks = self.task == "segment"
+        if self.architecture is None:
+            self.architecture = "maskrcnn" if masks else "fasterrcnn"
+        fitting = "maskrcnn with --task segment, and another one with --task detect"
+        require(self, "architecture", masks == (self.architecture == "maskrcnn"), fitting)
+        jitter = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
+        require(self, "scale_jitter", jitter, "two positive numbers, the smaller one first")
+        alone = self.backbone_weights is None or not self.pretrained
+        require(self, "backbone_weights", alone, "left out with --pretrained")
+
+    @property
+    def trained(self) -> str:
+        """Data, architecture and backbone."""
+        backbone = self.backbone.replace("/", "-")
+        return f"{Path(self.data).expanduser().resolve().name}-{self.architecture}-{backbone}"

@@ -152,9 +152,9 @@ def evaluate_model(
     predicted, indices, timings = [], [], []
     for batch in islice(loader, limit_batches):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        began = _clock(device)
+        began = clock(device)
         logits = model(batch["image"])
-        timings.append((len(logits), _clock(device) - began))
+        timings.append((len(logits), clock(device) - began))
         if logits.ndim != 2 or logits.shape[1] != num_classes:
             raise InputError(f"the network answers {tuple(logits.shape)}, not (images, {num_classes} classes).")
         metrics.update(logits, batch)
@@ -175,7 +175,8 @@ def evaluate_model(
     )
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Seconds, when everything that was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

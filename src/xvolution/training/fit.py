@@ -25,7 +25,7 @@ from xvolution.training.checkpoint import HEADER, AtomicCheckpointIO, load_weigh
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_errors, write_text
-from xvolution.training.metadata import Metadata
+from xvolution.training.metadata import AnyMetadata, metadata_from_dict
 from xvolution.training.module import TrainingModule
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -40,8 +40,8 @@ class TrainResult:
         checkpoint: `last.ckpt`, to resume from.
         weights: `model.safetensors`, of the best epoch.
         metrics: the history's row of the best epoch.
-        history: one row for each epoch: epoch, train_loss, val_loss, val_top1, val_top5 (fractions), lr, seconds,
-            skipped_images.
+        history: one row for each epoch: epoch, train_loss, what the task is judged by (val_loss, val_top1, val_top5; of a
+            detector val_box_ap, val_mask_ap and COCO's other figures; fractions), lr, seconds, skipped_images.
     """
 
     run_dir: Path
@@ -52,7 +52,7 @@ class TrainResult:
 
 
 def fit(
-    config: RunConfig, module: TrainingModule, data: L.LightningDataModule, metadata: Metadata, resume: Path | None
+    config: RunConfig, module: TrainingModule, data: L.LightningDataModule, metadata: AnyMetadata, resume: Path | None
 ) -> TrainResult:
     """Train a module into the run's folder, from a checkpoint on where one is given.
 
@@ -98,9 +98,9 @@ def resume_from(config: RunConfig) -> Path | None:
     return path
 
 
-def _require_same_network(path: Path, module: TrainingModule, metadata: Metadata) -> None:
+def _require_same_network(path: Path, module: TrainingModule, metadata: AnyMetadata) -> None:
     checkpoint = read_checkpoint(path)
-    stored, own = Metadata.from_dict(checkpoint[HEADER]).model.name, metadata.model.name
+    stored, own = metadata_from_dict(checkpoint[HEADER]).model.name, metadata.model.name
     if stored != own:
         raise InputError(f"{path} is a checkpoint of {stored}, not of {own}; give --model {stored}.")
     load_weights(module, checkpoint["state_dict"], f"{path} ({stored})")

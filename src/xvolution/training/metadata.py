@@ -14,6 +14,7 @@ import torch
 
 import xvolution
 from xvolution.models import ModelSpec
+from xvolution.models.detection import DetectorSpec
 from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.errors import InputError
 
@@ -47,7 +48,9 @@ class Metadata:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Metadata:
-        """Raises InputError where something is missing or unknown."""
+        """Raises InputError where something is missing or unknown, or where it is a detector's."""
+        if describes_detector(values):
+            raise InputError("the file holds a detector, where a classifier is needed.")
         try:
             return cls(
                 **{
@@ -68,9 +71,59 @@ class Metadata:
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
 
+
+@dataclass
+class DetectorMetadata:
+    """What ``Metadata`` is for a classifier. A detector prepares its images itself.
+
+    Attributes:
+        model: the detector.
+        class_names, category_ids: of the labels 1, 2, ...
+        data, form, layouts, fold_norms, provenance: those of ``Metadata``.
+    """
+
+    model: DetectorSpec
+    class_names: list[str]
+    category_ids: list[int]
+    data: str
+    form: str = "training"
+    layouts: dict[str, str] = field(default_factory=dict)
+    fold_norms: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the detector finds masks."""
+        return self.model.architecture == "maskrcnn"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "model": self.model.to_dict()}
+
     @classmethod
-    def from_json(cls, text: str) -> Metadata:
-        return cls.from_dict(json.loads(text))
+    def from_dict(cls, values: dict[str, Any]) -> DetectorMetadata:
+        """Raises InputError where something is missing or unknown, or where it is a classifier's."""
+        if not describes_detector(values):
+            raise InputError("the file holds a classifier, where a detector is needed.")
+        try:
+            return cls(**{**values, "model": DetectorSpec.from_dict(values["model"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the file's description of its detector cannot be read ({error}).") from error
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+
+AnyMetadata = Metadata | DetectorMetadata
+
+
+def describes_detector(values: Any) -> bool:
+    """Whether ``to_dict`` of a detector's metadata made these values."""
+    return isinstance(values, dict) and isinstance(values.get("model"), dict) and "architecture" in values["model"]
+
+
+def metadata_from_dict(values: dict[str, Any]) -> AnyMetadata:
+    """A classifier's or a detector's. Raises InputError where something is missing or unknown."""
+    return DetectorMetadata.from_dict(values) if describes_detector(values) else Metadata.from_dict(values)
 
 
 def provenance(seed: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -28,7 +28,7 @@ class TrainingModule(L.LightningModule):
     """
 
     #: Column of the history by which the best epoch is chosen.
-    judged_by: ClassVar[str]
+    judged_by: str
 
     def __init__(self, model: nn.Module, config: RunConfig, metadata: dict[str, Any]) -> None:
         super().__init__()

@@ -16,7 +16,30 @@ from xvolution.training.data.transforms import Augmentation, Preprocessing, trai
 from xvolution.training.errors import InputError
 
 
-class ClassificationData(L.LightningDataModule):
+class ResumableData(L.LightningDataModule):
+    """Remembers in checkpoints where in the epoch training goes on: ``resume_at``, the epoch and its next batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resume_at = (0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and batch that come next."""
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done >= self.trainer.num_training_batches:
+            return {"epoch": self.trainer.current_epoch + 1, "batch": 0}
+        return {"epoch": self.trainer.current_epoch, "batch": done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resume_at = (state_dict["epoch"], state_dict["batch"])
+
+    def process(self) -> tuple[int, int]:
+        """Rank and number of the processes that share the data."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+class ClassificationData(ResumableData):
     """Batches are those of `ClassificationDataset`.
 
     Args:
@@ -42,17 +65,16 @@ class ClassificationData(L.LightningDataModule):
         super().__init__()
         self.splits, self.preprocessing, self.augmentation = splits, preprocessing, augmentation
         self.batch_size, self.seed, self.workers, self.on_bad_image = batch_size, seed, workers, on_bad_image
-        self._resume_at = (0, 0)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = self._process()
+        rank, world_size = self.process()
         batches = EpochBatches(len(self.splits.train), self.batch_size, self.seed, rank, world_size)
         if len(batches) == 0:
             raise InputError(
                 f"{len(self.splits.train)} training images are fewer than one batch of {self.batch_size} for each of "
                 f"{world_size} processes; use a smaller batch size."
             )
-        batches.start(*self._resume_at)
+        batches.start(*self.resume_at)
         transform = training_transform(self.preprocessing, self.augmentation)
         return DataLoader(
             ClassificationDataset(self.splits.train, transform, self.seed, self.on_bad_image),
@@ -63,7 +85,7 @@ class ClassificationData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = self._process()
+        rank, world_size = self.process()
         return evaluation_loader(
             self.splits.val,
             self.preprocessing,
@@ -74,20 +96,6 @@ class ClassificationData(L.LightningDataModule):
             world_size=world_size,
             pin_memory=torch.cuda.is_available(),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch and batch that come next."""
-        assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if done >= self.trainer.num_training_batches:
-            return {"epoch": self.trainer.current_epoch + 1, "batch": 0}
-        return {"epoch": self.trainer.current_epoch, "batch": done}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume_at = (state_dict["epoch"], state_dict["batch"])
-
-    def _process(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
 def default_workers(splits: DataSplits) -> int:

@@ -1,0 +1,106 @@
+"""Does X-volution help Mask R-CNN on Penn-Fudan, and what does it cost? The plain detector beside it, seed by seed.
+
+    python experiments/penn_fudan.py --data ../shared/data/penn-fudan --backbone-weights runs/backbone/model.safetensors
+
+Trains both with the recipe of ``configs/penn_fudan.yaml``, both at once, deploys the last epoch's weights, evaluates the training
+and the deployed form, and compares what the two find image by image. The record is written after every seed; finished runs in the
+``--runs`` folder are taken as they are, unfinished ones go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import write_record
+
+from xvolution.models.detect_match import match_detections
+from xvolution.training.checkpoint import load_detector
+from xvolution.training.coco.dataset import DetectionDataset
+from xvolution.training.coco.source import open_part
+from xvolution.training.data.sampler import Draw
+from xvolution.training.detection_deployment import deploy_detector_file
+from xvolution.training.detection_evaluation import evaluate_detector
+
+OPERATORS = ("conv", "xvolution")
+RECIPE = Path("configs/penn_fudan.yaml")
+
+
+def train(operator: str, seed: int, options: argparse.Namespace) -> subprocess.Popen[bytes] | None:
+    """Start, or go on with, one training in a process of its own; None where it is finished."""
+    folder = options.runs / f"{operator}-{seed}"
+    if (folder / "finished").exists():
+        return None
+    command = [sys.executable, "-m", "xvolution.cli", "train", "--config", str(RECIPE), "--data", options.data]
+    command += [
+        "--backbone-weights",
+        options.backbone_weights,
+        "--operator",
+        operator,
+        "--seed",
+        str(seed),
+        "--workers",
+        "0",
+    ]
+    command += ["--output", str(folder), "--progress", "lines"]
+    if (folder / "last.ckpt").exists():
+        command += ["--resume", "last"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def measure(operator: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What one finished run is worth, in both forms."""
+    folder = options.runs / f"{operator}-{seed}"
+    # The last epoch: the best one would be chosen by the images that judge it.
+    deployed = deploy_detector_file(folder / "last.ckpt", [folder / "deployed.safetensors"])
+    forms = {"training": folder / "last.ckpt", "deployed": folder / "deployed.safetensors"}
+    results = {name: evaluate_detector(path, options.data).to_dict() for name, path in forms.items()}
+    return {
+        "operator": operator,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in deployed.model.parameters()),
+        "forms": results,
+        "deployed_agrees": agreement(forms, options.data),
+    }
+
+
+@torch.inference_mode()
+def agreement(forms: dict[str, Path], data: str) -> dict[str, Any]:
+    """The detections of both forms on every image of the validation part, matched."""
+    training, deployed = (load_detector(path)[0] for path in forms.values())
+    images = DetectionDataset(open_part(data, "val", masks=True))
+    pairs = [([images[Draw(index)]["image"]]) for index in range(len(images))]
+    found = [(training(image)[0], deployed(image)[0]) for image in pairs]
+    return vars(match_detections([a for a, _ in found], [b for _, b in found]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--backbone-weights", required=True, help="a ResNet-18 that `xvolution train` wrote")
+    parser.add_argument("--runs", type=Path, default=Path("runs/penn-fudan"))
+    parser.add_argument("--output", type=Path, default=Path("results/penn-fudan.json"))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        processes = {operator: train(operator, seed, options) for operator in OPERATORS}
+        for operator, process in processes.items():
+            folder = options.runs / f"{operator}-{seed}"
+            if process is not None:
+                if process.wait() != 0:
+                    raise SystemExit(f"the training in {folder} failed; see {folder.with_suffix('.log')}")
+                (folder / "finished").touch()
+        rows += [measure(operator, seed, options) for operator in OPERATORS]
+        record = {"rows": rows, "seeds": seed + 1, "recipe": RECIPE.read_text(), "backbone": options.backbone_weights}
+        write_record(options.output, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Detection data in COCO's format: reading and checking them, batches for training, COCO's metrics."""
+
+from xvolution.training.coco.annotations import Problem, Severity
+from xvolution.training.coco.check import DataReport, check_folder
+from xvolution.training.coco.data import DetectionData
+from xvolution.training.coco.metrics import CocoMetrics
+from xvolution.training.coco.source import DetectionSource, DetectionSplits, open_detection
+
+__all__ = [
+    "CocoMetrics",
+    "DataReport",
+    "DetectionData",
+    "DetectionSource",
+    "DetectionSplits",
+    "Problem",
+    "Severity",
+    "check_folder",
+    "open_detection",
+]

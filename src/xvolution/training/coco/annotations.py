@@ -1,0 +1,262 @@
+"""COCO's annotation files: what they must hold, and everything in one that is wrong or worth knowing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from xvolution.training.errors import InputError
+
+
+class Severity(Enum):
+    """What becomes of something unusual."""
+
+    #: Training and evaluation end with it.
+    REFUSED = "refused"
+    #: It is used as pycocotools and torchvision use it; the sentence says how.
+    NOTED = "noted"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong, or unusual, in an annotation file.
+
+    Attributes:
+        severity: what becomes of it.
+        kind: what it is in a few words, to count by.
+        sentence: what and where, naming the file and the id.
+    """
+
+    severity: Severity
+    kind: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass
+class Annotations:
+    """The contents of one file, checked.
+
+    Attributes:
+        path: of the file, or the name of a data set.
+        images: id, file_name, width and height of each, by id, in the order of the file.
+        objects: of each image id, in the order of the file: id, image_id, category_id, bbox (x, y, width, height in pixels),
+            area (pixels), iscrowd, and segmentation where there is one.
+        categories: names by id, in the order of the ids.
+        problems: what was found.
+    """
+
+    path: Path
+    images: dict[int, dict[str, Any]]
+    objects: dict[int, list[dict[str, Any]]]
+    categories: dict[int, str]
+    problems: list[Problem] = field(default_factory=list)
+
+    def require_valid(self) -> Annotations:
+        """Itself.
+
+        Raises:
+            InputError: something in it is refused; the message names the first and how many there are.
+        """
+        refused = [problem for problem in self.problems if problem.severity is Severity.REFUSED]
+        if refused:
+            more = f" ({len(refused)} such problems; `xvolution data check` lists all)" if len(refused) > 1 else ""
+            raise InputError(f"{refused[0]}{more}")
+        return self
+
+
+def read_annotations(path: Path, masks: bool = False) -> Annotations:
+    """Read and check one annotation file.
+
+    Args:
+        path: a COCO JSON file.
+        masks: every object must have one.
+
+    Raises:
+        InputError: it is no file, no JSON, or not of COCO's structure at all.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no JSON file, or it is damaged ({error}).") from error
+    return check_content(content, path, masks)
+
+
+def check_content(content: Any, path: Path, masks: bool = False) -> Annotations:
+    """Check what a COCO JSON file holds.
+
+    Raises:
+        InputError: it is not of COCO's structure at all.
+    """
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise InputError(f"{path} has no list {part!r}; a COCO file has images, annotations and categories.")
+    problems: list[Problem] = []
+    images = _by_id(content["images"], "image", path, problems)
+    for key, image in list(images.items()):
+        if sentence := _image_problem(image):
+            problems.append(_refused("image", f"image {key} of {path} {sentence}."))
+            del images[key]
+    categories = _by_id(content["categories"], "category", path, problems)
+    names = {key: str(category.get("name", key)) for key, category in sorted(categories.items())}
+    # An image that was refused is one problem, not one more for each of its objects.
+    known = {image["id"] for image in content["images"] if isinstance(image, dict) and _is_id(image.get("id"))}
+    objects: dict[int, list[dict[str, Any]]] = {key: [] for key in images}
+    for key, annotation in _by_id(content["annotations"], "annotation", path, problems).items():
+        where = f"annotation {key} of {path}"
+        found = list(_object_problems(annotation, images, known, names, where, masks))
+        problems += found
+        if not any(problem.severity is Severity.REFUSED for problem in found) and annotation["image_id"] in images:
+            objects[annotation["image_id"]].append(_completed(annotation))
+    if not names:
+        problems.append(_refused("category", f"{path} has no categories."))
+    return Annotations(path, images, objects, names, problems)
+
+
+def clipped(box: list[float], width: float, height: float) -> tuple[float, float, float, float]:
+    """Corners x1, y1, x2, y2 of a box (x, y, width, height) inside the image, in pixels."""
+    x, y, w, h = box
+    return max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
+
+
+def _refused(kind: str, sentence: str) -> Problem:
+    return Problem(Severity.REFUSED, kind, sentence)
+
+
+def _noted(kind: str, sentence: str) -> Problem:
+    return Problem(Severity.NOTED, kind, sentence)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _by_id(entries: list[Any], what: str, path: Path, problems: list[Problem]) -> dict[int, dict[str, Any]]:
+    result: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(entries):
+        key: Any = entry.get("id") if isinstance(entry, dict) else None
+        if not _is_id(key):
+            problems.append(_refused(what, f"{what} number {index} of {path} has no whole number as its id."))
+        elif key in result:
+            problems.append(_refused(what, f"{what} {key} of {path} is there twice; ids must differ."))
+        else:
+            result[key] = entry
+    return result
+
+
+def _image_problem(image: Mapping[str, Any]) -> str | None:
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        return "has no file_name"
+    sizes: tuple[Any, Any] = (image.get("width"), image.get("height"))
+    if not all(_is_id(size) and size > 0 for size in sizes):
+        return f"has the size {sizes[0]} x {sizes[1]}; width and height must be whole numbers of pixels above 0"
+    return None
+
+
+def _object_problems(
+    annotation: Mapping[str, Any],
+    images: Mapping[int, Mapping[str, Any]],
+    known: set[int],
+    names: Mapping[int, str],
+    where: str,
+    masks: bool,
+) -> Iterator[Problem]:
+    image = images.get(annotation.get("image_id", -1))
+    if annotation.get("image_id") not in known:
+        yield _refused(
+            "unknown image", f"{where} is of image {annotation.get('image_id')}, which the file does not have."
+        )
+    if annotation.get("category_id") not in names:
+        yield _refused(
+            "unknown category",
+            f"{where} is of category {annotation.get('category_id')}, which the file does not have.",
+        )
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        yield _refused("crowd", f"{where} has iscrowd {annotation['iscrowd']}; 0 and 1 are allowed.")
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
+        yield _refused(
+            "box", f"{where} has the bbox {box}; four numbers x, y, width, height are needed, none negative in size."
+        )
+    elif image is not None:
+        yield from _box_notes(box, image, where)
+    if image is not None and (sentence := segmentation_problem(annotation.get("segmentation"), image, masks)):
+        yield _refused("mask", f"{where} {sentence}.")
+
+
+def _box_notes(box: list[float], image: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    x1, y1, x2, y2 = clipped(box, image["width"], image["height"])
+    size = f"{image['width']} x {image['height']}"
+    if min(box[2:]) == 0:
+        yield _noted(
+            "box without area",
+            f"{where} has a box of {box[2]} x {box[3]} pixels: left out of training, kept in evaluation.",
+        )
+    elif x2 <= x1 or y2 <= y1:
+        yield _noted(
+            "box outside the image",
+            f"{where} has the box {box}, outside the image ({size}): left out of training, kept in evaluation.",
+        )
+    # COCO's own boxes exceed their images by fractions of a pixel.
+    elif box[0] < -1 or box[1] < -1 or box[0] + box[2] > image["width"] + 1 or box[1] + box[3] > image["height"] + 1:
+        yield _noted(
+            "box beyond the image",
+            f"{where} has the box {box}, beyond the image ({size}): cut off in training, as it is in evaluation.",
+        )
+
+
+def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: bool) -> str | None:
+    """What is wrong with a segmentation (polygons, uncompressed or compressed RLE), as the end of a sentence."""
+    if segmentation is None or segmentation == []:
+        return "has no mask (segmentation)" if required else None
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            if (
+                not isinstance(polygon, list)
+                or len(polygon) < 6
+                or len(polygon) % 2
+                or not all(map(_is_number, polygon))
+            ):
+                return "has a polygon that is no list of x and y of at least three points"
+        return None
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        return "has a segmentation that is neither polygons nor RLE with size and counts"
+    size, counts = [image["height"], image["width"]], segmentation["counts"]
+    if list(segmentation["size"]) != size:
+        return f"has a mask of {segmentation['size']} (height, width), where its image has {size}"
+    if isinstance(counts, list):
+        if not all(_is_id(count) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
+            return f"has RLE counts that do not add up to the {size[0] * size[1]} pixels of its image"
+    elif not isinstance(counts, str | bytes):
+        return "has RLE counts that are neither a list nor a string"
+    return None
+
+
+def _completed(annotation: Mapping[str, Any]) -> dict[str, Any]:
+    """What COCO's evaluation reads, with what a file may leave out."""
+    box = [float(value) for value in annotation["bbox"]]
+    area: Any = annotation.get("area")
+    completed = {
+        "id": annotation["id"],
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "bbox": box,
+        "area": float(area) if _is_number(area) else box[2] * box[3],
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+    }
+    if annotation.get("segmentation"):
+        completed["segmentation"] = annotation["segmentation"]
+    return completed

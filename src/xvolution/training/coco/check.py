@@ -1,0 +1,187 @@
+"""`xvolution data check`: everything about a folder in COCO's format at once."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from xvolution.training.coco.annotations import Annotations, Problem, Severity, read_annotations
+from xvolution.training.coco.source import annotation_file, decode_mask, image_root, missing_images
+from xvolution.training.errors import InputError
+
+#: Sentences of each kind that the printed report has; the JSON has all.
+_SHOWN = 5
+
+
+@dataclass
+class PartReport:
+    """What one annotation file holds, and what is wrong with it.
+
+    Attributes:
+        path: the file.
+        images, images_without_objects, objects, crowds, masks: how many there are.
+        categories: objects of each category, by name.
+        problems: what is refused and what is noted.
+    """
+
+    path: Path
+    images: int
+    images_without_objects: int
+    objects: int
+    crowds: int
+    masks: int
+    categories: dict[str, int]
+    problems: list[Problem]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        problems = [
+            {"severity": each.severity.value, "kind": each.kind, "sentence": each.sentence} for each in self.problems
+        ]
+        return {**vars(self), "path": str(self.path), "problems": problems}
+
+    def __str__(self) -> str:
+        unused = [name for name, count in self.categories.items() if count == 0]
+        lines = [
+            f"{self.path}: {self.images} images ({self.images_without_objects} without objects), {self.objects} objects in "
+            f"{len(self.categories) - len(unused)} of {len(self.categories)} categories, {self.crowds} crowds, {self.masks} masks"
+        ]
+        for severity in Severity:
+            chosen = [problem for problem in self.problems if problem.severity is severity]
+            for kind, count in Counter(problem.kind for problem in chosen).items():
+                lines.append(f"  {severity.value}: {kind}, {count} times")
+                shown = [problem for problem in chosen if problem.kind == kind][:_SHOWN]
+                lines += [f"    {problem}" for problem in shown]
+                if count > len(shown):
+                    lines.append(f"    and {count - len(shown)} more")
+        return "\n".join(lines)
+
+
+@dataclass
+class DataReport:
+    """What a folder holds.
+
+    Attributes:
+        folder: what was checked.
+        parts: by name: train, val, test.
+        missing: why a part could not be read.
+    """
+
+    folder: Path
+    parts: dict[str, PartReport] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def refused(self) -> int:
+        """How many problems training and evaluation would end with."""
+        found = [problem for part in self.parts.values() for problem in part.problems]
+        return len(self.missing) + sum(problem.severity is Severity.REFUSED for problem in found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        parts = {name: part.to_dict() for name, part in self.parts.items()}
+        return {"folder": str(self.folder), "refused": self.refused, "parts": parts, "missing": self.missing}
+
+    def __str__(self) -> str:
+        verdict = "nothing is refused" if self.refused == 0 else f"{self.refused} problems to mend before training"
+        return "\n".join([*map(str, self.parts.values()), *self.missing, f"{self.folder}: {verdict}"])
+
+
+def check_folder(folder: str | os.PathLike[str], masks: bool = False) -> DataReport:
+    """Check annotations, images and masks of every part of a folder in COCO's format.
+
+    Args:
+        folder: see ``open_part``.
+        masks: every object needs a mask.
+
+    Raises:
+        InputError: there is no such folder, or it has no annotations at all.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}.")
+    report = DataReport(folder)
+    for part in ("train", "val", "test"):
+        try:
+            path = annotation_file(folder, part)
+        except InputError as error:
+            if part != "test":
+                report.missing.append(str(error))
+            continue
+        try:
+            annotations = read_annotations(path, masks)
+        except InputError as error:
+            report.missing.append(str(error))
+            continue
+        root = image_root(folder, path, part, annotations)
+        annotations.problems += [*_image_problems(annotations, root), *_mask_problems(annotations)]
+        report.parts[part] = _summary(annotations)
+    names = {part: report.parts[part].categories.keys() for part in ("train", "val") if part in report.parts}
+    if len(names) == 2 and names["train"] != names["val"]:
+        report.missing.append(f"the parts train and val of {folder} have different categories; they must be the same.")
+    return report
+
+
+def _image_problems(annotations: Annotations, root: Path) -> list[Problem]:
+    missing = missing_images(annotations, root)
+    problems = [
+        Problem(
+            Severity.REFUSED,
+            "missing image",
+            f"image {image['id']} of {annotations.path} is not on the disk: {root / image['file_name']}.",
+        )
+        for image in missing
+    ]
+    absent = {image["id"] for image in missing}
+    for image in annotations.images.values():
+        if image["id"] in absent:
+            continue
+        path = root / image["file_name"]
+        try:
+            with Image.open(path) as opened:
+                size = opened.size
+                opened.load()
+        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            sentence = f"image {image['id']} of {annotations.path} is not readable: {path} ({error})."
+            problems.append(Problem(Severity.REFUSED, "unreadable image", sentence))
+            continue
+        if size != (image["width"], image["height"]):
+            sentence = (
+                f"image {image['id']} of {annotations.path} has {size[0]} x {size[1]} pixels, where the file says "
+                f"{image['width']} x {image['height']}: {path}."
+            )
+            problems.append(Problem(Severity.REFUSED, "image of another size", sentence))
+    return problems
+
+
+def _mask_problems(annotations: Annotations) -> list[Problem]:
+    problems = []
+    for key, objects in annotations.objects.items():
+        for annotation in objects:
+            if "segmentation" not in annotation:
+                continue
+            try:
+                decode_mask(annotation, annotations.images[key], annotations.path)
+            except InputError as error:
+                problems.append(Problem(Severity.REFUSED, "mask", str(error)))
+    return problems
+
+
+def _summary(annotations: Annotations) -> PartReport:
+    objects = [annotation for each in annotations.objects.values() for annotation in each]
+    counts = Counter(annotation["category_id"] for annotation in objects)
+    return PartReport(
+        path=annotations.path,
+        images=len(annotations.images),
+        images_without_objects=sum(not each for each in annotations.objects.values()),
+        objects=len(objects),
+        crowds=sum(annotation["iscrowd"] for annotation in objects),
+        masks=sum("segmentation" in annotation for annotation in objects),
+        categories={name: counts[key] for key, name in annotations.categories.items()},
+        problems=annotations.problems,
+    )

@@ -1,0 +1,144 @@
+"""The Lightning module of detection and instance segmentation, and the function that trains one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.models.detection import DetectorSpec, build_detector
+from xvolution.training.checkpoint import read_tensors
+from xvolution.training.coco.data import DetectionData
+from xvolution.training.coco.dataset import Batch
+from xvolution.training.coco.metrics import CocoMetrics
+from xvolution.training.coco.source import DetectionSource, open_detection
+from xvolution.training.config import DetectionConfig
+from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
+from xvolution.training.metadata import DetectorMetadata, describes_detector, provenance
+from xvolution.training.module import TrainingModule
+
+#: Sizes between the smallest and the largest of scale jitter.
+_SIZES = 5
+
+
+class Detection(TrainingModule):
+    """Trains a detector of torchvision's interface by the sum of its losses.
+
+    Args:
+        model: images and targets to a dictionary of losses; in eval mode, images to detections.
+        source: the images it is judged by.
+        config: the run.
+        metadata: what a checkpoint says about its network; plain JSON values.
+    """
+
+    def __init__(
+        self, model: nn.Module, source: DetectionSource, config: DetectionConfig, metadata: dict[str, Any]
+    ) -> None:
+        super().__init__(model, config, metadata)
+        masks = config.task == "segment"
+        self.judged_by = "val_mask_ap" if masks else "val_box_ap"
+        self.metrics = CocoMetrics(source, masks)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.model(batch["image"], batch["target"])
+        self.log_dict({name: loss.detach() for name, loss in losses.items()}, batch_size=len(batch["image"]))
+        return self.checked(torch.stack(list(losses.values())).sum(), batch_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        found = self.judged(batch["image"])
+        for index, counted, detections in zip(batch["index"], batch["counted"], found, strict=True):
+            if counted:
+                self.metrics.update(index, detections)
+
+    def on_validation_epoch_end(self) -> None:
+        self.metrics.gather()
+        values = {f"val_{name}": value for name, value in self.metrics.compute().items()}
+        self.log_dict(values, sync_dist=False)
+        self.record(values, {})
+
+    def line(self, row: dict[str, float]) -> str:
+        figures = f"box AP {row['val_box_ap']:.2%}  AP50 {row['val_box_ap50']:.2%}"
+        return figures + (f"  mask AP {row['val_mask_ap']:.2%}" if "val_mask_ap" in row else "")
+
+
+def train_detector(config: DetectionConfig) -> TrainResult:
+    """Train a detector.
+
+    Raises:
+        InputError: something in the configuration or the data cannot be used.
+        ModelError: no such detector can be built.
+        RunError: the loss became no number, or a file could not be written.
+        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+    """
+    resume = resume_from(config)
+    splits = open_detection(config.data, config.task == "segment", config.holdout, config.holdout_seed)
+    seed_run(config.seed)
+    weights, own = (None, {}) if config.backbone_weights is None else _backbone_weights(config.backbone_weights)
+    spec = detector_spec(config, len(splits.train.class_names), own)
+    model = build_detector(spec, weights, config.pretrained, config.backbone_weights or "")
+    announce(model)
+    metadata = DetectorMetadata(
+        spec, splits.train.class_names, splits.train.category_ids, config.data, provenance=provenance(config.seed)
+    )
+    _jitter_scale(model, config)
+    module = Detection(model, splits.val, config, metadata.to_dict())
+    data = DetectionData(
+        splits,
+        config.batch_size,
+        0.5 if config.hflip is None else config.hflip,
+        config.min_size if config.large_scale_jitter else None,
+        config.aspect_groups,
+        config.seed,
+        max(0, min(8, (os.cpu_count() or 1) - 1)) if config.workers is None else config.workers,
+        config.on_bad_image,
+    )
+    return fit(config, module, data, metadata, resume)
+
+
+def detector_spec(
+    config: DetectionConfig, categories: int, normalization: dict[str, Any] | None = None
+) -> DetectorSpec:
+    """Describe the detector that a configuration asks for.
+
+    Args:
+        config: the run.
+        categories: of the data, without background.
+        normalization: ``image_mean`` and ``image_std`` that the backbone was trained with.
+    """
+    assert config.architecture is not None
+    return DetectorSpec(
+        architecture=config.architecture,
+        version=config.version,
+        backbone=config.backbone,
+        num_classes=categories + 1,
+        norm=config.norm,
+        min_size=config.min_size,
+        max_size=config.max_size,
+        trainable_layers=config.trainable_layers,
+        kwargs={**(normalization or {}), **config.model_kwargs},
+        parts=tuple(config.parts),
+        conversion=None if config.conversion is None else config.conversion.to_dict(),
+    )
+
+
+def _backbone_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, and the mean and deviation of its images where it says them."""
+    tensors, header = read_tensors(path)
+    if header is None or describes_detector(header):
+        return tensors, {}
+    preprocessing = header.get("preprocessing", {})
+    names = {"image_mean": "mean", "image_std": "std"}
+    return tensors, {name: preprocessing[key] for name, key in names.items() if key in preprocessing}
+
+
+def _jitter_scale(model: Any, config: DetectionConfig) -> None:
+    """Let torchvision's resizing draw the shorter side in training; evaluation takes the last of its sizes."""
+    low, high = config.scale_jitter
+    if low < high:
+        sizes = torch.linspace(low, high, _SIZES) * config.min_size
+        model.transform.min_size = (*(round(float(size)) for size in sizes), config.min_size)
