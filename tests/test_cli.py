@@ -15,7 +15,8 @@ from xvolution.cli import COMMANDS, main
 
 pytest.importorskip("jsonargparse")
 
-from xvolution.training.commands import parse_train
+from xvolution.training.commands import parse_run, parse_train
+from xvolution.training.config import DetectionConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 TINY = [
@@ -74,15 +75,17 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_recipes_parse(path: Path) -> None:
-    config = parse_train(["--config", str(path)])
+    config = parse_run(["--config", str(path)])
     assert config.operator == "xvolution"
     assert config.xvolution.stages == (3,)
+    assert isinstance(config, DetectionConfig) == path.stem.startswith(("coco", "penn"))
     if "imagenet1k" in path.stem:
         assert config.xvolution.kernel_sizes == (3,)
 
 
 def test_there_are_recipes() -> None:
-    assert {path.stem for path in CONFIGS} >= {"digits", "cifar10", "tiny_imagenet"}
+    assert {path.stem for path in CONFIGS} >= {"digits", "cifar10", "tiny_imagenet", "penn_fudan"}
+    assert sum("coco" in path.stem for path in CONFIGS) == 4
     assert sum("imagenet1k" in path.stem for path in CONFIGS) == 2
 
 

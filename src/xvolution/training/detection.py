@@ -76,7 +76,8 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         Interrupted: the user pressed Ctrl-C; a checkpoint was written.
     """
     resume = resume_from(config)
-    splits = open_detection(config.data, config.task == "segment", config.holdout, config.holdout_seed)
+    masks = config.task == "segment"
+    splits = open_detection(config.data, masks, config.holdout, config.holdout_seed, config.on_bad_image)
     seed_run(config.seed)
     weights, own = (None, {}) if config.backbone_weights is None else _backbone_weights(config.backbone_weights)
     spec = detector_spec(config, len(splits.train.class_names), own)

@@ -115,9 +115,9 @@ def evaluate_detector(
     model, metadata = open_detector(checkpoint, place)
     name = metadata.data if data is None else data
     if holdout is not None and split == "val":
-        source = open_detection(name, metadata.masks, holdout, seed).val
+        source = open_detection(name, metadata.masks, holdout, seed, on_bad_image).val
     else:
-        source = open_part(name, split, metadata.masks)
+        source = open_part(name, split, metadata.masks, on_bad_image)
     loader = detection_loader(source, batch_size, workers, on_bad_image)
     metrics = CocoMetrics(source, metadata.masks, _category_ids(metadata, source))
     seconds, drawn = _judge(model, loader, metrics, limit_batches, metadata.class_names, pictures if page else 0)

@@ -245,6 +245,30 @@ def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: 
     return None
 
 
+def run_lengths(counts: str | bytes) -> list[int]:
+    """The runs of a compressed RLE mask, by column, beginning with zeros.
+
+    pycocotools decodes whatever it is given; runs that do not add up to the image's pixels are how damage is known.
+
+    Source: the format of pycocotools (``rleFrString``): six bits in a character, from 48 on, five of them digits, the sixth says
+    that more follow; from the fourth run on, the difference from the run before the last.
+    """
+    text = counts.encode("latin-1") if isinstance(counts, str) else counts
+    runs: list[int] = []
+    value = digits = 0
+    for character in text:
+        bits = character - 48
+        value |= (bits & 31) << (5 * digits)
+        digits += 1
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << (5 * digits)
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = digits = 0
+    return runs
+
+
 def _completed(annotation: Mapping[str, Any]) -> dict[str, Any]:
     """What COCO's evaluation reads, with what a file may leave out."""
     box = [float(value) for value in annotation["bbox"]]

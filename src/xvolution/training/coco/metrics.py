@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from xvolution.training.coco.annotations import Annotations
-from xvolution.training.coco.source import DetectionSource, encode_mask
+from xvolution.training.coco.source import DetectionSource, checked_mask
 
 #: pycocotools' twelve figures, in its order: average precision over IoU 0.50 to 0.95, at 0.50, at 0.75, of small (below 32²
 #: pixels), medium and large (above 96²) objects; average recall with 1, 10 and 100 detections of an image, and by size.
@@ -152,7 +152,7 @@ def _judged(annotation: dict[str, Any], kind: str, annotations: Annotations) -> 
     """A copy, since pycocotools writes into what it is given."""
     copied = dict(annotation)
     if kind == "mask":
-        copied["segmentation"] = encode_mask(annotation["segmentation"], annotations.images[annotation["image_id"]])
+        copied["segmentation"] = checked_mask(annotation, annotations.images[annotation["image_id"]], annotations.path)
     return copied
 
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from xvolution.training.coco.annotations import Annotations, check_content, clipped, read_annotations
+from xvolution.training.coco.annotations import Annotations, check_content, clipped, read_annotations, run_lengths
 from xvolution.training.data.sources import BadImage
 from xvolution.training.errors import InputError
 
@@ -141,7 +141,11 @@ class DetectionSplits:
 
 
 def open_detection(
-    data: str | os.PathLike[str], masks: bool = False, holdout: float | None = None, seed: int = 0
+    data: str | os.PathLike[str],
+    masks: bool = False,
+    holdout: float | None = None,
+    seed: int = 0,
+    on_bad_image: str = "error",
 ) -> DetectionSplits:
     """Open the training and the validation part of a data set; categories and images are checked first.
 
@@ -151,18 +155,19 @@ def open_detection(
         masks: targets have masks, and every object needs one.
         holdout: judge by this fraction of the training part instead of the validation part.
         seed: of the fraction.
+        on_bad_image: "error" refuses images that are not on the disk, "skip" leaves that to who reads them.
 
     Raises:
         InputError: something is missing or refused; the message names the file and the id.
     """
-    train = open_part(data, "train", masks)
+    train = open_part(data, "train", masks, on_bad_image)
     if holdout is not None:
         if not 0 < holdout < 1:
             raise InputError(f"--holdout is {holdout}; it must be between 0 and 1.")
         order = np.random.default_rng(seed).permutation(len(train))
         count = max(1, round(holdout * len(train)))
         return DetectionSplits(str(data), train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
-    val = open_part(data, "val", masks)
+    val = open_part(data, "val", masks, on_bad_image)
     if val.annotations.categories != train.annotations.categories:
         raise InputError(
             f"{train.annotations.path} and {val.annotations.path} have different categories; they must be the same."
@@ -170,7 +175,9 @@ def open_detection(
     return DetectionSplits(str(data), train, val)
 
 
-def open_part(data: str | os.PathLike[str], part: str, masks: bool = False) -> DetectionSource:
+def open_part(
+    data: str | os.PathLike[str], part: str, masks: bool = False, on_bad_image: str = "error"
+) -> DetectionSource:
     """Open one part of a data set.
 
     A folder in COCO's format has ``annotations/instances_train2017.json`` (any ending for ``2017``), with its images in
@@ -180,6 +187,7 @@ def open_part(data: str | os.PathLike[str], part: str, masks: bool = False) -> D
         data: see ``open_detection``.
         part: train, val or test.
         masks: targets have masks, and every object needs one.
+        on_bad_image: "error" refuses images that are not on the disk, "skip" leaves that to who reads them.
 
     Raises:
         InputError: something is missing or refused; the message names the file and the id.
@@ -192,7 +200,8 @@ def open_part(data: str | os.PathLike[str], part: str, masks: bool = False) -> D
     if not annotations.images:
         raise InputError(f"{path} has no images.")
     root = image_root(folder, path, part, annotations)
-    require_images(annotations, root)
+    if on_bad_image == "error":
+        require_images(annotations, root)
     return DetectionSource(annotations, partial(_open_file, root), masks)
 
 
@@ -259,19 +268,35 @@ def decode_mask(annotation: dict[str, Any], image: dict[str, Any], path: Path) -
     Raises:
         InputError: it cannot be decoded.
     """
+    return coco_mask.decode(checked_mask(annotation, image, path))
+
+
+def checked_mask(annotation: dict[str, Any], image: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The mask of an object as compressed RLE.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
     try:
-        return coco_mask.decode(encode_mask(annotation["segmentation"], image))
+        return encode_mask(annotation["segmentation"], image)
     except (ValueError, TypeError, IndexError) as error:
         raise InputError(f"the mask of annotation {annotation['id']} of {path} cannot be decoded ({error}).") from error
 
 
 def encode_mask(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
-    """Compressed RLE of polygons or of RLE."""
+    """Compressed RLE of polygons or of RLE.
+
+    Raises:
+        ValueError: the runs of compressed RLE do not cover the image.
+    """
     height, width = image["height"], image["width"]
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
         return coco_mask.frPyObjects(segmentation, height, width)
+    runs = run_lengths(segmentation["counts"])
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise ValueError(f"its runs add up to {sum(runs)} pixels, where the image has {height * width}")
     return segmentation
 
 

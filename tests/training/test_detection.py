@@ -1,0 +1,208 @@
+"""Detectors from the command line: trained, resumed, evaluated in every form, deployed, drawn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.training import coco_folder
+from xvolution import XVolutionConfig
+from xvolution.cli import main
+from xvolution.training import InputError
+from xvolution.training.checkpoint import load_detector, read_weights
+from xvolution.training.commands import parse_run
+from xvolution.training.config import DetectionConfig
+from xvolution.training.detection import Detection, train_detector
+from xvolution.training.detection_evaluation import evaluate_detector
+from xvolution.training.fit import TrainResult
+
+SMALL: dict[str, Any] = {
+    "task": "segment",
+    "backbone": "resnet18",
+    "trainable_layers": 5,
+    "norm": "batch",
+    "xvolution": XVolutionConfig(stages=(3,), zero_init=False),
+    "min_size": 64,
+    "max_size": 96,
+    "model_kwargs": {
+        "rpn_pre_nms_top_n_train": 60,
+        "rpn_post_nms_top_n_train": 30,
+        "rpn_pre_nms_top_n_test": 60,
+        "rpn_post_nms_top_n_test": 30,
+        "box_batch_size_per_image": 16,
+        "box_detections_per_img": 5,
+    },
+    "epochs": 2,
+    "batch_size": 2,
+    "lr": 0.002,
+    "schedule": "cosine",
+    "accelerator": "cpu",
+    "devices": 1,
+    "workers": 0,
+    "progress": "off",
+}
+
+
+@pytest.fixture(scope="session")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return coco_folder.write_folder(tmp_path_factory.mktemp("detection") / "blocks")
+
+
+@pytest.fixture(scope="session")
+def detector(blocks: Path) -> TrainResult:
+    return train_detector(DetectionConfig(**SMALL, data=str(blocks), output=str(blocks.parent / "run")))
+
+
+@pytest.fixture(scope="session")
+def deployed(detector: TrainResult, blocks: Path) -> dict[str, Path]:
+    """The deployed forms, by ending."""
+    files = {ending: detector.run_dir / f"deployed.{ending}" for ending in ("safetensors", "onnx")}
+    image = str(blocks / "val" / "000.png")
+    assert main(["deploy", str(detector.weights), "--output", *map(str, files.values()), "--image", image]) == 0
+    return files
+
+
+def test_a_run_leaves_weights_history_and_figures(detector: TrainResult) -> None:
+    assert detector.weights.exists()
+    assert [row["epoch"] for row in detector.history] == [1, 2]
+    assert {"train_loss", "val_box_ap", "val_mask_ap", "val_mask_ar100", "lr"} <= detector.history[0].keys()
+    model, metadata = load_detector(detector.weights)
+    assert metadata.class_names == ["brick", "block"]
+    assert metadata.category_ids == [3, 7]
+    assert "xvolution" in json.dumps(metadata.provenance)
+    assert not model.training
+
+
+def test_a_stopped_run_ends_where_the_whole_one_does(
+    detector: TrainResult, blocks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DetectionConfig(**SMALL, data=str(blocks), output=str(blocks.parent / "stopped"))
+    begin = Detection.on_train_epoch_start
+
+    def stop_in_the_second(self: Detection) -> None:
+        begin(self)
+        if self.current_epoch == 1:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detection, "on_train_epoch_start", stop_in_the_second)
+        with pytest.raises(InterruptedError):
+            train_detector(config)
+    resumed = train_detector(replace(config, resume="last"))
+    expected, actual = (read_weights(result.checkpoint)[0] for result in (detector, resumed))
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, actual[name]), name
+    assert [row["val_mask_ap"] for row in resumed.history] == [row["val_mask_ap"] for row in detector.history]
+
+
+def test_every_form_is_worth_the_same(detector: TrainResult, deployed: dict[str, Path]) -> None:
+    expected = evaluate_detector(detector.weights)
+    assert expected.images == 8
+    assert expected.seconds_per_image > 0
+    for path in deployed.values():
+        figures = evaluate_detector(path).figures
+        assert figures == pytest.approx(expected.figures, abs=1e-4), path
+
+
+def test_evaluate_writes_results_and_pictures(detector: TrainResult, tmp_path: Path, capsys: Any) -> None:
+    names = {flag: tmp_path / f"out.{flag}" for flag in ("json", "results", "page")}
+    flags = [part for flag, path in names.items() for part in (f"--{flag}", str(path))]
+    assert main(["evaluate", str(detector.weights), *flags, "--pictures", "2"]) == 0
+    assert "mask  AP" in capsys.readouterr().out
+    report, results = (json.loads(names[name].read_text()) for name in ("json", "results"))
+    assert report["images"] == 8
+    assert {"box_ap", "mask_ap50"} <= report["figures"].keys()
+    assert {each["category_id"] for each in results} <= {3, 7}
+    assert {"image_id", "category_id", "bbox", "score", "segmentation"} == set(results[0])
+    page = names["page"].read_text()
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "http" not in page
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_predict_draws_and_writes(deployed: dict[str, Path], blocks: Path, tmp_path: Path, form: str) -> None:
+    arguments = [str(deployed[form]), str(blocks / "val"), str(blocks / "train" / "000.png")]
+    assert main(["predict", *arguments, "--output", str(tmp_path), "--score-threshold", "0.01"]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 9
+    assert Image.open(tmp_path / "000-2.png").size == (64, 48)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {each["image_id"] for each in results} <= set(range(9))
+    assert all(each["file_name"].endswith(".png") for each in results)
+
+
+def test_boxes_train_with_jitter_moving_average_and_half_precision(blocks: Path, tmp_path: Path) -> None:
+    flags = {
+        "task": "detect",
+        "data": blocks,
+        "output": tmp_path / "run",
+        "backbone": "resnet18",
+        "operator": "conv",
+        "min-size": 64,
+        "max-size": 96,
+        "model-kwargs": json.dumps(SMALL["model_kwargs"]),
+        "epochs": 1,
+        "batch-size": 2,
+        "limit-train-batches": 2,
+        "workers": 0,
+        "progress": "off",
+        "precision": "bf16",
+        "ema-decay": 0.9,
+        "clip-grad": 1.0,
+        "accelerator": "cpu",
+        "devices": 1,
+    }
+    command = ["train", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    assert main([*command, "--large-scale-jitter", "--scale-jitter", "[0.8, 1.2]"]) == 0
+    result = evaluate_detector(tmp_path / "run" / "model.safetensors", limit_batches=2)
+    assert not any(name.startswith("mask") for name in result.figures)
+
+
+def test_the_backbone_comes_from_a_classifier(trained: Any, blocks: Path, tmp_path: Path, capsys: Any) -> None:
+    config = DetectionConfig(
+        **SMALL, data=str(blocks), output=str(tmp_path / "run"), backbone_weights=str(trained.weights)
+    )
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        train_detector(config)
+
+
+def test_a_task_is_found_in_flags_and_files(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("task: segment\nlr: 0.5\n")
+    config = parse_run(["--config", str(tmp_path / "run.yaml"), "--epochs", "3"])
+    assert isinstance(config, DetectionConfig)
+    assert (config.architecture, config.lr, config.epochs) == ("maskrcnn", 0.5, 3)
+    with pytest.raises(InputError, match="the tasks are classify, detect, segment"):
+        parse_run(["--task", "pose"])
+    with pytest.raises(InputError, match="maskrcnn with --task segment"):
+        parse_run(["--task", "detect", "--architecture", "maskrcnn"])
+
+
+def test_networks_of_the_other_kind_are_refused(
+    detector: TrainResult, trained: Any, tmp_path: Path, capsys: Any
+) -> None:
+    assert main(["predict", str(trained.weights), str(tmp_path)]) == 2
+    assert main(["evaluate", str(detector.weights), "--predictions", str(tmp_path / "p.csv")]) == 2
+    assert main(["evaluate", str(trained.weights), "--page", str(tmp_path / "p.html")]) == 2
+    assert main(["deploy", str(detector.weights), "--output", str(tmp_path / "model.pt2")]) == 2
+    errors = capsys.readouterr().err
+    for sentence in (
+        "there are no images in",
+        "--predictions has no meaning for a detector",
+        "--page has no meaning",
+        ".pt2",
+    ):
+        assert sentence in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_check_ends_by_what_it_finds(blocks: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["data", "check", str(blocks), "--masks", "--json", str(tmp_path / "report.json")]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["refused"] == 0
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
