@@ -2,7 +2,7 @@
 
     python experiments/penn_fudan.py --data ../shared/data/penn-fudan --backbone-weights runs/backbone/model.safetensors
 
-Trains both with the recipe of ``configs/penn_fudan.yaml``, both at once, deploys the last epoch's weights, evaluates the training
+Trains both with the recipe of ``configs/penn_fudan.yaml``, both at once and each on as many threads as OMP_NUM_THREADS says, deploys the last epoch's weights, evaluates the training
 and the deployed form, and compares what the two find image by image. The record is written after every seed; finished runs in the
 ``--runs`` folder are taken as they are, unfinished ones go on.
 """
@@ -10,6 +10,7 @@ and the deployed form, and compares what the two find image by image. The record
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +20,11 @@ import torch
 from record import write_record
 
 from xvolution.models.detect_match import match_detections
-from xvolution.training.checkpoint import load_detector
+from xvolution.training.checkpoint import load_detector, read_checkpoint
 from xvolution.training.coco.dataset import DetectionDataset
 from xvolution.training.coco.source import open_part
 from xvolution.training.data.sampler import Draw
 from xvolution.training.detection_deployment import deploy_detector_file
-from xvolution.training.detection_evaluation import evaluate_detector
 
 OPERATORS = ("conv", "xvolution")
 RECIPE = Path("configs/penn_fudan.yaml")
@@ -58,16 +58,35 @@ def measure(operator: str, seed: int, options: argparse.Namespace) -> dict[str, 
     """What one finished run is worth, in both forms."""
     folder = options.runs / f"{operator}-{seed}"
     # The last epoch: the best one would be chosen by the images that judge it.
-    deployed = deploy_detector_file(folder / "last.ckpt", [folder / "deployed.safetensors"])
     forms = {"training": folder / "last.ckpt", "deployed": folder / "deployed.safetensors"}
-    results = {name: evaluate_detector(path, options.data).to_dict() for name, path in forms.items()}
+    deployed = deploy_detector_file(forms["training"], [forms["deployed"]])
     return {
         "operator": operator,
         "seed": seed,
+        "training": deployed.metadata.provenance,
+        "training_seconds": sum(row["seconds"] for row in read_checkpoint(forms["training"])["history"]),
         "parameters": sum(parameter.numel() for parameter in deployed.model.parameters()),
-        "forms": results,
+        "forms": {name: evaluated(path, options) for name, path in forms.items()},
         "deployed_agrees": agreement(forms, options.data),
     }
+
+
+def evaluated(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one form, from a process of its own: its peak memory is that of the process."""
+    report = path.with_suffix(".json")
+    command = [
+        sys.executable,
+        "-m",
+        "xvolution.cli",
+        "evaluate",
+        str(path),
+        "--data",
+        options.data,
+        "--json",
+        str(report),
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(report.read_text())
 
 
 @torch.inference_mode()
@@ -75,8 +94,8 @@ def agreement(forms: dict[str, Path], data: str) -> dict[str, Any]:
     """The detections of both forms on every image of the validation part, matched."""
     training, deployed = (load_detector(path)[0] for path in forms.values())
     images = DetectionDataset(open_part(data, "val", masks=True))
-    pairs = [([images[Draw(index)]["image"]]) for index in range(len(images))]
-    found = [(training(image)[0], deployed(image)[0]) for image in pairs]
+    inputs = [[images[Draw(index)]["image"]] for index in range(len(images))]
+    found = [(training(image)[0], deployed(image)[0]) for image in inputs]
     return vars(match_detections([a for a, _ in found], [b for _, b in found]))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,16 @@ from PIL import Image
 from tests.training import coco_folder
 from xvolution import XVolutionConfig
 from xvolution.cli import main
+from xvolution.models import ModelSpec, build_model
 from xvolution.training import InputError
-from xvolution.training.checkpoint import load_detector, read_weights
+from xvolution.training.checkpoint import load_detector, read_weights, save_weights
 from xvolution.training.commands import parse_run
 from xvolution.training.config import DetectionConfig
+from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.detection import Detection, train_detector
 from xvolution.training.detection_evaluation import evaluate_detector
 from xvolution.training.fit import TrainResult
+from xvolution.training.metadata import Metadata
 
 SMALL: dict[str, Any] = {
     "task": "segment",
@@ -163,7 +169,59 @@ def test_boxes_train_with_jitter_moving_average_and_half_precision(blocks: Path,
     assert not any(name.startswith("mask") for name in result.figures)
 
 
-def test_the_backbone_comes_from_a_classifier(trained: Any, blocks: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("architecture", ["fasterrcnn", "retinanet", "fcos"])
+def test_every_detector_of_boxes_trains_over_a_classifiers_backbone(
+    architecture: Any, blocks: Path, tmp_path: Path
+) -> None:
+    classifier = ModelSpec("resnet18", num_classes=2)
+    weights = tmp_path / "classifier.safetensors"
+    preprocessing = Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    save_weights(weights, build_model(classifier), Metadata(classifier, preprocessing, ["a", "b"], "none"))
+    changes = {
+        "task": "detect",
+        "architecture": architecture,
+        "model_kwargs": {},
+        "epochs": 1,
+        "limit_train_batches": 1,
+    }
+    config = DetectionConfig(
+        **{**SMALL, **changes, "limit_val_batches": 1, "data": str(blocks), "output": str(tmp_path / "run")},
+        backbone_weights=str(weights),
+    )
+    result = train_detector(config)
+    assert torch.isfinite(torch.tensor(result.history[0]["train_loss"]))
+    _, metadata = load_detector(result.weights)
+    assert metadata.model.kwargs["image_mean"] == [0.1, 0.2, 0.3]
+
+
+def test_two_processes_judge_every_image_once(blocks: Path, tmp_path: Path) -> None:
+    flags = {
+        "task": "detect",
+        "data": blocks,
+        "output": tmp_path / "run",
+        "backbone": "resnet18",
+        "operator": "conv",
+        "min-size": 64,
+        "max-size": 96,
+        "model-kwargs": json.dumps(SMALL["model_kwargs"]),
+        "epochs": 1,
+        "workers": 0,
+        "progress": "off",
+        "accelerator": "cpu",
+        "devices": 2,
+        "strategy": "ddp",
+        "batch-size": 1,
+    }
+    command = [sys.executable, "-m", "xvolution.cli", "train"]
+    command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    figures = {name: value for name, value in checkpoint["history"][0].items() if name.startswith("val_box")}
+    alone = evaluate_detector(tmp_path / "run" / "last.ckpt").figures
+    assert figures == pytest.approx({f"val_{name}": value for name, value in alone.items()}, abs=1e-4)
+
+
+def test_weights_of_another_backbone_are_refused(trained: Any, blocks: Path, tmp_path: Path) -> None:
     config = DetectionConfig(
         **SMALL, data=str(blocks), output=str(tmp_path / "run"), backbone_weights=str(trained.weights)
     )
