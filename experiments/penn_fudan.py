@@ -2,9 +2,9 @@
 
     python experiments/penn_fudan.py --data ../shared/data/penn-fudan --backbone-weights runs/backbone/model.safetensors
 
-Trains both with the recipe of ``configs/penn_fudan.yaml``, both at once and each on as many threads as OMP_NUM_THREADS says, deploys the last epoch's weights, evaluates the training
-and the deployed form, and compares what the two find image by image. The record is written after every seed; finished runs in the
-``--runs`` folder are taken as they are, unfinished ones go on.
+Trains both with the recipe of ``configs/penn_fudan.yaml``, both at once, each on as many threads as OMP_NUM_THREADS says. Deploys
+the last epoch's weights, evaluates the training and the deployed form, and compares what the two find image by image. The record is
+written after every seed; finished runs in the ``--runs`` folder are taken as they are, unfinished ones go on.
 """
 
 from __future__ import annotations

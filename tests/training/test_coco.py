@@ -85,7 +85,10 @@ def first(**values: Any) -> Any:
 
 BROKEN = {
     "unknown image": first(image_id=5),
+    "no number for an image": first(image_id=[100]),
     "unknown category": first(category_id=1),
+    "no number for a category": first(category_id={}),
+    "a mask's size is a number": first(segmentation={"size": 48, "counts": [64 * 48]}),
     "negative size": first(bbox=[1, 2, -3, 4]),
     "three numbers": first(bbox=[1, 2, 3]),
     "not a number": first(bbox=[1, 2, float("nan"), 4]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -36,7 +36,7 @@ class DetectionEvaluation:
         categories: for each its name, objects and AP of each kind.
         images: how many were judged.
         seconds_per_image: of the detector alone, without loading; the first image is left out where there are more.
-        peak_memory: of the process on the CPU, of the allocator on a GPU, in bytes.
+        peak_memory: of the process on the CPU, of the allocator on a GPU, in bytes; None where the system does not tell.
         results: the detections in COCO's submission format.
     """
 
@@ -44,7 +44,7 @@ class DetectionEvaluation:
     categories: list[dict[str, Any]]
     images: int
     seconds_per_image: float
-    peak_memory: int
+    peak_memory: int | None
     results: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,9 +59,8 @@ class DetectionEvaluation:
                 lines.append(
                     f"{kind:<4}  " + "  ".join(f"{name.upper()} {_percent(value)}" for name, value in named.items())
                 )
-        lines.append(
-            f"{self.images} images, {self.seconds_per_image:.3f} s for each, peak memory {self.peak_memory / 2**20:.0f} MiB"
-        )
+        peak = "" if self.peak_memory is None else f", peak memory {self.peak_memory / 2**20:.0f} MiB"
+        lines.append(f"{self.images} images, {self.seconds_per_image:.3f} s for each{peak}")
         present = [row for row in self.categories if row["objects"]]
         width = max((len(row["category"]) for row in present), default=0)
         for row in present:
@@ -191,10 +190,15 @@ def _judge(
     return seconds, drawn
 
 
-def _peak(device: torch.device) -> int:
+def _peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # Kibibytes, but on macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _percent(value: float) -> str:

@@ -174,12 +174,11 @@ def _object_problems(
     where: str,
     masks: bool,
 ) -> Iterator[Problem]:
-    image = images.get(annotation.get("image_id", -1))
-    if annotation.get("image_id") not in known:
-        yield _refused(
-            "unknown image", f"{where} is of image {annotation.get('image_id')}, which the file does not have."
-        )
-    if annotation.get("category_id") not in names:
+    image_id: Any = annotation.get("image_id")
+    image = images.get(image_id) if _is_id(image_id) else None
+    if not _is_id(image_id) or image_id not in known:
+        yield _refused("unknown image", f"{where} is of image {image_id}, which the file does not have.")
+    if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in names:
         yield _refused(
             "unknown category",
             f"{where} is of category {annotation.get('category_id')}, which the file does not have.",
@@ -235,7 +234,7 @@ def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: 
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "has a segmentation that is neither polygons nor RLE with size and counts"
     size, counts = [image["height"], image["width"]], segmentation["counts"]
-    if list(segmentation["size"]) != size:
+    if segmentation["size"] != size:
         return f"has a mask of {segmentation['size']} (height, width), where its image has {size}"
     if isinstance(counts, list):
         if not all(_is_id(count) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
