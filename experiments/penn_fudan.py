@@ -3,8 +3,8 @@
     python experiments/penn_fudan.py --data ../shared/data/penn-fudan --backbone-weights runs/backbone/model.safetensors
 
 Trains both with the recipe of ``configs/penn_fudan.yaml``, both at once, each on as many threads as OMP_NUM_THREADS says. Deploys
-the last epoch's weights, evaluates the training and the deployed form, and compares what the two find image by image. The record is
-written after every seed; finished runs in the ``--runs`` folder are taken as they are, unfinished ones go on.
+the last epoch's weights, evaluates the training and the deployed form, and compares what the two find image by image. The
+record is written after every seed; finished runs in the ``--runs`` folder are taken as they are, unfinished ones go on.
 """
 
 from __future__ import annotations
@@ -99,6 +99,21 @@ def agreement(forms: dict[str, Path], data: str) -> dict[str, Any]:
     return vars(match_detections([a for a, _ in found], [b for _, b in found]))
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line for each run."""
+    lines = [
+        "| operator | seed | box AP | AP50 | mask AP | AP50 | s per image, deployed | MiB, deployed | forms agree |"
+    ]
+    lines.append("|" + " --- |" * 9)
+    for row in rows:
+        form, agreed = row["forms"]["deployed"], row["deployed_agrees"]
+        figures = [f"{100 * form['figures'][name]:.1f}" for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50")]
+        cost = [f"{form['seconds_per_image']:.2f}", f"{form['peak_memory'] / 2**20:.0f}"]
+        agreement = f"{agreed['matched']} of {agreed['matched'] + agreed['unmatched']}"
+        lines.append("| " + " | ".join([row["operator"], str(row["seed"]), *figures, *cost, agreement]) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -119,6 +134,7 @@ def main() -> None:
         rows += [measure(operator, seed, options) for operator in OPERATORS]
         record = {"rows": rows, "seeds": seed + 1, "recipe": RECIPE.read_text(), "backbone": options.backbone_weights}
         write_record(options.output, record)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import json
 import statistics
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from xvolution.training.data import open_data
 from xvolution.training.errors import Interrupted, RunError
 from xvolution.training.evaluation import evaluate
 from xvolution.training.files import atomic_path, write_text
+from xvolution.training.memory import peak_memory
 from xvolution.training.metadata import provenance
 from xvolution.training.once import train_once
 
@@ -113,28 +113,6 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "history": trained.history,
         "provenance": provenance(train.seed),
     }
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes, and whose: the GPU's allocator, or the whole process."""
-
-    bytes: int
-    where: str
-
-
-def peak_memory() -> Memory:
-    """The most memory that this process has held so far: on the GPU where it used one, else in RAM."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return Memory(torch.cuda.max_memory_allocated(), "GPU")
-    try:
-        # Not getrusage: on Linux it begins with what the process held that started this one.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return Memory(1024 * int(status.partition("VmHWM:")[2].split()[0]), "process")
-    except (OSError, IndexError):
-        import resource
-
-        return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "process")  # bytes on macOS
 
 
 def _costs(checkpoint: Path) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +20,7 @@ from xvolution.training.coco.source import DetectionSource, open_detection, open
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import clock, pick_device
 from xvolution.training.files import write_text
+from xvolution.training.memory import peak_memory
 from xvolution.training.metadata import DetectorMetadata
 from xvolution.training.pictures import Pictured, draw, read_image, write_page, write_picture
 
@@ -36,7 +36,7 @@ class DetectionEvaluation:
         categories: for each its name, objects and AP of each kind.
         images: how many were judged.
         seconds_per_image: of the detector alone, without loading; the first image is left out where there are more.
-        peak_memory: of the process on the CPU, of the allocator on a GPU, in bytes; None where the system does not tell.
+        peak_memory: the most that the process has held so far, on the GPU where it used one, else in RAM; in bytes.
         results: the detections in COCO's submission format.
     """
 
@@ -44,7 +44,7 @@ class DetectionEvaluation:
     categories: list[dict[str, Any]]
     images: int
     seconds_per_image: float
-    peak_memory: int | None
+    peak_memory: int
     results: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,8 +59,8 @@ class DetectionEvaluation:
                 lines.append(
                     f"{kind:<4}  " + "  ".join(f"{name.upper()} {_percent(value)}" for name, value in named.items())
                 )
-        peak = "" if self.peak_memory is None else f", peak memory {self.peak_memory / 2**20:.0f} MiB"
-        lines.append(f"{self.images} images, {self.seconds_per_image:.3f} s for each{peak}")
+        memory = f"peak memory {self.peak_memory / 2**20:.0f} MiB"
+        lines.append(f"{self.images} images, {self.seconds_per_image:.3f} s for each, {memory}")
         present = [row for row in self.categories if row["objects"]]
         width = max((len(row["category"]) for row in present), default=0)
         for row in present:
@@ -128,7 +128,7 @@ def evaluate_detector(
         metrics.by_category(),
         len(metrics.image_ids),
         sum(timed) / len(timed),
-        _peak(place),
+        peak_memory().bytes,
         metrics.results,
     )
     if results is not None:
@@ -188,17 +188,6 @@ def _judge(
                 truth, guess = draw(image, target, metrics.source.class_names), draw(image, detections, class_names)
                 drawn.append(Pictured(metrics.source.describe(index), truth, guess))
     return seconds, drawn
-
-
-def _peak(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    # Kibibytes, but on macOS bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _percent(value: float) -> str:
