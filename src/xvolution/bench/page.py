@@ -41,7 +41,8 @@ TRIED = """## What was tried
   transposed products lose.
 - oneDNN's fused convolution and addition: no faster than the product that adds, and not a public function.
 - Query and key each by a product of its own: kept where the channels are innermost, no gain where they are outermost.
-- `torch.compile`: `xvolution bench operators --modes compiled` measures it; there is no stored result yet.
+- `torch.compile` of the deployed form (the rows *compiled*): it fuses gate and addition, which gains in bfloat16 and, in
+  float32, where maps are small; the depthwise convolution of large maps with few channels stays what costs most.
 - The layout `single`: it pays the arithmetic of a K x K convolution for query and key.
 - Training with one operator that computes window sum, gate and products again in the backward pass, where the modules keep them:
   less memory in about the same time, and kept (`nn/fused.py`).
