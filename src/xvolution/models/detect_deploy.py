@@ -54,10 +54,7 @@ def deploy_detector(
     with torch.no_grad():
         agreement = match_detections(expected, deployed(list(images)))
     if not agreement.holds():
-        raise ReparameterizationError(
-            f"the deployed detector finds something else than the trained one: {agreement.matched} detections agree, "
-            f"{agreement.unmatched} do not; smallest overlap {agreement.iou:.3f}, scores differ by {agreement.score:.1e}"
-        )
+        raise ReparameterizationError(f"the deployed detector finds something else than the trained one: {agreement}")
     return deployed
 
 

@@ -110,11 +110,7 @@ def _export_whole(
         find = _RUNNERS[path.suffix](onnx_path, names)
         agreement = _agree(detector, find, image, threshold)
         if not agreement.holds():
-            raise ExportError(
-                f"{path.name} finds something else than the detector: {agreement.matched} detections agree, "
-                f"{agreement.unmatched} do not; smallest overlap {agreement.iou:.3f}, scores differ by "
-                f"{agreement.score:.1e}; nothing was written"
-            )
+            raise ExportError(f"{path.name} finds something else than the detector: {agreement}; nothing was written")
         if path.suffix == ".xml":
             onnx_path.unlink()
         for written in sorted(Path(folder).iterdir()):

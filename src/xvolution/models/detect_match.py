@@ -33,6 +33,13 @@ class Agreement:
     score: float
     mask: float
 
+    def __str__(self) -> str:
+        masks = f", masks in {self.mask:.1e} of an image's pixels" if self.mask else ""
+        return (
+            f"{self.matched} detections agree, {self.unmatched} do not; smallest overlap {self.iou:.3f}, scores differ by "
+            f"{self.score:.1e}{masks}"
+        )
+
     def holds(self, min_iou: float = 0.99, score_tolerance: float = 1e-3, mask_tolerance: float = 1e-3) -> bool:
         """Whether both found the same."""
         close = self.iou >= min_iou and self.score <= score_tolerance and self.mask <= mask_tolerance

@@ -44,12 +44,12 @@ class DetectorDeployment:
 
     def __str__(self) -> str:
         layouts = ", ".join(sorted(set(self.metadata.layouts.values()))) or "no X-volution in it"
-        lines = [f"deployed ({layouts}); {_agreement(self.agreement)}", *(f"wrote {path}" for path in self.files)]
+        lines = [f"deployed ({layouts}); {self.agreement}", *(f"wrote {path}" for path in self.files)]
         for report in self.reports:
             if report.content == "pyramid":
                 lines.append(f"{report.path} holds backbone and pyramid alone: {report.reason}")
             else:
-                lines.append(f"{report.path} on two sizes of the example: {_agreement(report.agreement)}")
+                lines.append(f"{report.path} on two sizes of the example: {report.agreement}")
         return "\n".join(lines)
 
 
@@ -116,7 +116,3 @@ def _write(path: Path, result: DetectorDeployment, example: Tensor) -> None:
 def _noise(metadata: DetectorMetadata) -> Tensor:
     side = metadata.model.min_size
     return torch.rand(3, side, side, generator=torch.Generator().manual_seed(0))
-
-
-def _agreement(agreement: Agreement) -> str:
-    return f"{agreement.matched} detections agree, {agreement.unmatched} do not, scores differ by {agreement.score:.1e}"
