@@ -57,6 +57,8 @@ def compare(rank: int, rendezvous: str, way: str) -> None:
         for after, parameter in zip(actual.parameters(), expected.parameters(), strict=True):
             whole = after.full_tensor() if way == "fsdp" else after
             torch.testing.assert_close(whole, parameter, rtol=1e-4, atol=1e-5, msg=f"{branch} {form} {way}")
+    # Neither process may take its group apart while the other still communicates.
+    dist.barrier()
     dist.destroy_process_group()
 
 
