@@ -142,28 +142,29 @@ def test_predict_draws_and_writes(deployed: dict[str, Path], blocks: Path, tmp_p
     assert all(each["file_name"].endswith(".png") for each in results)
 
 
-def test_boxes_train_with_jitter_moving_average_and_half_precision(blocks: Path, tmp_path: Path) -> None:
+def train_flags(blocks: Path, output: Path, **changes: Any) -> list[str]:
+    """`train` of a small plain detector of boxes for one epoch."""
     flags = {
         "task": "detect",
         "data": blocks,
-        "output": tmp_path / "run",
+        "output": output,
         "backbone": "resnet18",
         "operator": "conv",
-        "min-size": 64,
-        "max-size": 96,
-        "model-kwargs": json.dumps(SMALL["model_kwargs"]),
+        "min_size": 64,
+        "max_size": 96,
+        "model_kwargs": json.dumps(SMALL["model_kwargs"]),
         "epochs": 1,
-        "batch-size": 2,
-        "limit-train-batches": 2,
         "workers": 0,
         "progress": "off",
-        "precision": "bf16",
-        "ema-decay": 0.9,
-        "clip-grad": 1.0,
         "accelerator": "cpu",
-        "devices": 1,
+        **changes,
     }
-    command = ["train", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    return ["train", *(str(part) for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value))]
+
+
+def test_boxes_train_with_jitter_moving_average_and_half_precision(blocks: Path, tmp_path: Path) -> None:
+    options = {"batch_size": 2, "limit_train_batches": 2, "precision": "bf16", "ema_decay": 0.9, "clip_grad": 1.0}
+    command = train_flags(blocks, tmp_path / "run", devices=1, **options)
     assert main([*command, "--large-scale-jitter", "--scale-jitter", "[0.8, 1.2]"]) == 0
     result = evaluate_detector(tmp_path / "run" / "model.safetensors", limit_batches=2)
     assert not any(name.startswith("mask") for name in result.figures)
@@ -195,25 +196,8 @@ def test_every_detector_of_boxes_trains_over_a_classifiers_backbone(
 
 
 def test_two_processes_judge_every_image_once(blocks: Path, tmp_path: Path) -> None:
-    flags = {
-        "task": "detect",
-        "data": blocks,
-        "output": tmp_path / "run",
-        "backbone": "resnet18",
-        "operator": "conv",
-        "min-size": 64,
-        "max-size": 96,
-        "model-kwargs": json.dumps(SMALL["model_kwargs"]),
-        "epochs": 1,
-        "workers": 0,
-        "progress": "off",
-        "accelerator": "cpu",
-        "devices": 2,
-        "strategy": "ddp",
-        "batch-size": 1,
-    }
-    command = [sys.executable, "-m", "xvolution.cli", "train"]
-    command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    flags = train_flags(blocks, tmp_path / "run", devices=2, strategy="ddp", batch_size=1)
+    command = [sys.executable, "-m", "xvolution.cli", *flags]
     subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     figures = {name: value for name, value in checkpoint["history"][0].items() if name.startswith("val_box")}

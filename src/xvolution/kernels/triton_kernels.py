@@ -82,6 +82,7 @@ def products_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
 ):  # fmt: skip
+    """``φ(norm(q)) ⊙ norm(Σ_δ w_δ ⊙ k_δ + shift)`` of one tile, given the statistics of both norms."""
     pixel, channel, image, row, column, real, kept = _tile(pixels, channels, out_height, out_width, BLOCK, CHANNELS)
     sums = _window_sum(
         key, window, shift, image, row, column, channel, real, kept, height, width, channels,
