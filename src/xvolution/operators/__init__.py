@@ -3,6 +3,7 @@
 from xvolution.operators.acmix import ACmix2d
 from xvolution.operators.attention_attention import AttentionAttention2d
 from xvolution.operators.conv import ConvConv2d
+from xvolution.operators.conv_context import ConvContext2d
 from xvolution.operators.global_attention import global_attention
 from xvolution.operators.hpconv import HPConv2d
 from xvolution.operators.involution import Involution2d
@@ -25,6 +26,7 @@ __all__ = [
     "XVOLUTIONS",
     "ACmix2d",
     "AttentionAttention2d",
+    "ConvContext2d",
     "ConvConv2d",
     "HPConv2d",
     "Involution2d",
