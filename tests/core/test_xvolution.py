@@ -75,6 +75,9 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
         ({"similarity": "dot", "gate": "tanh"}, "does not take gate"),
         ({"similarity": "dot", "heads": 3}, "divide the 16 output channels"),
         ({"attention": "global", "window": 5}, "does not take window"),
+        ({"attention": "linear", "global_init": 1.0}, "does not take global_init"),
+        ({"similarity": "dot", "global_init": 1.0}, "does not take global_init"),
+        ({"global_term": False, "global_init": 1.0}, "pass global_term=True"),
         ({"attention_ratio": 0}, "attention_ratio is 0"),
         ({"shift_distance": 0}, "shift_distance is 0"),
         ({"attention": nn.Identity(), "norm_layer": None}, "pass zero_init=False"),
@@ -114,11 +117,19 @@ def test_zero_init_starts_at_the_convolution(options):
         torch.testing.assert_close(layer(x), layer.conv_norm(layer.conv(x)), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("global_init", "weight"), [(None, 4.0), (0.5, 0.5), (0.0, 0.0)])
+def test_the_term_over_all_pixels_starts_with_the_weight_asked_for(global_init, weight):
+    branch = XVolution2d(8, 16, 3, padding=1, global_init=global_init, norm_layer=None, zero_init=False).attention
+    with torch.no_grad():
+        branch.windows[0].weight.zero_()  # leaves the term alone
+    x = torch.randn(2, 8, 9, 9)
+    mean_key = branch.key(x).mean((2, 3), keepdim=True)
+    torch.testing.assert_close(branch(x), branch.value(branch.query(x).sigmoid() * weight * mean_key))
+
+
 @pytest.mark.parametrize("options", BRANCHES)
 def test_every_parameter_learns(options):
     layer = XVolution2d(8, 16, 3, padding=1, zero_init=False, **options)
-    if layer.attention.__dict__.get("mean_weight") is not None:
-        nn.init.ones_(layer.attention.mean_weight)
     layer(torch.randn(4, 8, 9, 9)).square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name

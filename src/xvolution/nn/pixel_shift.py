@@ -19,6 +19,10 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
+#: The weight of the term over all pixels when training starts. A mean over pixels varies less than the pixels do, and less than
+#: their weighted sum over a window, under whose norm the term stands: with a small weight the norm would hide it.
+GLOBAL_INIT = 4.0
+
 
 def attention_channels(out_channels: int, ratio: float, groups: int, heads: int) -> int:
     """``ratio`` times the output channels, rounded up to whole groups and heads."""
@@ -78,6 +82,7 @@ class PixelShiftAttention(nn.Module):
         shift_distance: pixels between neighbouring shifts; the convolution's dilation when None. Several distances
             (``(1, 2, 4)``) sum several windows (``hadamard``).
         global_term: add the term over all pixels, one weight for each channel (``hadamard``).
+        global_init: what these weights start with; ``GLOBAL_INIT`` when None.
         query_norm, window_norm: normalization of q and of the window sum; both act after padding, so batch norm folds
             (``hadamard``). A class such as ``nn.BatchNorm2d``, which is taken in the branch's dimensions, or None.
         device, dtype: of the parameters.
@@ -109,6 +114,7 @@ class PixelShiftAttention(nn.Module):
         window: int | Sequence[int] | None = None,
         shift_distance: int | Sequence[int] | None = None,
         global_term: bool = False,
+        global_init: float | None = None,
         query_norm: Callable[[int], nn.Module] | None = None,
         window_norm: Callable[[int], nn.Module] | None = None,
         device: torch.device | str | None = None,
@@ -118,11 +124,16 @@ class PixelShiftAttention(nn.Module):
         hadamard_only = {
             "gate": gate != "identity",
             "global_term": global_term,
+            "global_init": global_init is not None,
             "query_norm": query_norm is not None,
             "window_norm": window_norm is not None,
             "several shift distances": isinstance(shift_distance, Sequence) and len(shift_distance) > 1,
         }
         _check_similarity(similarity, heads, gate, hadamard_only)
+        if global_init is not None and not global_term:
+            raise ValueError(
+                f"global_init is {global_init}, but there is no term over all pixels; pass global_term=True"
+            )
         check_heads(heads, out_channels, groups)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
@@ -135,7 +146,10 @@ class PixelShiftAttention(nn.Module):
         grouped: dict[str, Any] = {"groups": groups, "bias": False, **factory}
         self.query = conv_over(geometry.centre(), in_channels, channels, **{**grouped, "bias": True})
         self.key = pointwise(self.dims, in_channels, channels, **grouped)
-        self.mean_weight = nn.Parameter(torch.zeros(channels, **factory)) if global_term else None
+        self.mean_weight: nn.Parameter | None = None
+        if global_term:
+            start = GLOBAL_INIT if global_init is None else global_init
+            self.mean_weight = nn.Parameter(torch.full((channels,), float(start), **factory))
         if similarity == "hadamard":
             self.windows = nn.ModuleList(
                 conv_over(shifts, channels, channels, **{**grouped, "groups": channels}) for shifts in windows

@@ -53,6 +53,7 @@ class XVolution(nn.Module):
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
             None both, provided that it is a batch norm, which folds. These four defaults were chosen by measurement
             (``docs/results.md``).
+        global_init: of ``pssa`` with Hadamard similarity: the weights that the term over all pixels starts with.
         norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
             drops them all.
         zero_init: start the attention at zero effect, so that the operator starts as its convolution branch.
@@ -98,6 +99,7 @@ class XVolution(nn.Module):
         window: int | Sequence[int] | None = None,
         shift_distance: int | Sequence[int] | None = None,
         global_term: bool | None = None,
+        global_init: float | None = None,
         query_norm: bool | None = None,
         window_norm: bool | None = None,
         norm_layer: NormLayer | None = nn.BatchNorm2d,
@@ -120,6 +122,7 @@ class XVolution(nn.Module):
             defaults = _hadamard_defaults(norm_layer)
             gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
         pixel_shift: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
+        pixel_shift["global_init"] = global_init
         pixel_shift |= {name: value for name, value in gate_options.items() if value is not None}
         for name in ("query_norm", "window_norm"):
             pixel_shift[name] = norm_layer if gate_options[name] else None
