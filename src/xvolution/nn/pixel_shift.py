@@ -19,8 +19,8 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-#: The weight of the term over all pixels when training starts. A mean over pixels varies less than the pixels do, and less than
-#: their weighted sum over a window, under whose norm the term stands: with a small weight the norm would hide it.
+#: The weight of the term over all pixels when training starts. It hardly moves in training, since a norm follows it, so
+#: where it starts decides how much of the whole image the branch hears; chosen by measurement (``docs/results.md``).
 GLOBAL_INIT = 4.0
 
 
