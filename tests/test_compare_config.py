@@ -113,7 +113,7 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         (["--operators", "xvolution", "--seeds", "[1, 1]"], "give at least one, and each once"),
         (["--operators", "xvolution", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["--operators", "xvolution", "--devices", "2"], "each cell on one device"),
-        (["--operators", "xvolution", "--task", "detect"], "--task detect cannot be compared yet"),
+        (["--operators", "xvolution", "--task", "pose"], "--task is pose; the tasks are classify, detect, segment"),
         (["--operators", "xvolution", "--epochs", "0"], "--epochs is 0"),
         (["--preset", "everything"], "there is no preset 'everything'; the presets are attention"),
         (["--operators", "xvolution", "--data", "/no/such/folder"], "there is no file or folder /no/such/folder"),

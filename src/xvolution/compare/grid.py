@@ -12,7 +12,7 @@ from typing import Any
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.variants import Variant
 from xvolution.training.commands import train_flags
-from xvolution.training.config import TrainConfig
+from xvolution.training.config import AnyConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 
@@ -41,7 +41,7 @@ class Cell:
     """
 
     variant: Variant
-    train: TrainConfig
+    train: AnyConfig
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ def cells(config: CompareConfig) -> list[Cell]:
     return grid
 
 
-def identity(train: TrainConfig) -> dict[str, Any]:
+def identity(train: AnyConfig) -> dict[str, Any]:
     """What decides a training's result, as JSON values."""
     values = json.loads(json.dumps(train.to_dict()))
     return {name: value for name, value in values.items() if name not in CIRCUMSTANCES}
