@@ -7,7 +7,6 @@ import json
 import re
 import signal
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 
+from tests.comparing import Inline, Text
 from xvolution.cli import main
 from xvolution.compare import CompareConfig, Variant, cluster, compare, launch, run
 from xvolution.compare import cell as cell_module
-from xvolution.compare.cell import run_task, write_task
+from xvolution.compare.cell import run_task
 from xvolution.compare.grid import Cell, cells
 from xvolution.compare.launch import LocalLauncher, run_cells
 from xvolution.compare.results import gather
@@ -39,32 +39,6 @@ TINY: dict[str, Any] = {
     "workers": 0,
 }
 VARIANTS = (Variant("conv", "conv"), Variant("xvolution", "xvolution"))
-
-
-class Done:
-    """A job that has ended."""
-
-    def running(self) -> bool:
-        return False
-
-    def interrupt(self) -> None: ...
-
-    kill = interrupt
-
-
-class Inline:
-    """Runs each cell in this process, which spares the tests the start of another."""
-
-    capacity = 1
-
-    def __init__(self, config: CompareConfig) -> None:
-        self.started: list[str] = []
-
-    def start(self, cell: Cell) -> Done:
-        self.started.append(cell.name)
-        write_task(cell, None, 0)
-        run_task(cell.folder)
-        return Done()
 
 
 @pytest.fixture
@@ -96,23 +70,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(run, "launcher_for", Inline)
         compare(configured(folder))
     return folder
-
-
-class Text(HTMLParser):
-    """What a page shows, and what it would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.shown: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [
-            value for name, value in attrs if name in ("src", "href", "xlink:href") and value and value[0] != "#"
-        ]
-
-    def handle_data(self, data: str) -> None:
-        self.shown.append(data)
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ class _Category:
 def resampled_precision(evaluation: Any, counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """COCO's average precision, over IoU 0.50 to 0.95, where each image is in the data so many times.
 
-    Counting an image k times is what pycocotools computes of k copies of it: detections of equal score stay side by side.
+    Counting an image k times is what pycocotools computes of k copies of it, but for equal scores within an image: it puts all of
+    one copy before the next.
 
     Args:
         evaluation: a ``COCOeval`` that has evaluated.
