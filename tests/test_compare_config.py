@@ -144,7 +144,12 @@ def test_a_flag_that_is_not_there_exits_with_2(arguments: list[str], capsys: pyt
 
 
 def test_a_preset_that_is_something_else(tmp_path: Path) -> None:
-    for text, message in (("a: [", "is no YAML"), ("- conv", "has list"), ("epochs: 3", "has epochs; allowed are")):
+    for text, message in (
+        ("a: [", "is no YAML"),
+        ("- conv", "has list"),
+        ("epochs: 3", "has epochs; allowed are"),
+        ("recipe: fast", "recipe of the preset .* is 'fast'"),
+    ):
         file = tmp_path / "preset.yaml"
         file.write_text(text)
         with pytest.raises(InputError, match=message):

@@ -24,10 +24,10 @@ from xvolution.bench.detectors import count_detector_flops
 from xvolution.cli import main
 from xvolution.compare import CompareConfig, Variant, compare, detect, preset_names, run
 from xvolution.compare.commands import parse_compare
-from xvolution.compare.grid import Cell, cells
+from xvolution.compare.grid import Cell, cells, claim
 from xvolution.compare.task import task_of
 from xvolution.models.detection import DetectorSpec, build_detector
-from xvolution.training import DetectionConfig, DetectionEvaluation, InputError
+from xvolution.training import DetectionConfig, DetectionEvaluation, InputError, TrainConfig
 from xvolution.training.commands import parse_run
 from xvolution.training.config import config_from_dict
 
@@ -93,6 +93,7 @@ def test_the_page_is_about_mask_ap(compared: Path) -> None:
     assert "maskrcnn over timm/test_resnet, 1 epoch, 1 seed (0), judged by 4 images" in text
     assert "FLOPs are of one image of 64 x 64 pixels, without the heads of regions that no variant changes;" in text
     assert "at batch 1, the first images that judge; a detector's time depends on what it finds in them, on" in text
+    assert "other images of the same kind, on which average precision is computed anew; what the words rest on" in text
     assert "top-" not in text
     for name in ("mask AP", "mask AP50", "mask AP75", "box AP", "box AP50"):
         assert name in text
@@ -129,6 +130,9 @@ def test_done_cells_are_skipped_and_another_recipe_is_refused(
         compare(configured(blocks, compared, recipe={"min_size": 80}))
     with pytest.raises(InputError, match='task was "segment", is "detect"'):
         compare(configured(blocks, compared, recipe={"task": "detect"}))
+    classifiers = CompareConfig(TrainConfig(data=str(blocks)), VARIANTS, output=str(compared))
+    with pytest.raises(InputError, match='task was "segment", is "classify"'):
+        claim(classifiers, cells(classifiers))
 
 
 def judged_cells(blocks: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, loss: dict[str, float]) -> list[Cell]:

@@ -30,6 +30,7 @@ class Classifiers(Task[TrainConfig]):
     name = "classify"
     metrics = (Metric("top1", "top-1"), Metric("top5", "top-5"), Metric("loss", "loss", fraction=False))
     timed_on = ""
+    judged_anew = ""
 
     def network(self, recipe: TrainConfig) -> str:
         return recipe.model

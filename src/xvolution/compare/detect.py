@@ -40,6 +40,7 @@ class Detectors(Task[DetectionConfig]):
     """
 
     timed_on = ", the first images that judge; a detector's time depends on what it finds in them"
+    judged_anew = ", on which average precision is computed anew"
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xvolution.compare.config import CompareConfig
+from xvolution.compare.task import task_of
 from xvolution.compare.variants import Variant
 from xvolution.training.commands import train_flags
 from xvolution.training.config import AnyConfig
@@ -94,6 +95,7 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     """
     path = config.folder / "comparison.json"
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
+    shared["task"] = task_of(config.recipe).name
     variants = {cell.variant.label: {name: identity(cell.train)[name] for name in PER_CELL[1:]} for cell in grid}
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
     changes = _changes(earlier["recipe"], shared)

@@ -38,6 +38,7 @@ def gather(
         "metrics": [asdict(metric) for metric in task.metrics],
         "flops_of": next((task.counted(result) for result in done.values()), None),
         "timed_on": task.timed_on,
+        "judged_anew": task.judged_anew,
         "baseline": config.baseline,
         "seeds": list(config.seeds),
         "images": max((result["images"] for result in done.values()), default=0),

@@ -52,11 +52,13 @@ class Task(ABC, Generic[Config]):
         name: what `--task` calls it.
         metrics: what networks are judged by; variants are ranked by the first.
         timed_on: what a latency is of, behind "at batch 1".
+        judged_anew: how the first metric is had on other images, behind "other images of the same kind".
     """
 
     name: str
     metrics: tuple[Metric, ...]
     timed_on: str
+    judged_anew: str
 
     @property
     def metric(self) -> Metric:
