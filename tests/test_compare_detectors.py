@@ -26,8 +26,10 @@ from xvolution.compare import CompareConfig, Variant, compare, detect, preset_na
 from xvolution.compare.commands import parse_compare
 from xvolution.compare.grid import Cell, cells, claim
 from xvolution.compare.task import task_of
+from xvolution.compare.timing import latencies
+from xvolution.deploy import ReparameterizationError
 from xvolution.models.detection import DetectorSpec, build_detector
-from xvolution.training import DetectionConfig, DetectionEvaluation, InputError, TrainConfig
+from xvolution.training import DetectionConfig, DetectionEvaluation, InputError, RunError, TrainConfig
 from xvolution.training.commands import parse_run
 from xvolution.training.config import config_from_dict
 
@@ -133,6 +135,19 @@ def test_done_cells_are_skipped_and_another_recipe_is_refused(
     classifiers = CompareConfig(TrainConfig(data=str(blocks)), VARIANTS, output=str(compared))
     with pytest.raises(InputError, match='task was "segment", is "classify"'):
         claim(classifiers, cells(classifiers))
+
+
+@pytest.mark.slow
+def test_a_deployed_form_that_differs_is_not_timed(
+    compared: Path, blocks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: Any, **__: Any) -> None:
+        raise ReparameterizationError("the deployed detector finds something else")
+
+    monkeypatch.setattr(detect, "deploy_detector", differs)
+    config = configured(blocks, compared, latency_rounds=3)
+    with pytest.raises(RunError, match=r"finds something else\. What was trained is reported; .* --latency-rounds 0"):
+        latencies(config, cells(config))
 
 
 def judged_cells(blocks: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, loss: dict[str, float]) -> list[Cell]:

@@ -37,7 +37,7 @@ def count_detector_flops(detector: Any, mask_head: bool = False) -> DetectorFlop
         mask_head: count the mask head as well, with the most regions that the detector takes.
     """
     side = int(detector.transform.min_size[-1])
-    image = torch.zeros(3, side, side, device=next(detector.parameters()).device)
+    image = next(detector.parameters()).new_zeros(3, side, side)
     with torch.no_grad():
         batch = detector.transform([image])[0].tensors
         features = list(detector.backbone(batch).values())

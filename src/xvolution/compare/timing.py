@@ -13,6 +13,8 @@ from xvolution.bench.conditions import device_conditions
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, read_json
 from xvolution.compare.task import task_of
+from xvolution.deploy import ReparameterizationError
+from xvolution.training.errors import RunError
 from xvolution.training.files import write_text
 
 
@@ -22,6 +24,9 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
     Returns:
         ``forms`` by label (median and quartiles in ms, ratio to the baseline, layouts) and what they were measured under;
         None where nothing is to be measured.
+
+    Raises:
+        RunError: a deployed form differs from the trained network.
     """
     chosen: dict[str, Cell] = {}
     for cell in grid:
@@ -46,7 +51,13 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
 
 def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.device) -> dict[str, dict[str, Any]]:
     checkpoints = {label: cell.folder / "last.ckpt" for label, cell in chosen.items()}
-    timed = task_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
+    try:
+        timed = task_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
+    except ReparameterizationError as error:
+        raise RunError(
+            f"no latency was measured: {error}. What was trained is reported; the same command with --latency-rounds 0 leaves "
+            "it out."
+        ) from error
     comparison = measure_latency({label: form.call for label, form in timed.items()}, rounds=config.latency_rounds)
     forms = {label: dict(form.facts) for label, form in timed.items()}
     for label, latency in comparison.latencies.items():
