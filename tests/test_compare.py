@@ -115,6 +115,7 @@ def test_the_files_say_how_they_were_made(compared: Path) -> None:
     plain, xvolution = figures["variants"]
     assert plain["verdict"] == "the baseline"
     assert xvolution["deployed_flops_ratio"] > 1
+    assert isinstance(xvolution["deployed_parameters"], int)
     assert xvolution["bootstrap"]["estimate"] == pytest.approx(xvolution["difference"]["estimate"])
     with open(compared / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -120,7 +120,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> l
             changes += _changes(before[name], now[name], f"{prefix}{name}.")
         else:
             changes.append(f"{prefix}{name} was {json.dumps(before[name])}, is {json.dumps(now[name])}")
-    return sorted(changes)
+    return sorted(changes, key=lambda change: (not change.startswith("task was"), change))  # the task explains the rest
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

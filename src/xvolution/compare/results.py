@@ -83,11 +83,8 @@ def _row(
         "bootstrap": None,
         "latency": None,
     }
-    row |= {name: statistics.median(each[name] for each in own.values()) if own else None for name in MEDIANS}
-    row |= {
-        f"{name}_ratio": row[name] / statistics.median(each[name] for each in base.values()) if own and base else None
-        for name in MEDIANS
-    }
+    row |= {name: _median(own, name) if own else None for name in MEDIANS}
+    row |= {f"{name}_ratio": row[name] / _median(base, name) if own and base else None for name in MEDIANS}
     if own:
         row["score"] = _values(mean_interval([result[task.metric.key] for result in own.values()]))
         row["metrics"] = {
@@ -106,6 +103,12 @@ def _row(
 
 def _results(cells: Sequence[Cell], done: Mapping[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {cell.train.seed: done[cell.name] for cell in cells if cell.name in done}
+
+
+def _median(results: Mapping[int, dict[str, Any]], name: str) -> float:
+    """Over seeds; a count stays a whole number between two seeds."""
+    values = [each[name] for each in results.values()]
+    return round(statistics.median(values)) if isinstance(values[0], int) else statistics.median(values)
 
 
 def _bootstrap(task: Task[Any], own: Sequence[Cell], base: Sequence[Cell], seeds: set[int]) -> Interval | None:
