@@ -7,7 +7,6 @@ import json
 import re
 import signal
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import torch
 pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 
+from tests.comparing import Inline, Text
 from xvolution.cli import main
 from xvolution.compare import CompareConfig, Variant, cluster, compare, launch, run
 from xvolution.compare import cell as cell_module
-from xvolution.compare.cell import run_task, write_task
+from xvolution.compare.cell import run_task
 from xvolution.compare.grid import Cell, cells
 from xvolution.compare.launch import LocalLauncher, run_cells
 from xvolution.compare.results import gather
@@ -39,32 +39,6 @@ TINY: dict[str, Any] = {
     "workers": 0,
 }
 VARIANTS = (Variant("conv", "conv"), Variant("xvolution", "xvolution"))
-
-
-class Done:
-    """A job that has ended."""
-
-    def running(self) -> bool:
-        return False
-
-    def interrupt(self) -> None: ...
-
-    kill = interrupt
-
-
-class Inline:
-    """Runs each cell in this process, which spares the tests the start of another."""
-
-    capacity = 1
-
-    def __init__(self, config: CompareConfig) -> None:
-        self.started: list[str] = []
-
-    def start(self, cell: Cell) -> Done:
-        self.started.append(cell.name)
-        write_task(cell, None, 0)
-        run_task(cell.folder)
-        return Done()
 
 
 @pytest.fixture
@@ -98,23 +72,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Text(HTMLParser):
-    """What a page shows, and what it would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.shown: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [
-            value for name, value in attrs if name in ("src", "href", "xlink:href") and value and value[0] != "#"
-        ]
-
-    def handle_data(self, data: str) -> None:
-        self.shown.append(data)
-
-
 @pytest.mark.slow
 def test_the_page_holds_every_figure_and_loads_nothing(compared: Path) -> None:
     figures = json.loads((compared / "results.json").read_text(encoding="utf-8"))
@@ -128,7 +85,8 @@ def test_the_page_holds_every_figure_and_loads_nothing(compared: Path) -> None:
     assert figures["headline"] in text
     assert "not a claim" in text
     for row in figures["variants"]:
-        wanted = [row["label"], row["verdict"], f"{100 * row['top1']['estimate']:.2f} %", f"{100 * row['top5']:.2f} %"]
+        wanted = [row["label"], row["verdict"], f"{100 * row['score']['estimate']:.2f} %"]
+        wanted += [f"{100 * row['metrics'][name]:.2f} %" for name in ("top1", "top5")]
         wanted += [
             f"{row['deployed_parameters']:,}",
             f"{row['flops'] / 1e6:.2f} M",
@@ -157,6 +115,7 @@ def test_the_files_say_how_they_were_made(compared: Path) -> None:
     plain, xvolution = figures["variants"]
     assert plain["verdict"] == "the baseline"
     assert xvolution["deployed_flops_ratio"] > 1
+    assert isinstance(xvolution["deployed_parameters"], int)
     assert xvolution["bootstrap"]["estimate"] == pytest.approx(xvolution["difference"]["estimate"])
     with open(compared / "results.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -202,7 +161,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
     assert "1 of 3 cells failed (xvolution seed 0: the loss became nan.)" in captured.err
     assert "xvolution seed 0: failed: the loss became nan." in captured.out
     figures = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert [row["top1"] is None for row in figures["variants"]] == [False, True, False]
+    assert [row["score"] is None for row in figures["variants"]] == [False, True, False]
     assert "the loss became nan." in (tmp_path / "report.html").read_text(encoding="utf-8")
     monkeypatch.setattr(cell_module, "train_once", train_once)
     inline.clear()
@@ -312,7 +271,7 @@ def test_a_report_without_any_result(tmp_path: Path) -> None:
 
 
 def row(
-    label: str, top1: float, flops: float, interval: tuple[float, float] | None = None, seeds: int = 3
+    label: str, score: float, flops: float, interval: tuple[float, float] | None = None, seeds: int = 3
 ) -> dict[str, Any]:
     """A row as `gather` makes it, with the difference from conv in points."""
     found = None
@@ -320,7 +279,7 @@ def row(
         low, high = (end / 100 for end in interval)
         found = {"estimate": (low + high) / 2, "low": low, "high": high, "half": (high - low) / 2, "seeds": seeds}
     return {
-        "label": label, "top1": {"estimate": top1}, "deployed_flops": flops, "deployed_flops_ratio": flops,
+        "label": label, "score": {"estimate": score}, "deployed_flops": flops, "deployed_flops_ratio": flops,
         "deployed_parameters_ratio": 1.0, "difference": found, "bootstrap": found, "latency": {"ratio": 1.2},
     }  # fmt: skip
 
@@ -347,20 +306,23 @@ def test_a_gain_that_another_gives_for_less_is_not_worth_it() -> None:
 
 def test_the_answer_on_top() -> None:
     plain, gain = row("conv", 0.70, 1.0), row("x", 0.708, 1.06, (0.4, 1.2))
-    assert headline([plain, gain], "conv", 3) == (
+    assert headline([plain, gain], "conv", 3, "top-1") == (
         "Yes: x gains +0.8 ± 0.4 points of top-1 over conv, at 1.00 times the parameters, 1.06 times the FLOPs and 1.20 times "
         "the latency once deployed."
     )
     assert "It is the best of 2, which flatters it" in headline(
-        [plain, gain, replace_label(gain, "y", -0.1)], "conv", 3
+        [plain, gain, replace_label(gain, "y", -0.1)], "conv", 3, "top-1"
     )
     wild = row("wild", 0.72, 1.0, (-3, 7))
-    assert headline([plain, wild, gain], "conv", 3).startswith("Yes: x gains +0.8")
-    assert "This is not a claim" in headline([plain, row("x", 0.75, 1.0, (4, 6), seeds=2)], "conv", 3)
-    assert headline([plain, row("x", 0.69, 1.0, (-2, -1))], "conv", 3).startswith(
+    assert headline([plain, wild, gain], "conv", 3, "top-1").startswith("Yes: x gains +0.8")
+    assert "This is not a claim" in headline([plain, row("x", 0.75, 1.0, (4, 6), seeds=2)], "conv", 3, "top-1")
+    assert headline([plain, row("x", 0.69, 1.0, (-2, -1))], "conv", 3, "top-1").startswith(
         "No: every variant is worse than conv;"
     )
-    assert headline([plain, row("x", 0.70, 1.0, (-1, 1))], "conv", 3).startswith("No variant is better than conv")
+    assert headline([plain, row("x", 0.70, 1.0, (-1, 1))], "conv", 3, "top-1").startswith(
+        "No variant is better than conv"
+    )
+    assert "points of mask AP over conv" in headline([plain, gain], "conv", 3, "mask AP")
 
 
 def replace_label(given: dict[str, Any], label: str, estimate: float) -> dict[str, Any]:

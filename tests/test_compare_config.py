@@ -113,7 +113,7 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         (["--operators", "xvolution", "--seeds", "[1, 1]"], "give at least one, and each once"),
         (["--operators", "xvolution", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["--operators", "xvolution", "--devices", "2"], "each cell on one device"),
-        (["--operators", "xvolution", "--task", "detect"], "--task detect cannot be compared yet"),
+        (["--operators", "xvolution", "--task", "pose"], "--task is pose; the tasks are classify, detect, segment"),
         (["--operators", "xvolution", "--epochs", "0"], "--epochs is 0"),
         (["--preset", "everything"], "there is no preset 'everything'; the presets are attention"),
         (["--operators", "xvolution", "--data", "/no/such/folder"], "there is no file or folder /no/such/folder"),
@@ -144,7 +144,12 @@ def test_a_flag_that_is_not_there_exits_with_2(arguments: list[str], capsys: pyt
 
 
 def test_a_preset_that_is_something_else(tmp_path: Path) -> None:
-    for text, message in (("a: [", "is no YAML"), ("- conv", "has list"), ("epochs: 3", "has epochs; allowed are")):
+    for text, message in (
+        ("a: [", "is no YAML"),
+        ("- conv", "has list"),
+        ("epochs: 3", "has epochs; allowed are"),
+        ("recipe: fast", "recipe of the preset .* is 'fast'"),
+    ):
         file = tmp_path / "preset.yaml"
         file.write_text(text)
         with pytest.raises(InputError, match=message):

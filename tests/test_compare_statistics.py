@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from xvolution.compare.statistics import bootstrap_difference, mean_interval, paired_difference, pareto_front
+from xvolution.compare.statistics import (
+    bootstrap_difference,
+    mean_interval,
+    paired_difference,
+    pareto_front,
+    resampled_difference,
+)
 
 
 def test_the_mean_has_students_interval() -> None:
@@ -98,3 +104,37 @@ def test_the_pareto_front() -> None:
     costs, gains = [1.0, 1.1, 1.1, 2.0, 3.0], [70, 72, 71, 71.5, 73]
     assert pareto_front(costs, gains) == [0, 1, 4]
     assert pareto_front([], []) == []
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_draws_of_a_mean_say_what_its_images_say(seeds: int) -> None:
+    """Average precision is known on drawn images alone; a mean is known on each, so that both ways can be held together."""
+    random, images = np.random.default_rng(seeds), 200
+    difficulty = random.uniform(0.2, 0.8, images)
+    correct, baseline = (
+        random.random((seeds, images)) < difficulty + shift + 0.03 * random.standard_normal((seeds, 1))
+        for shift in (0.05, 0.0)
+    )
+    drawn = random.multinomial(images, np.full(images, 1 / images), size=2000) / images  # (draws, images)
+    expected = bootstrap_difference(correct, baseline)
+    found = resampled_difference(correct.mean(1), baseline.mean(1), correct @ drawn.T, baseline @ drawn.T, images)
+    assert found is not None
+    assert found.seeds == seeds
+    assert found.estimate == pytest.approx(expected.estimate)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.12 * (expected.half or 0))
+
+
+def test_draws_without_a_figure_are_left_out() -> None:
+    random = np.random.default_rng(0)
+    drawn, base = random.normal(0.5, 0.05, (2, 3, 500))
+    values, baseline = np.array([0.6, 0.5, 0.6]), np.array([0.4, 0.4, 0.4])
+    whole = resampled_difference(values, baseline, drawn, base, 40)
+    drawn[0, :100] = np.nan
+    some = resampled_difference(values, baseline, drawn, base, 40)
+    assert whole is not None
+    assert some is not None
+    assert some.half == pytest.approx(whole.half, rel=0.2)
+    drawn[1, 100:300] = np.nan
+    assert resampled_difference(values, baseline, drawn, base, 40) is None
+    with pytest.raises(ValueError, match="shapes are"):
+        resampled_difference(values, baseline, drawn[:2], base[:2], 40)

@@ -1,6 +1,6 @@
 """One cell of the grid in a process of its own: ``python -m xvolution.compare.cell FOLDER``.
 
-FOLDER holds `cell.json`; `result.json` and `correct.npz` follow, or `error.json`.
+FOLDER holds `cell.json`; `result.json` and what its task leaves follow, or `error.json`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from xvolution.bench import count_flops, count_parameters
 from xvolution.compare.grid import Cell, read_json
+from xvolution.compare.task import task_of
 from xvolution.compare.variants import Variant
-from xvolution.deploy import reparameterize
-from xvolution.training.checkpoint import load_model
-from xvolution.training.config import TrainConfig
-from xvolution.training.data import open_data
+from xvolution.training.config import AnyConfig, config_from_dict
 from xvolution.training.errors import Interrupted, RunError
-from xvolution.training.evaluation import evaluate
-from xvolution.training.files import atomic_path, write_text
+from xvolution.training.files import write_text
 from xvolution.training.memory import peak_memory
 from xvolution.training.metadata import provenance
 from xvolution.training.once import train_once
@@ -56,7 +51,7 @@ def run_task(folder: Path) -> int:
         with FileLock(folder / ".lock", blocking=False):
             if task["threads"] is not None:
                 torch.set_num_threads(task["threads"])
-            train = TrainConfig.from_dict(task["train"])
+            train = config_from_dict(task["train"])
             train.workers = task["workers"]
             cell = Cell(Variant(task["label"], **task["variant"]), train)
             if cell.result() is None:
@@ -75,36 +70,19 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     """Train, judge every image by the last epoch's weights, and count.
 
     Returns:
-        What `result.json` holds: accuracy as fractions, sizes in bytes, times in seconds.
+        What `result.json` holds: accuracy or average precision as fractions, sizes in bytes, times in seconds.
     """
-    train = cell.train
+    train, task = cell.train, task_of(cell.train)
     trained = train_once(train)
     memory = peak_memory()
-    judged = evaluate(
-        trained.checkpoint,
-        train.data,
-        holdout=train.holdout,
-        seed=train.holdout_seed,
-        batch_size=train.batch_size,
-        workers=train.workers,
-        device="cpu" if train.accelerator == "cpu" else "auto",
-        on_bad_image=train.on_bad_image,
-        limit_batches=train.limit_val_batches,
-    )
-    labels = torch.as_tensor(open_data(train.data, train.holdout, train.holdout_seed).val.labels)[judged.indices]
-    with atomic_path(cell.folder / "correct.npz") as path, open(path, "wb") as file:
-        np.savez(file, index=judged.indices.numpy(), correct=(judged.predictions == labels).numpy())
     return {
         "label": cell.variant.label,
         **cell.variant.to_dict(),
         "seed": train.seed,
         "digest": cell.digest,
         "command": cell.command,
-        "top1": judged.top1,
-        "top5": judged.top5,
-        "loss": judged.loss,
-        "images": judged.images,
-        **_costs(trained.checkpoint),
+        **task.judge(train, trained.checkpoint, cell.folder),
+        **task.costs(trained.checkpoint),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in trained.history),
         "peak_memory_bytes": memory.bytes,
         "peak_memory_of": memory.where,
@@ -115,20 +93,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _costs(checkpoint: Path) -> dict[str, int]:
-    """Parameters and FLOPs for one image, in the training form and deployed with the least arithmetic."""
-    model, metadata = load_model(checkpoint)
-    example = metadata.example_images()
-    deployed = reparameterize(model, example_inputs=example, layout="split", fold_norms=True)
-    return {
-        "parameters": count_parameters(model),
-        "flops": count_flops(model, example) or 0,
-        "deployed_parameters": count_parameters(deployed),
-        "deployed_flops": count_flops(deployed, example) or 0,
-    }
-
-
-def _device(train: TrainConfig) -> str:
+def _device(train: AnyConfig) -> str:
     if train.accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return "cpu"

@@ -12,10 +12,11 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.preset_files import preset, preset_names
 from xvolution.compare.variants import parse_variants, variants_from
-from xvolution.training.commands import add_train_flags, train_config
+from xvolution.training.commands import TASKS, add_run_flags, configured, task_defaults, task_of
+from xvolution.training.config import AnyConfig, TrainConfig
 from xvolution.training.errors import InputError
 
-OF_THE_GRID = ("operator", "operator_options", "seed", "output", "resume", "progress")
+OF_THE_GRID = ("task", "operator", "operator_options", "seed", "output", "resume", "progress")
 OWN = ("jobs", "jobs_per_device", "threads", "launcher", "slurm", "latency_batch", "latency_rounds", "output")
 
 
@@ -35,18 +36,18 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
         SystemExit: a flag is unknown or of the wrong type; the parser has said so.
     """
     given = _preset_of(arguments)
-    recipe = json.dumps(given.get("recipe") or {})
-    values: dict[str, Any] = compare_parser().parse_args(["--config", recipe, *arguments]).as_dict()
+    recipe = given.get("recipe") or {}
+    defaults = task_defaults(task_of(arguments, str(recipe.get("task", "classify"))))
+    parsed = compare_parser(defaults).parse_args(["--config", json.dumps(recipe), *arguments])
+    values: dict[str, Any] = parsed.as_dict()
     values.pop("preset")
-    task, dry = values.pop("task"), values.pop("dry_run")
-    if task != "classify":
-        raise InputError(f"--task {task} cannot be compared yet; leave it out to compare classifiers.")
+    dry = values.pop("dry_run")
     operators, seeds, baseline = values.pop("operators"), values.pop("seeds"), values.pop("baseline")
     if operators is None and "variants" not in given:
         raise InputError("there is nothing to compare; give --operators conv,xvolution,... or a --preset.")
     own = {name: values.pop(name) for name in OWN}
     config = CompareConfig(
-        recipe=train_config(values),
+        recipe=configured(defaults, values),
         variants=parse_variants(",".join(operators)) if operators is not None else variants_from(given["variants"]),
         seeds=_seeds(seeds if seeds is not None else given.get("seeds", 3)),
         baseline=baseline or given.get("baseline", "conv"),
@@ -55,11 +56,13 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     return config, dry
 
 
-def compare_parser() -> ArgumentParser:
-    """The flags of a comparison, and those of `xvolution train` for its recipe."""
+def compare_parser(defaults: AnyConfig) -> ArgumentParser:
+    """The flags of a comparison, and those of `xvolution train` for its recipe, with the defaults of its task."""
+    detectors = " Detectors have recipes of their own: see xvolution compare --task detect --help."
     parser = ArgumentParser(
         prog="xvolution compare",
-        description="Which operator helps on my data, and what does it cost? Trains each with several seeds and reports.",
+        description="Which operator helps on my data, and what does it cost? Trains each with several seeds and reports."
+        + (detectors if isinstance(defaults, TrainConfig) else ""),
         default_env=False,
         allow_abbrev=False,
     )
@@ -72,7 +75,10 @@ def compare_parser() -> ArgumentParser:
     parser.add_argument("--seeds", type=str | None, help="how many, or a list such as [3,4,5]; 3 by default.")
     parser.add_argument("--baseline", type=str | None, help="label the others are measured against; conv by default.")
     parser.add_argument(
-        "--task", choices=["classify", "detect", "segment"], default="classify", help="what is learned."
+        "--task",
+        choices=TASKS,
+        default=getattr(defaults, "task", "classify"),
+        help="compare by top-1, by box AP (detect) or by mask AP (segment).",
     )
     parser.add_argument("--jobs", type=int | None, help="trainings at once; one for each device by default.")
     parser.add_argument("--jobs-per-device", type=int, default=1, help="trainings that share a GPU.")
@@ -86,8 +92,8 @@ def compare_parser() -> ArgumentParser:
     parser.add_argument(
         "--dry-run", action=ActionYesNo(no_prefix="no-"), default=False, help="print the grid and its commands."
     )
-    parser.add_argument("--output", type=str | None, help="folder; by default runs/compare-<data>-<model>.")
-    add_train_flags(parser, leave_out=OF_THE_GRID)
+    parser.add_argument("--output", type=str | None, help="folder; by default runs/compare-<data>-<network>.")
+    add_run_flags(parser, defaults, leave_out=OF_THE_GRID)
     return parser
 
 

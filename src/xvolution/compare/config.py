@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xvolution.compare.variants import Variant, with_baseline
-from xvolution.training.config import TrainConfig
+from xvolution.training.config import AnyConfig
 from xvolution.training.errors import InputError
 
 
@@ -16,11 +16,12 @@ class CompareConfig:
     """A grid of trainings: every variant with every seed, all by one recipe.
 
     Args:
-        recipe: of every training; its operator, seed, output and resume are the grid's to say.
+        recipe: of every training, of a classifier or a detector; its operator, seed, output and resume are the grid's to say.
         variants: what is compared; the baseline is put first, and added when it is missing.
         seeds: each trains every variant. Runs of one seed see the same images in the same order.
         baseline: label of the variant that the others are measured against.
-        output: folder of the comparison; by default runs/compare-<data>-<model>.
+        output: folder of the comparison; by default runs/compare-<data>-<model>, where a detector's model is architecture and
+            backbone.
         jobs: trainings at once; by default one for each device (times ``jobs_per_device``), one on a CPU.
         jobs_per_device: trainings that share a GPU.
         threads: of each training; by default the cores are dealt out evenly.
@@ -30,7 +31,7 @@ class CompareConfig:
         latency_rounds: samples of each latency; 0 measures none.
     """
 
-    recipe: TrainConfig
+    recipe: AnyConfig
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     baseline: str = "conv"
@@ -65,5 +66,4 @@ class CompareConfig:
         """The folder that the comparison writes to."""
         if self.output is not None:
             return Path(self.output).expanduser()
-        data = Path(self.recipe.data.rpartition(":")[2]).name
-        return Path("runs") / f"compare-{data}-{self.recipe.model}"
+        return Path("runs") / f"compare-{self.recipe.trained}"

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from xvolution.compare.task import Metric
 from xvolution.compare.verdict import ENOUGH_SEEDS
 
 INK = "#010203"  # replaced by currentColor in the SVG
@@ -54,35 +55,37 @@ def svg(figure: Figure, label: str) -> str:
     return element.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
-def accuracy_over_cost(rows: Sequence[dict[str, Any]], baseline: str) -> str:
-    """Top-1 with its interval over the deployed form's FLOPs; the Pareto front is a line."""
-    done = [row for row in rows if row["top1"] is not None]
+def accuracy_over_cost(rows: Sequence[dict[str, Any]], baseline: str, metric: Metric) -> str:
+    """The metric with its interval over the deployed form's FLOPs; the Pareto front is a line."""
+    done = [row for row in rows if row["score"] is not None]
     with style():
         figure = Figure(figsize=(9.0, 4.0))
         axes = figure.add_subplot()
         front = sorted(
-            (row["deployed_flops_ratio"] or 1.0, 100 * row["top1"]["estimate"]) for row in done if row["pareto"]
+            (row["deployed_flops_ratio"] or 1.0, 100 * row["score"]["estimate"]) for row in done if row["pareto"]
         )
         axes.step(*zip(*front, strict=True), where="post", color=INK, alpha=0.35, linewidth=1, linestyle="--")
         for row, (colour, marker) in zip(rows, looks(rows, baseline), strict=True):
-            if row["top1"] is None:
+            if row["score"] is None:
                 continue
             # Two seeds span an interval that dwarfs the picture.
-            half = 100 * row["top1"]["half"] if row["top1"]["seeds"] >= ENOUGH_SEEDS else 0.0
-            point = (row["deployed_flops_ratio"] or 1.0, 100 * row["top1"]["estimate"])
+            half = 100 * row["score"]["half"] if row["score"]["seeds"] >= ENOUGH_SEEDS else 0.0
+            point = (row["deployed_flops_ratio"] or 1.0, 100 * row["score"]["estimate"])
             axes.errorbar(
                 *point, yerr=half, color=colour, marker=marker, markersize=7, capsize=3, elinewidth=1, linestyle="none"
             )
             beside = (9, 6 if row["pareto"] else -6)  # over the front or under it
             axes.annotate(row["label"], point, xytext=beside, textcoords="offset points", fontsize=9.5, va="center")
-        axes.set(xlabel=f"FLOPs of the deployed network, relative to {baseline}", ylabel="top-1, %")
+        axes.set(xlabel=f"FLOPs of the deployed network, relative to {baseline}", ylabel=f"{metric.name}, %")
         axes.margins(x=0.18)
         axes.grid(color=INK, alpha=0.1)
-        return svg(figure, "Top-1 accuracy over FLOPs with the Pareto front")
+        return svg(figure, f"{metric.name} over FLOPs with the Pareto front")
 
 
-def training_curves(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], baseline: str) -> str:
-    """Training loss and top-1 by epoch: the mean over seeds, and their range as a band."""
+def training_curves(
+    rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]], baseline: str, metric: Metric
+) -> str:
+    """Training loss and the metric by epoch: the mean over seeds, and their range as a band."""
     with style():
         figure = Figure(figsize=(9.0, 5.6), layout="constrained")
         loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -96,17 +99,17 @@ def training_curves(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, An
                     marker,
                     row["label"],
                 )
-                percent = [[100 * epoch["val_top1"] for epoch in history] for history in histories]
+                percent = [[100 * epoch[f"val_{metric.key}"] for epoch in history] for history in histories]
                 _band(accuracy, percent, colour, marker, row["label"])
         loss.set(ylabel="training loss")
-        accuracy.set(xlabel="epoch", ylabel="top-1, %")
+        accuracy.set(xlabel="epoch", ylabel=f"{metric.name}, %")
         accuracy.xaxis.get_major_locator().set_params(integer=True)
         for axes in (loss, accuracy):
             axes.grid(axis="y", color=INK, alpha=0.12)
         figure.legend(
             *loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5
         )
-        return svg(figure, "Training loss and top-1 accuracy after each epoch")
+        return svg(figure, f"Training loss and {metric.name} after each epoch")
 
 
 def _band(axes: Axes, by_seed: Sequence[Sequence[float]], colour: str, marker: str, label: str) -> None:
@@ -119,8 +122,8 @@ def _band(axes: Axes, by_seed: Sequence[Sequence[float]], colour: str, marker: s
     )
 
 
-def differences(rows: Sequence[dict[str, Any]], baseline: str) -> str:
-    """Difference from the baseline with its interval, one line for each variant; empty where there is none yet."""
+def differences(rows: Sequence[dict[str, Any]], baseline: str, metric: Metric) -> str:
+    """Difference from the baseline in the metric with its interval, one line for each variant; empty where there is none yet."""
     shown = [row for row in rows if row["bootstrap"] or row["difference"]]
     if not shown:
         return ""
@@ -136,11 +139,11 @@ def differences(rows: Sequence[dict[str, Any]], baseline: str) -> str:
             axes.plot(100 * found["estimate"], place, color=colour, marker=marker, markersize=7)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(shown)), [row["label"] for row in shown])
-        axes.set(xlabel=f"top-1 minus that of {baseline}, points", ylim=(len(shown) - 0.5, -0.5))
+        axes.set(xlabel=f"{metric.name} minus that of {baseline}, points", ylim=(len(shown) - 0.5, -0.5))
         axes.grid(axis="x", color=INK, alpha=0.12)
         axes.spines["left"].set_visible(False)
         axes.tick_params(left=False)
-        return svg(figure, f"Difference in top-1 accuracy from {baseline} with its interval")
+        return svg(figure, f"Difference in {metric.name} from {baseline} with its interval")
 
 
 def looks(rows: Sequence[dict[str, Any]], baseline: str) -> list[tuple[str, str]]:

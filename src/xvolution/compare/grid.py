@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from xvolution.compare.config import CompareConfig
+from xvolution.compare.task import task_of
 from xvolution.compare.variants import Variant
 from xvolution.training.commands import train_flags
-from xvolution.training.config import TrainConfig
+from xvolution.training.config import AnyConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 
@@ -41,7 +42,7 @@ class Cell:
     """
 
     variant: Variant
-    train: TrainConfig
+    train: AnyConfig
 
     @property
     def name(self) -> str:
@@ -80,7 +81,7 @@ def cells(config: CompareConfig) -> list[Cell]:
     return grid
 
 
-def identity(train: TrainConfig) -> dict[str, Any]:
+def identity(train: AnyConfig) -> dict[str, Any]:
     """What decides a training's result, as JSON values."""
     values = json.loads(json.dumps(train.to_dict()))
     return {name: value for name, value in values.items() if name not in CIRCUMSTANCES}
@@ -94,6 +95,7 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     """
     path = config.folder / "comparison.json"
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
+    shared["task"] = task_of(config.recipe).name
     variants = {cell.variant.label: {name: identity(cell.train)[name] for name in PER_CELL[1:]} for cell in grid}
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
     changes = _changes(earlier["recipe"], shared)
@@ -118,7 +120,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> l
             changes += _changes(before[name], now[name], f"{prefix}{name}.")
         else:
             changes.append(f"{prefix}{name} was {json.dumps(before[name])}, is {json.dumps(now[name])}")
-    return sorted(changes)
+    return sorted(changes, key=lambda change: (not change.startswith("task was"), change))  # the task explains the rest
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

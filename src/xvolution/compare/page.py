@@ -9,6 +9,7 @@ import jinja2
 
 from xvolution.compare.figures import accuracy_over_cost, differences, training_curves
 from xvolution.compare.statistics import LEVEL
+from xvolution.compare.task import Metric
 from xvolution.compare.verdict import ENOUGH_SEEDS, MINUS, WORTH, count
 
 
@@ -43,14 +44,15 @@ def render(figures: dict[str, Any]) -> str:
         A document that loads nothing from anywhere.
     """
     rows, baseline = figures["variants"], figures["baseline"]
-    done = any(row["top1"] is not None for row in rows)
+    metric = Metric(**figures["metrics"][0])
+    done = any(row["score"] is not None for row in rows)
     pictures = {
-        "difference": differences(rows, baseline),
-        "cost": accuracy_over_cost(rows, baseline) if done else "",
-        "curves": training_curves(rows, figures["cells"], baseline) if done else "",
+        "difference": differences(rows, baseline, metric),
+        "cost": accuracy_over_cost(rows, baseline, metric) if done else "",
+        "curves": training_curves(rows, figures["cells"], baseline, metric) if done else "",
     }
     return (
         environment("xvolution.compare")
         .get_template("report.html.jinja")
-        .render(**figures, pictures=pictures, level=LEVEL, enough=ENOUGH_SEEDS, worth=WORTH, count=count)
+        .render(**figures, metric=metric, pictures=pictures, level=LEVEL, enough=ENOUGH_SEEDS, worth=WORTH, count=count)
     )

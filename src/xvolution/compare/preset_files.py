@@ -20,7 +20,9 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset by its name, or a YAML file: ``recipe`` (fields of TrainConfig), ``variants``, ``seeds``, ``baseline``.
+    """A preset by its name, or a YAML file: ``recipe``, ``variants``, ``seeds``, ``baseline``.
+
+    The recipe holds fields of TrainConfig, or of DetectionConfig with its ``task``.
 
     Raises:
         InputError: there is no such preset or file, or it is something else.
@@ -41,4 +43,8 @@ def preset(name: str) -> dict[str, Any]:
     unknown = sorted(set(values) - set(KEYS)) if isinstance(values, dict) else [str(type(values).__name__)]
     if unknown:
         raise InputError(f"the preset {name} has {', '.join(unknown)}; allowed are {', '.join(KEYS)}.")
+    if not isinstance(values.get("recipe") or {}, dict):
+        raise InputError(
+            f"the recipe of the preset {name} is {values['recipe']!r}; give settings by name, such as lr: 0.1."
+        )
     return values

@@ -9,31 +9,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, identity, read_json
-from xvolution.compare.statistics import Interval, bootstrap_difference, mean_interval, paired_difference, pareto_front
+from xvolution.compare.statistics import Interval, mean_interval, paired_difference, pareto_front
+from xvolution.compare.task import Task, task_of
 from xvolution.compare.verdict import headline, verdict
 
 MEDIANS = ("parameters", "flops", "deployed_parameters", "deployed_flops", "seconds_per_epoch", "peak_memory_bytes")
-CSV_COLUMNS = ("label", "operator", "seed", "top1", "top5", "loss", "images", *MEDIANS, "device", "threads", "command")
 
 
 def gather(
     config: CompareConfig, grid: Sequence[Cell], conditions: Mapping[str, Any], latency: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Everything that the report says, as JSON values: what `results.json` holds."""
+    task = task_of(config.recipe)
     done = {cell.name: result for cell in grid if (result := cell.result()) is not None}
     by_label: dict[str, list[Cell]] = {variant.label: [] for variant in config.variants}
     for cell in grid:
         by_label[cell.variant.label].append(cell)
-    rows = [_row(config, by_label, label, done, latency) for label in by_label]
+    rows = [_row(config, task, by_label, label, done, latency) for label in by_label]
     _mark_front(rows)
     for row in rows:
         row["verdict"] = verdict(row, config.baseline, rows)
     return {
-        "headline": headline(rows, config.baseline, len(config.seeds)),
+        "headline": headline(rows, config.baseline, len(config.seeds), task.metric.name),
+        "task": task.name,
+        "network": task.network(config.recipe),
+        "metrics": [asdict(metric) for metric in task.metrics],
+        "flops_of": next((task.counted(result) for result in done.values()), None),
+        "timed_on": task.timed_on,
+        "judged_anew": task.judged_anew,
         "baseline": config.baseline,
         "seeds": list(config.seeds),
         "images": max((result["images"] for result in done.values()), default=0),
@@ -57,6 +62,7 @@ def gather(
 
 def _row(
     config: CompareConfig,
+    task: Task[Any],
     by_label: Mapping[str, list[Cell]],
     label: str,
     done: Mapping[str, dict[str, Any]],
@@ -71,24 +77,25 @@ def _row(
         **first.variant.to_dict(),
         "seeds": sorted(own),
         "command": first.command,
-        "top1": None,
-        "top5": None,
+        "score": None,
+        "metrics": {},
         "difference": None,
         "bootstrap": None,
         "latency": None,
     }
-    row |= {name: statistics.median(each[name] for each in own.values()) if own else None for name in MEDIANS}
-    row |= {
-        f"{name}_ratio": row[name] / statistics.median(each[name] for each in base.values()) if own and base else None
-        for name in MEDIANS
-    }
+    row |= {name: _median(own, name) if own else None for name in MEDIANS}
+    row |= {f"{name}_ratio": row[name] / _median(base, name) if own and base else None for name in MEDIANS}
     if own:
-        row["top1"] = _values(mean_interval([result["top1"] for result in own.values()]))
-        row["top5"] = statistics.mean(result["top5"] for result in own.values())
+        row["score"] = _values(mean_interval([result[task.metric.key] for result in own.values()]))
+        row["metrics"] = {
+            metric.key: statistics.mean(result[metric.key] for result in own.values()) for metric in task.metrics
+        }
     if own and base and label != config.baseline:
-        top1 = [{seed: result["top1"] for seed, result in results.items()} for results in (own, base)]
-        row["difference"] = _values(paired_difference(*top1))
-        row["bootstrap"] = _values(_bootstrap(by_label[label], by_label[config.baseline], own.keys() & base.keys()))
+        scores = [{seed: result[task.metric.key] for seed, result in each.items()} for each in (own, base)]
+        row["difference"] = _values(paired_difference(*scores))
+        row["bootstrap"] = _values(
+            _bootstrap(task, by_label[label], by_label[config.baseline], own.keys() & base.keys())
+        )
     if latency is not None:
         row["latency"] = latency["forms"].get(label)
     return row
@@ -98,21 +105,17 @@ def _results(cells: Sequence[Cell], done: Mapping[str, dict[str, Any]]) -> dict[
     return {cell.train.seed: done[cell.name] for cell in cells if cell.name in done}
 
 
-def _bootstrap(own: Sequence[Cell], base: Sequence[Cell], seeds: set[int]) -> Interval | None:
+def _median(results: Mapping[int, dict[str, Any]], name: str) -> float:
+    """Over seeds; a count stays a whole number between two seeds."""
+    values = [each[name] for each in results.values()]
+    return round(statistics.median(values)) if isinstance(values[0], int) else statistics.median(values)
+
+
+def _bootstrap(task: Task[Any], own: Sequence[Cell], base: Sequence[Cell], seeds: set[int]) -> Interval | None:
     """None where no seed is common, or the seeds were not judged by the same images."""
     if not seeds:
         return None
-    judged = [[_correct(cell) for cell in cells if cell.train.seed in seeds] for cells in (own, base)]
-    indices = [index for side in judged for index, _ in side]
-    if any(not np.array_equal(index, indices[0]) for index in indices):
-        return None
-    correct, baseline = (np.stack([each for _, each in side]) for side in judged)
-    return bootstrap_difference(correct, baseline)
-
-
-def _correct(cell: Cell) -> tuple[Any, Any]:
-    with np.load(cell.folder / "correct.npz") as file:
-        return file["index"], file["correct"]
+    return task.bootstrap(*([cell.folder for cell in side if cell.train.seed in seeds] for side in (own, base)))
 
 
 def _values(interval: Interval | None) -> dict[str, Any] | None:
@@ -121,8 +124,8 @@ def _values(interval: Interval | None) -> dict[str, Any] | None:
 
 def _mark_front(rows: Sequence[dict[str, Any]]) -> None:
     """Say which rows no other beats in accuracy over FLOPs of the deployed form."""
-    done = [row for row in rows if row["top1"] is not None]
-    front = pareto_front([row["deployed_flops"] for row in done], [row["top1"]["estimate"] for row in done])
+    done = [row for row in rows if row["score"] is not None]
+    front = pareto_front([row["deployed_flops"] for row in done], [row["score"]["estimate"] for row in done])
     best = {done[index]["label"] for index in front}
     for row in rows:
         row["pareto"] = row["label"] in best
@@ -131,7 +134,9 @@ def _mark_front(rows: Sequence[dict[str, Any]]) -> None:
 def as_csv(figures: Mapping[str, Any]) -> str:
     """One line for each finished cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    metrics = [metric["key"] for metric in figures["metrics"]]
+    columns = ("label", "operator", "seed", *metrics, "images", *MEDIANS, "device", "threads", "command")
+    writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**cell, "command": " ".join(cell["command"])} for cell in figures["cells"])
     return text.getvalue()

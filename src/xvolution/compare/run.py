@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from xvolution.bench.conditions import device_conditions, versions
@@ -25,15 +24,13 @@ from xvolution.compare.grid import Cell, cells, claim, read_json
 from xvolution.compare.launch import launcher_for, run_cells
 from xvolution.compare.page import render
 from xvolution.compare.results import as_csv, gather
+from xvolution.compare.task import task_of
 from xvolution.compare.timing import latencies
-from xvolution.models import build_model
-from xvolution.training.data import open_data
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.files import write_text
 from xvolution.training.metadata import provenance
-from xvolution.training.run import model_spec
 
-PACKAGES = ("xvolution", "torch", "timm", "lightning", "numpy", "scipy")
+PACKAGES = ("xvolution", "torch", "torchvision", "timm", "lightning", "pycocotools", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ class Reporter:
 
     def __init__(self, config: CompareConfig, grid: Sequence[Cell]) -> None:
         self.config, self.grid = config, grid
+        self.metric = task_of(config.recipe).metric
         self.left = [cell for cell in grid if cell.result() is None]
         self._began = time.perf_counter()
         self._epochs: dict[str, int] = {}
@@ -142,7 +140,7 @@ class Reporter:
         for row in history[self._epochs[cell.name] :]:
             self._say(
                 f"{cell.name}: epoch {int(row['epoch'])}/{cell.train.epochs}  loss {row['train_loss']:.3f}  "
-                f"top-1 {row['val_top1']:.2%}  {row['seconds']:.1f} s"
+                f"{self.metric.name} {row[f'val_{self.metric.key}']:.2%}  {row['seconds']:.1f} s"
             )
         self._epochs[cell.name] = max(len(history), self._epochs[cell.name])
 
@@ -151,7 +149,9 @@ class Reporter:
         if result is None and failed is None:
             failed = {"error": f"it ended without a result; see {cell.folder / 'log.txt'}"}
             write_text(cell.folder / "error.json", json.dumps(failed) + "\n")
-        said = f"top-1 {result['top1']:.2%}" if result is not None else f"failed: {failed['error']}" if failed else ""
+        said = f"failed: {failed['error']}" if failed else ""
+        if result is not None:
+            said = f"{self.metric.name} {result[self.metric.key]:.2%}"
         self._say(f"{cell.name}: {said}{self._remaining()}")
         self.report()
 
@@ -186,13 +186,10 @@ def dry_run(config: CompareConfig) -> str:
 
 def _check(grid: Sequence[Cell]) -> None:
     """Open the data and build every network once, so that a mistake is answered before hours of training."""
-    train = grid[0].train
-    splits = open_data(train.data, train.holdout, train.holdout_seed)
-    size = train.image_size or splits.image_size
+    build = task_of(grid[0].train).builder(grid[0].train)
     for cell in {cell.variant.label: cell for cell in grid}.values():
         try:
-            spec = model_spec(cell.train, len(splits.train.class_names))
-            build_model(spec, example_inputs=torch.zeros(1, spec.in_chans, size, size))
+            build(cell.train)
         except InputError:
             raise
         except ValueError as error:
@@ -225,4 +222,4 @@ def _terminable() -> Iterator[None]:
 
 
 def _percent(row: dict[str, Any]) -> str:
-    return "   -   " if row["top1"] is None else f"{row['top1']['estimate']:7.2%}"
+    return "   -   " if row["score"] is None else f"{row['score']['estimate']:7.2%}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from xvolution.bench import count_flops, measure_latency
+from xvolution.bench import measure_latency
 from xvolution.bench.conditions import device_conditions
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, read_json
-from xvolution.deploy import layouts_of, reparameterize
-from xvolution.training.checkpoint import load_model
+from xvolution.compare.task import task_of
+from xvolution.deploy import ReparameterizationError
+from xvolution.training.errors import RunError
 from xvolution.training.files import write_text
 
 
@@ -22,8 +22,11 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
     """Time the deployed form of one finished cell of each variant; what was timed before is answered from `latency.json`.
 
     Returns:
-        ``forms`` by label (median and quartiles in ms, ratio to the baseline, layouts, FLOPs) and what they were measured under;
+        ``forms`` by label (median and quartiles in ms, ratio to the baseline, layouts) and what they were measured under;
         None where nothing is to be measured.
+
+    Raises:
+        RunError: a deployed form differs from the trained network.
     """
     chosen: dict[str, Cell] = {}
     for cell in grid:
@@ -47,16 +50,16 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
 
 
 def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.device) -> dict[str, dict[str, Any]]:
-    calls: dict[str, Callable[[], Tensor]] = {}
-    forms: dict[str, dict[str, Any]] = {}
-    for label, cell in chosen.items():
-        model, metadata = load_model(cell.folder / "last.ckpt", device)
-        example = metadata.example_images(batch_size=config.latency_batch).to(device)
-        deployed = reparameterize(model, example_inputs=example, layout="auto", fold_norms=True)
-        calls[label] = _call(deployed, example)
-        layouts = sorted(set(layouts_of(deployed).values()))
-        forms[label] = {"layouts": layouts, "flops": count_flops(deployed, example[:1])}
-    comparison = measure_latency(calls, rounds=config.latency_rounds)
+    checkpoints = {label: cell.folder / "last.ckpt" for label, cell in chosen.items()}
+    try:
+        timed = task_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
+    except ReparameterizationError as error:
+        raise RunError(
+            f"no latency was measured: {error}. What was trained is reported; the same command with --latency-rounds 0 leaves "
+            "it out."
+        ) from error
+    comparison = measure_latency({label: form.call for label, form in timed.items()}, rounds=config.latency_rounds)
+    forms = {label: dict(form.facts) for label, form in timed.items()}
     for label, latency in comparison.latencies.items():
         forms[label] |= {
             "median_ms": latency.median * 1e3,
@@ -64,11 +67,3 @@ def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.devic
             "ratio": comparison.ratio(label, config.baseline),
         }
     return forms
-
-
-def _call(model: nn.Module, batch: Tensor) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return model(batch)
-
-    return call

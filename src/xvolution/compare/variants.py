@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from xvolution.operators import operator_names
-from xvolution.training.config import TrainConfig
+from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
+
+Recipe = TypeVar("Recipe", bound=RunConfig)
 
 PLACEMENT = ("stages", "kernel_sizes", "names")
 REGISTERED = "registered"  # a preset's word for a variant of every registered operator
@@ -43,7 +45,7 @@ class Variant:
         """The label as the name of a folder; labels that differ in signs alone are told apart by `Variant`'s users."""
         return re.sub(r"[^A-Za-z0-9.=_-]+", "_", self.label).strip("_")
 
-    def applied(self, recipe: TrainConfig) -> TrainConfig:
+    def applied(self, recipe: Recipe) -> Recipe:
         """The recipe with this operator in it.
 
         Raises:

@@ -14,7 +14,7 @@ def verdict(row: dict[str, Any], baseline: str, rows: Sequence[dict[str, Any]]) 
     """What one row of the table says, in a sentence."""
     if row["label"] == baseline:
         return "the baseline"
-    if row["top1"] is None:
+    if row["score"] is None:
         return "not finished"
     found = claimed(row)
     if found is None:
@@ -40,8 +40,8 @@ def claimed(row: dict[str, Any]) -> dict[str, Any] | None:
     return row["bootstrap"] or row["difference"]
 
 
-def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int) -> str:
-    """The answer to: does one of these help on my data, and what does it cost?"""
+def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int, metric: str) -> str:
+    """The answer to: does one of these help on my data, and what does it cost? The metric is called as the page calls it."""
     finished = [(row, interval) for row in rows if (interval := claimed(row)) is not None]
     if not finished:
         return f"No variant is finished beside {baseline} yet."
@@ -53,7 +53,7 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int) 
     if seeds < ENOUGH_SEEDS:
         return (
             f"After {count(seeds, 'seed')}{more}, {best['label']}{of} has {difference(found)} "
-            f"of top-1 against {baseline}, {cost}. This is not a claim: it takes {ENOUGH_SEEDS} seeds or more to tell a gain "
+            f"of {metric} against {baseline}, {cost}. This is not a claim: it takes {ENOUGH_SEEDS} seeds or more to tell a gain "
             "from luck."
         )
     if _shown(found):
@@ -62,12 +62,12 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int) 
             caution = (
                 f" It is the best of {len(finished)}, which flatters it a little; new seeds would say by how much."
             )
-        return f"Yes: {best['label']} gains {difference(found)} of top-1 over {baseline}{more}, {cost}.{caution}"
+        return f"Yes: {best['label']} gains {difference(found)} of {metric} over {baseline}{more}, {cost}.{caution}"
     if all(interval["high"] is not None and interval["high"] < 0 for _, interval in finished):
-        return f"No: every variant is worse than {baseline}{more}; the best, {best['label']}, by {difference(found)} of top-1."
+        return f"No: every variant is worse than {baseline}{more}; the best, {best['label']}, by {difference(found)} of {metric}."
     return (
         f"No variant is better than {baseline} by a difference that {seeds} seeds can show{more}; the best, {best['label']}, has "
-        f"{difference(found)} of top-1, {cost}."
+        f"{difference(found)} of {metric}, {cost}."
     )
 
 
@@ -101,8 +101,8 @@ def _beaten_by(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str | Non
     better = [
         other
         for other in rows
-        if other["top1"] is not None
+        if other["score"] is not None
         and other["deployed_flops"] <= row["deployed_flops"]
-        and other["top1"]["estimate"] > row["top1"]["estimate"]
+        and other["score"]["estimate"] > row["score"]["estimate"]
     ]
-    return max(better, key=lambda other: other["top1"]["estimate"])["label"] if better else None
+    return max(better, key=lambda other: other["score"]["estimate"])["label"] if better else None

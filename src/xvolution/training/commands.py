@@ -18,29 +18,26 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from xvolution.surgery import XVolutionConfig
-from xvolution.training.config import DetectionConfig, RunConfig, TrainConfig
+from xvolution.training.config import AnyConfig, DetectionConfig, RunConfig, TrainConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 
 TASKS = ("classify", "detect", "segment")
 ALIASES = {"model": ("--backbone",)}
 
-Config = TypeVar("Config", bound=RunConfig)
+Config = TypeVar("Config", bound=AnyConfig)
 
 
 def train_command(arguments: Sequence[str]) -> None:
     """Train from flags and YAML files."""
     config = parse_run(arguments)
-    if isinstance(config, DetectionConfig):
-        from xvolution.training.detection import train_detector
+    from xvolution.training.once import train_task
 
-        result = train_detector(config)
+    result = train_task(config)
+    if isinstance(config, DetectionConfig):
         names = [name for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50") if f"val_{name}" in result.metrics]
         figures = ", ".join(f"{name.replace('_ap', ' AP')} {result.metrics[f'val_{name}']:.2%}" for name in names)
     else:
-        from xvolution.training.run import train
-
-        result = train(config)
         best = result.metrics
         figures = f"top-1 {best['val_top1']:.2%}, top-5 {best['val_top5']:.2%}, loss {best['val_loss']:.4f}"
     print(
@@ -48,25 +45,34 @@ def train_command(arguments: Sequence[str]) -> None:
     )
 
 
-def parse_run(arguments: Sequence[str]) -> TrainConfig | DetectionConfig:
+def parse_run(arguments: Sequence[str]) -> AnyConfig:
     """Parse flags and YAML files into the configuration of their task.
 
     Raises:
         InputError: a value is not allowed, or there is no such task.
         SystemExit: a flag is unknown or of the wrong type; the parser has said so.
     """
-    task = task_of(arguments)
-    if task == "classify":
+    defaults = task_defaults(task_of(arguments))
+    if isinstance(defaults, TrainConfig):
         return parse_train(arguments)
+    parser = _run_parser("Train a detector (--task detect) or a detector with masks (--task segment).")
+    add_run_flags(parser, defaults)
+    return configured(defaults, parser.parse_args(list(arguments)).as_dict())
+
+
+def task_defaults(task: str) -> AnyConfig:
+    """The configuration of a task that nothing was said about.
+
+    Raises:
+        InputError: there is no such task.
+    """
     if task not in TASKS:
         raise InputError(f"--task is {task}; the tasks are {', '.join(TASKS)}.")
-    parser = _run_parser("Train a detector (--task detect) or a detector with masks (--task segment).")
-    add_run_flags(parser, DetectionConfig(task="segment" if task == "segment" else "detect"))
-    return _configuration(DetectionConfig, parser.parse_args(list(arguments)).as_dict())
+    return TrainConfig() if task == "classify" else DetectionConfig(task="segment" if task == "segment" else "detect")
 
 
-def task_of(arguments: Sequence[str]) -> str:
-    """What `--task` says, on the command line or in the last YAML file that has it; classify where nothing does."""
+def task_of(arguments: Sequence[str], otherwise: str = "classify") -> str:
+    """What `--task` says, on the command line or in the last YAML file that has it; ``otherwise`` where nothing does."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task")
     parser.add_argument("--config", action="append", default=[])
@@ -80,7 +86,7 @@ def task_of(arguments: Sequence[str]) -> str:
             continue  # the parser proper says what is wrong with it
         if isinstance(settings, dict) and "task" in settings:
             return str(settings["task"])
-    return "classify"
+    return otherwise
 
 
 def train_parser() -> ArgumentParser:
@@ -90,17 +96,12 @@ def train_parser() -> ArgumentParser:
         "xvolution train --task detect --help."
     )
     parser.add_argument("--task", choices=TASKS, default="classify", help="classify images, detect boxes, or segment.")
-    add_train_flags(parser)
+    add_run_flags(parser, TrainConfig())
     return parser
 
 
 def _run_parser(description: str) -> ArgumentParser:
     return ArgumentParser(prog="xvolution train", description=description, default_env=False)
-
-
-def add_train_flags(parser: ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Add `--config` and a flag for each field of `TrainConfig` but those to be left out."""
-    add_run_flags(parser, TrainConfig(), leave_out)
 
 
 def add_run_flags(parser: ArgumentParser, defaults: RunConfig, leave_out: Collection[str] = ()) -> None:
@@ -148,31 +149,29 @@ def parse_train(arguments: Sequence[str]) -> TrainConfig:
         InputError: a value is not allowed.
         SystemExit: a flag is unknown or of the wrong type; the parser has said so.
     """
-    return train_config(train_parser().parse_args(list(arguments)).as_dict())
+    return configured(TrainConfig(), train_parser().parse_args(list(arguments)).as_dict())
 
 
-def train_config(values: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of what a parser with `add_train_flags` has parsed.
+def configured(defaults: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration of what a parser with `add_run_flags` has parsed, with the task of ``defaults``.
 
     Raises:
         InputError: a value is not allowed.
     """
-    return _configuration(TrainConfig, {name: value for name, value in values.items() if name != "task"})
-
-
-def _configuration(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    values = {name: value for name, value in values.items() if name != "config"}
+    values = {name: value for name, value in values.items() if name not in ("config", "task")}
+    if isinstance(defaults, DetectionConfig):
+        values["task"] = defaults.task
     try:
         xvolution = XVolutionConfig(**values.pop("xvolution"))
     except ValueError as error:
         raise InputError(f"--xvolution: {error}.") from error
-    return kind(**values, xvolution=xvolution)
+    return type(defaults)(**values, xvolution=xvolution)
 
 
-def train_flags(config: TrainConfig) -> list[str]:
-    """The flags that `parse_train` makes this configuration of; what has its default is left out."""
-    own, default = config.to_dict(), TrainConfig().to_dict()
-    flags: list[str] = []
+def train_flags(config: AnyConfig) -> list[str]:
+    """The flags that `parse_run` makes this configuration of; what has its default is left out."""
+    flags = ["--task", config.task] if isinstance(config, DetectionConfig) else []
+    own, default = config.to_dict(), task_defaults(flags[-1] if flags else "classify").to_dict()
     for prefix, given, usual in (
         ("", own, default),
         ("xvolution.", own.pop("xvolution"), default.pop("xvolution")),

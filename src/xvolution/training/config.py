@@ -277,3 +277,11 @@ class DetectionConfig(RunConfig):
         """Data, architecture and backbone."""
         backbone = self.backbone.replace("/", "-")
         return f"{Path(self.data).expanduser().resolve().name}-{self.architecture}-{backbone}"
+
+
+AnyConfig = TrainConfig | DetectionConfig
+
+
+def config_from_dict(values: dict[str, Any]) -> AnyConfig:
+    """The configuration, of whichever task, that ``to_dict`` made these values of."""
+    return DetectionConfig.from_dict(values) if "task" in values else TrainConfig.from_dict(values)

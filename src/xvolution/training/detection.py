@@ -79,9 +79,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
     masks = config.task == "segment"
     splits = open_detection(config.data, masks, config.holdout, config.holdout_seed, config.on_bad_image)
     seed_run(config.seed)
-    weights, own = (None, {}) if config.backbone_weights is None else _backbone_weights(config.backbone_weights)
-    spec = detector_spec(config, len(splits.train.class_names), own)
-    model = build_detector(spec, weights, config.pretrained, config.backbone_weights or "")
+    model, spec = new_detector(config, len(splits.train.class_names))
     announce(model)
     metadata = DetectorMetadata(
         spec, splits.train.class_names, splits.train.category_ids, config.data, provenance=provenance(config.seed)
@@ -99,6 +97,22 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         config.on_bad_image,
     )
     return fit(config, module, data, metadata, resume)
+
+
+def new_detector(config: DetectionConfig, categories: int) -> tuple[nn.Module, DetectorSpec]:
+    """Build the detector that a configuration asks for, on the CPU, in training mode.
+
+    Args:
+        config: the run.
+        categories: of the data, without background.
+
+    Raises:
+        InputError: the backbone's weights cannot be read.
+        ModelError: no such detector can be built.
+    """
+    weights, own = (None, {}) if config.backbone_weights is None else _backbone_weights(config.backbone_weights)
+    spec = detector_spec(config, categories, own)
+    return build_detector(spec, weights, config.pretrained, config.backbone_weights or ""), spec
 
 
 def detector_spec(

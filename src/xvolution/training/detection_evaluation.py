@@ -37,7 +37,7 @@ class DetectionEvaluation:
         images: how many were judged.
         seconds_per_image: of the detector alone, without loading; the first image is left out where there are more.
         peak_memory: the most that the process has held so far, on the GPU where it used one, else in RAM; in bytes.
-        results: the detections in COCO's submission format.
+        judged: the detections that the figures are computed from.
     """
 
     figures: dict[str, float]
@@ -45,11 +45,16 @@ class DetectionEvaluation:
     images: int
     seconds_per_image: float
     peak_memory: int
-    results: list[dict[str, Any]]
+    judged: CocoMetrics
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The detections in COCO's submission format."""
+        return self.judged.results
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures, without the results, as plain JSON values."""
-        return {key: value for key, value in vars(self).items() if key != "results"}
+        """The figures, without the detections, as plain JSON values."""
+        return {key: value for key, value in vars(self).items() if key != "judged"}
 
     def __str__(self) -> str:
         lines = []
@@ -129,7 +134,7 @@ def evaluate_detector(
         len(metrics.image_ids),
         sum(timed) / len(timed),
         peak_memory().bytes,
-        metrics.results,
+        metrics,
     )
     if results is not None:
         write_text(results, json.dumps(result.results) + "\n")

@@ -86,11 +86,15 @@ class CocoMetrics:
         self.results = [result for results, _ in parts for result in results]
         self.image_ids = [image_id for _, ids in parts for image_id in ids]
 
+    def evaluation(self, kind: str) -> Any:
+        """pycocotools' ``COCOeval`` of what was collected, accumulated and summarized; kind is box or mask."""
+        return evaluate_results(self.source.annotations, self.results, kind, self.image_ids)
+
     def compute(self) -> dict[str, float]:
         """COCO's figures as fractions of 1, by names such as ``box_ap50``; -1 where there is nothing to find, as COCO says it."""
         figures = {}
         for kind in self.kinds:
-            stats = evaluate_results(self.source.annotations, self.results, kind, self.image_ids).stats
+            stats = self.evaluation(kind).stats
             figures.update({f"{kind}_{name}": float(value) for name, value in zip(FIGURES, stats, strict=True)})
         return figures
 
@@ -104,9 +108,8 @@ class CocoMetrics:
             for key, name in annotations.categories.items()
         ]
         for kind in self.kinds:
-            evaluation = evaluate_results(annotations, self.results, kind, self.image_ids)
             # (IoU thresholds, recalls, categories, sizes, numbers of detections), -1 where there is nothing to find
-            precision = evaluation.eval["precision"][:, :, :, 0, -1]
+            precision = self.evaluation(kind).eval["precision"][:, :, :, 0, -1]
             for position, row in enumerate(rows):
                 found = precision[:, :, position]
                 row[f"{kind}_ap"] = float(found[found > -1].mean()) if (found > -1).any() else -1.0

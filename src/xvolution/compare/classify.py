@@ -1,0 +1,108 @@
+"""Classifiers in a comparison: top-1 on every image, FLOPs and latency of one square image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xvolution.bench import count_flops, count_parameters
+from xvolution.compare.statistics import Interval, bootstrap_difference
+from xvolution.compare.task import Form, Metric, Task
+from xvolution.deploy import layouts_of, reparameterize
+from xvolution.models import build_model
+from xvolution.training.checkpoint import load_model
+from xvolution.training.config import TrainConfig
+from xvolution.training.data import open_data
+from xvolution.training.evaluation import evaluate
+from xvolution.training.files import atomic_path
+from xvolution.training.run import model_spec
+
+
+class Classifiers(Task[TrainConfig]):
+    """See `Task`."""
+
+    name = "classify"
+    metrics = (Metric("top1", "top-1"), Metric("top5", "top-5"), Metric("loss", "loss", fraction=False))
+    timed_on = ""
+    judged_anew = ""
+
+    def network(self, recipe: TrainConfig) -> str:
+        return recipe.model
+
+    def builder(self, recipe: TrainConfig) -> Callable[[TrainConfig], nn.Module]:
+        splits = open_data(recipe.data, recipe.holdout, recipe.holdout_seed)
+        size = recipe.image_size or splits.image_size
+
+        def build(train: TrainConfig) -> nn.Module:
+            spec = model_spec(train, len(splits.train.class_names))
+            return build_model(spec, example_inputs=torch.zeros(1, spec.in_chans, size, size))
+
+        return build
+
+    def judge(self, train: TrainConfig, checkpoint: Path, folder: Path) -> dict[str, Any]:
+        judged = evaluate(
+            checkpoint,
+            train.data,
+            holdout=train.holdout,
+            seed=train.holdout_seed,
+            batch_size=train.batch_size,
+            workers=train.workers,
+            device="cpu" if train.accelerator == "cpu" else "auto",
+            on_bad_image=train.on_bad_image,
+            limit_batches=train.limit_val_batches,
+        )
+        labels = torch.as_tensor(open_data(train.data, train.holdout, train.holdout_seed).val.labels)[judged.indices]
+        with atomic_path(folder / "correct.npz") as path, open(path, "wb") as file:
+            np.savez(file, index=judged.indices.numpy(), correct=(judged.predictions == labels).numpy())
+        return {"top1": judged.top1, "top5": judged.top5, "loss": judged.loss, "images": judged.images}
+
+    def costs(self, checkpoint: Path) -> dict[str, Any]:
+        model, metadata = load_model(checkpoint)
+        example = metadata.example_images()
+        deployed = reparameterize(model, example_inputs=example, layout="split", fold_norms=True)
+        return {
+            "parameters": count_parameters(model),
+            "flops": count_flops(model, example) or 0,
+            "deployed_parameters": count_parameters(deployed),
+            "deployed_flops": count_flops(deployed, example) or 0,
+        }
+
+    def counted(self, result: Mapping[str, Any]) -> str:
+        return "one image"
+
+    def forms(
+        self, recipe: TrainConfig, checkpoints: Mapping[str, Path], batch_size: int, device: torch.device
+    ) -> dict[str, Form]:
+        forms = {}
+        for label, checkpoint in checkpoints.items():
+            model, metadata = load_model(checkpoint, device)
+            example = metadata.example_images(batch_size=batch_size).to(device)
+            deployed = reparameterize(model, example_inputs=example, layout="auto", fold_norms=True)
+            layouts = sorted(set(layouts_of(deployed).values()))
+            facts = {"layouts": layouts, "flops": count_flops(deployed, example[:1])}
+            forms[label] = Form(partial(_run, deployed, example), facts)
+        return forms
+
+    def bootstrap(self, own: Sequence[Path], base: Sequence[Path]) -> Interval | None:
+        judged = [[_correct(folder) for folder in side] for side in (own, base)]
+        indices = [index for side in judged for index, _ in side]
+        if any(not np.array_equal(index, indices[0]) for index in indices):
+            return None
+        correct, baseline = (np.stack([each for _, each in side]) for side in judged)
+        return bootstrap_difference(correct, baseline)
+
+
+def _run(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(batch)
+
+
+def _correct(folder: Path) -> tuple[Any, Any]:
+    with np.load(folder / "correct.npz") as file:
+        return file["index"], file["correct"]

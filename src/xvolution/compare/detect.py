@@ -1,0 +1,147 @@
+"""Detectors in a comparison: COCO's average precision, also on resampled images, and what a detector costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xvolution.bench import count_parameters
+from xvolution.bench.detectors import count_detector_flops
+from xvolution.compare.statistics import DRAWS, Interval, resampled_difference
+from xvolution.compare.task import Form, Metric, Task
+from xvolution.deploy import layouts_of
+from xvolution.models.detect_deploy import deploy_detector
+from xvolution.training.checkpoint import load_detector
+from xvolution.training.coco.data import detection_loader
+from xvolution.training.coco.resampling import resampled_precision
+from xvolution.training.coco.source import DetectionSource, open_detection
+from xvolution.training.config import DetectionConfig
+from xvolution.training.detection import new_detector
+from xvolution.training.detection_evaluation import evaluate_detector
+from xvolution.training.errors import InputError
+from xvolution.training.files import atomic_path
+
+_BOX = (Metric("box_ap", "box AP"), Metric("box_ap50", "box AP50"), Metric("box_ap75", "box AP75"))
+_MASK = (Metric("mask_ap", "mask AP"), Metric("mask_ap50", "mask AP50"), Metric("mask_ap75", "mask AP75"))
+
+
+class Detectors(Task[DetectionConfig]):
+    """See `Task`.
+
+    Args:
+        kind: of average precision that detectors are ranked by, box or mask.
+    """
+
+    timed_on = ", the first images that judge; a detector's time depends on what it finds in them"
+    judged_anew = ", on which average precision is computed anew"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.name = "segment" if kind == "mask" else "detect"
+        self.metrics = (*_MASK, *_BOX[:2]) if kind == "mask" else _BOX
+
+    def network(self, recipe: DetectionConfig) -> str:
+        return f"{recipe.architecture} over {recipe.backbone}"
+
+    def builder(self, recipe: DetectionConfig) -> Callable[[DetectionConfig], nn.Module]:
+        splits = open_detection(
+            recipe.data, self.kind == "mask", recipe.holdout, recipe.holdout_seed, recipe.on_bad_image
+        )
+        _require_objects(splits.val, recipe)
+        categories = len(splits.train.class_names)
+        return lambda train: new_detector(replace(train, pretrained=False), categories)[0]
+
+    def judge(self, train: DetectionConfig, checkpoint: Path, folder: Path) -> dict[str, Any]:
+        judged = evaluate_detector(
+            checkpoint,
+            train.data,
+            holdout=train.holdout,
+            seed=train.holdout_seed,
+            batch_size=train.batch_size,
+            workers=train.workers or 0,
+            device="cpu" if train.accelerator == "cpu" else "auto",
+            on_bad_image=train.on_bad_image,
+            limit_batches=train.limit_val_batches,
+        )
+        evaluation = judged.judged.evaluation(self.kind)
+        ids = np.array(evaluation.params.imgIds)
+        # The same generator in every cell: draw i takes the same images for all of them.
+        counts = np.random.default_rng(0).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=DRAWS)
+        with atomic_path(folder / "resampled.npz") as path, open(path, "wb") as file:
+            figure = judged.figures[self.metric.key]
+            np.savez(file, image_ids=ids, figure=figure, drawn=resampled_precision(evaluation, counts))
+        return {**{metric.key: judged.figures[metric.key] for metric in self.metrics}, "images": judged.images}
+
+    def costs(self, checkpoint: Path) -> dict[str, Any]:
+        model, metadata = load_detector(checkpoint)
+        # In float64 no rounding makes detections of nearly equal scores change places, which would look like another detector.
+        deployed = deploy_detector(model.double(), layout="split", fold_norms=True)
+        before, after = (count_detector_flops(each, "mask" in metadata.model.parts) for each in (model, deployed))
+        return {
+            "parameters": count_parameters(model),
+            "flops": before.flops,
+            "deployed_parameters": count_parameters(deployed),
+            "deployed_flops": after.flops,
+            "counted": {"pixels": list(after.pixels), "masks": after.masks},
+        }
+
+    def counted(self, result: Mapping[str, Any]) -> str:
+        (height, width), masks = result["counted"]["pixels"], result["counted"]["masks"]
+        most = f" and {masks} regions in the mask head, the most that it takes" if masks else ""
+        return f"one image of {height} x {width} pixels{most}, without the heads of regions that no variant changes"
+
+    def forms(
+        self, recipe: DetectionConfig, checkpoints: Mapping[str, Path], batch_size: int, device: torch.device
+    ) -> dict[str, Form]:
+        val = open_detection(
+            recipe.data, self.kind == "mask", recipe.holdout, recipe.holdout_seed, recipe.on_bad_image
+        ).val
+        batch = next(iter(detection_loader(val, batch_size, on_bad_image=recipe.on_bad_image)))
+        images = [image.to(device) for image in batch["image"]]
+        forms = {}
+        for label, checkpoint in checkpoints.items():
+            model, _ = load_detector(checkpoint, device)
+            deployed = deploy_detector(model, images, "auto", fold_norms=True)
+            found = sum(len(each["boxes"]) for each in _run(deployed, images))
+            sizes = [list(image.shape[1:]) for image in images]
+            facts = {"layouts": sorted(set(layouts_of(deployed).values())), "found": found, "pixels": sizes}
+            forms[label] = Form(partial(_run, deployed, images), facts)
+        return forms
+
+    def bootstrap(self, own: Sequence[Path], base: Sequence[Path]) -> Interval | None:
+        sides = [[_resampled(folder) for folder in side] for side in (own, base)]
+        images = sides[0][0]["image_ids"]
+        if any(not np.array_equal(each["image_ids"], images) for side in sides for each in side):
+            return None
+        values, baseline = (np.array([float(each["figure"]) for each in side]) for side in sides)
+        drawn, drawn_baseline = (np.stack([each["drawn"] for each in side]) for side in sides)
+        return resampled_difference(values, baseline, drawn, drawn_baseline, len(images))
+
+
+def _run(detector: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    with torch.inference_mode():
+        return detector(images)
+
+
+def _resampled(folder: Path) -> dict[str, Any]:
+    with np.load(folder / "resampled.npz") as file:
+        return dict(file)
+
+
+def _require_objects(source: DetectionSource, recipe: DetectionConfig) -> None:
+    """Refuse images that leave nothing to find, of which COCO's average precision is -1."""
+    judging = list(source.annotations.objects)
+    if recipe.limit_val_batches is not None:
+        judging = judging[: recipe.limit_val_batches * recipe.batch_size]
+    if all(each["iscrowd"] for key in judging for each in source.annotations.objects[key]):
+        raise InputError(
+            f"the {len(judging)} images of {source.annotations.path} that judge hold no object to find, so there is no average "
+            "precision; judge by other data, or by more with --limit-val-batches."
+        )
