@@ -57,7 +57,7 @@ def test_strongest_is_a_row_and_a_column():
 
 
 def test_a_wrong_name_lists_the_operators(model):
-    with pytest.raises(ValueError, match="'0' is no XVolution2d of this model; it has 1"):
+    with pytest.raises(ValueError, match="'0' is no XVolution2d with attention of this model; it has 1"):
         branch_maps(model, torch.randn(1, 3, 5, 5), "0")
 
 

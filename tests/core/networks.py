@@ -65,6 +65,7 @@ def operators(
     }
     norm = draw(st.sampled_from(norms))
     options: dict[str, Any] = {"norm_layer": NORMS[norm]} | draw(branch_options(draw(st.sampled_from(branches))))
+    options["num_conv_branches"] = draw(st.sampled_from([1, 1, 2, 3])) if norm in ("batch", "none") else 1
     seed = draw(st.integers(0, 2**16))
     torch.manual_seed(seed)
     operator = XVOLUTIONS[spatial](8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()

@@ -13,6 +13,8 @@ from xvolution import XVolution2d, reparameterize
 PLAIN = {"gate": "identity", "global_term": False, "query_norm": False, "window_norm": False}
 BRANCHES = [
     {},
+    {"num_conv_branches": 2},
+    {"attention": None, "num_conv_branches": 2},
     PLAIN,
     {"similarity": "dot", "heads": 2},
     {"attention": "linear", "heads": 2},
@@ -69,6 +71,9 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
     ("options", "sentence"),
     [
         ({"attention": "softmax"}, "attention is 'softmax'; allowed are"),
+        ({"attention": None, "window": 5}, "attention=None does not take window"),
+        ({"num_conv_branches": 0}, "num_conv_branches is 0"),
+        ({"num_conv_branches": 2, "norm_layer": lambda channels: nn.GroupNorm(2, channels)}, "behind a GroupNorm"),
         ({"similarity": "cosine"}, "similarity is 'cosine'; allowed are"),
         ({"gate": "relu"}, "gate is 'relu'; allowed are"),
         ({"heads": 2}, "use similarity='dot'"),
@@ -111,7 +116,10 @@ def test_unbatched_and_empty_inputs(options, mode):
 @pytest.mark.parametrize("options", BRANCHES)
 def test_zero_init_starts_at_the_convolution(options):
     x = torch.randn(2, 8, 9, 9)
-    for norm_layer in (nn.BatchNorm2d, None, lambda channels: nn.GroupNorm(2, channels)):
+    norm_layers = [nn.BatchNorm2d, None]
+    if "num_conv_branches" not in options:
+        norm_layers.append(lambda channels: nn.GroupNorm(2, channels))
+    for norm_layer in norm_layers:
         extra = {k: v for k, v in options.items() if norm_layer is not None or not k.endswith("_norm")}
         layer = XVolution2d(8, 16, 3, padding=1, norm_layer=norm_layer, **extra).eval()
         torch.testing.assert_close(layer(x), layer.conv_norm(layer.conv(x)), rtol=0, atol=0)
@@ -125,6 +133,38 @@ def test_the_term_over_all_pixels_starts_with_the_weight_asked_for(global_init, 
     x = torch.randn(2, 8, 9, 9)
     mean_key = branch.key(x).mean((2, 3), keepdim=True)
     torch.testing.assert_close(branch(x), branch.value(branch.query(x).sigmoid() * weight * mean_key))
+
+
+@pytest.mark.parametrize("attention", ["pssa", None])
+@pytest.mark.parametrize("norm_layer", [nn.BatchNorm2d, None])
+def test_several_convolutions_are_summed_and_become_one(attention, norm_layer):
+    options = {"num_conv_branches": 3, "attention": attention, "norm_layer": norm_layer}
+    layer = XVolution2d(8, 16, 3, 2, 1, groups=2, zero_init=False, dtype=torch.float64, **options)
+    layer = randomize(layer).eval()
+    x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    expected = layer.conv_norm(layer.conv(x)) + sum(branch.norm(branch.conv(x)) for branch in layer.parallel)
+    if attention is not None:
+        expected = expected + layer.attention_norm(layer.attention(x))
+    assert len(layer.parallel) == 2
+    torch.testing.assert_close(layer(x), expected)
+    deployed = reparameterize(layer, example_inputs=x, layout="split")
+    torch.testing.assert_close(deployed(x), expected, rtol=1e-12, atol=1e-12)
+    once = XVolution2d(8, 16, 3, 2, 1, groups=2, attention=attention, norm_layer=norm_layer, dtype=torch.float64).eval()
+    weights = [sum(p.numel() for p in each.parameters()) for each in (deployed, reparameterize(once, layout="split"))]
+    assert weights[0] == weights[1]  # nothing of the further convolutions is left
+
+
+def test_without_attention_what_is_deployed_is_the_plain_convolution():
+    layer = randomize(XVolution2d(8, 16, 3, padding=1, attention=None, num_conv_branches=2, zero_init=False)).eval()
+    deployed = reparameterize(layer, example_inputs=torch.randn(2, 8, 9, 9))
+    assert [type(module) for module in deployed.modules() if list(module.parameters(recurse=False))] == [nn.Conv2d]
+
+
+def test_a_norm_that_does_not_fold_keeps_convolutions_apart():
+    conv = nn.Conv2d(8, 16, 3, padding=1)
+    with pytest.raises(ValueError, match="use batch norm, or num_conv_branches=1"):
+        XVolution2d.from_conv(conv, conv_norm=nn.GroupNorm(2, 16), num_conv_branches=2)
+    assert XVolution2d.from_conv(conv, conv_norm=nn.GroupNorm(2, 16))(torch.randn(1, 8, 9, 9)).shape == (1, 16, 9, 9)
 
 
 @pytest.mark.parametrize("options", BRANCHES)

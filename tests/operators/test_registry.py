@@ -9,7 +9,15 @@ from torch import nn
 
 from tests.core.networks import SmallNet
 from xvolution import XVolution2d, XVolutionConfig, convert
-from xvolution.operators import OPERATORS, OperatorConfig, conversion, conversion_from_dict, operator_names, register
+from xvolution.operators import (
+    OPERATORS,
+    XVOLUTIONS,
+    OperatorConfig,
+    conversion,
+    conversion_from_dict,
+    operator_names,
+    register,
+)
 from xvolution.surgery import Conversion
 
 
@@ -40,7 +48,7 @@ def test_conversion_puts_it_in(name):
     torch.manual_seed(0)
     network = SmallNet()
     converted = convert(network, conversion(name, placement=Conversion(names=("layer1.conv*",))))
-    built = XVolution2d if name.startswith("xvolution") else OPERATORS[name].build
+    built = XVolution2d if name in XVOLUTIONS else OPERATORS[name].build
     if isinstance(built, type):
         assert type(converted.layer1.conv1) is built
     assert type(converted.layer2.conv1) is nn.Conv2d
@@ -69,8 +77,8 @@ def test_bad_requests_are_sentences():
         conversion("convolution")
     with pytest.raises(ValueError, match="operator is 'nothing'"):
         OperatorConfig(operator="nothing")
-    with pytest.raises(ValueError, match="'conv-conv' does not take window; it has none"):
-        conversion("conv-conv", {"window": 3})
+    with pytest.raises(ValueError, match="'conv' does not take window; it has none"):
+        conversion("conv", {"window": 3})
     with pytest.raises(ValueError, match="unknown fields windows"):
         conversion("xvolution", {"windows": 3})
     with pytest.raises(ValueError, match="registered already"):

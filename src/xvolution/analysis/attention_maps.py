@@ -38,9 +38,15 @@ class BranchMaps:
 
 
 def _operator(model: nn.Module, name: str) -> XVolution2d:
-    operators = {path: module for path, module in model.named_modules() if isinstance(module, XVolution2d)}
+    operators = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, XVolution2d) and module.attention is not None
+    }
     if name not in operators:
-        raise ValueError(f"{name!r} is no XVolution2d of this model; it has {', '.join(operators) or 'none'}")
+        raise ValueError(
+            f"{name!r} is no XVolution2d with attention of this model; it has {', '.join(operators) or 'none'}"
+        )
     return operators[name]
 
 
@@ -71,7 +77,7 @@ def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
     finally:
         hook.remove()
     x = operands[0]
-    convolution = operator.conv_norm(operator.conv(x))
+    convolution = operator.convolved(x)
     attention = operator.attention_norm(operator.attention(x))
     return BranchMaps(x, convolution.norm(dim=1), attention.norm(dim=1))
 
@@ -92,5 +98,6 @@ def attention_kernel(operator: XVolution2d, x: Tensor, position: tuple[int, int]
         (N, kh, kw): Frobenius norm over output and input channels.
     """
     attention_alone = copy.deepcopy(operator)
-    nn.init.zeros_(attention_alone.conv.weight)
+    for conv in (attention_alone.conv, *(branch.conv for branch in attention_alone.parallel)):
+        nn.init.zeros_(conv.weight)
     return dynamic_kernel(attention_alone, x, position).norm(dim=(1, 2))

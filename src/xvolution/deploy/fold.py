@@ -106,6 +106,8 @@ def fold(operator: XVolution) -> FoldedOperator:
     folded = FoldedConvolution(
         kernel.geometry, conv.groups, weight * per_channel(scale[:, None], weight), bias * scale + shift, conv_norm
     )
+    for branch in operator.parallel:
+        _merge(folded, branch)
     attention_norm = operator.attention_norm
     attention = operator.attention
     # The attention's shift moves into the convolution's bias, which is possible only where nothing normalizes it afterwards.
@@ -118,6 +120,15 @@ def fold(operator: XVolution) -> FoldedOperator:
     if isinstance(attention, PixelShiftAttention) and attention.similarity == "hadamard":
         return FoldedOperator(folded, _fold_gate(attention, value_scale, attention_norm), None, nn.Identity())
     return FoldedOperator(folded, None, value_scale, attention_norm)
+
+
+def _merge(folded: FoldedConvolution, branch: Any) -> None:
+    """Add one more convolution of the same window; its norm, and the first one's, are known to fold."""
+    kernel = kernel_of(branch.conv)
+    scale, shift = affine_of(branch.norm, len(kernel.weight), kernel.weight)
+    bias = kernel.weight.new_zeros(len(kernel.weight)) if kernel.bias is None else kernel.bias
+    folded.weight = folded.weight + kernel.weight * per_channel(scale.detach()[:, None], kernel.weight)
+    folded.bias = folded.bias + bias * scale.detach() + shift.detach()
 
 
 def _split(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor, nn.Module]:

@@ -218,6 +218,20 @@ class SplitGatedConv(GatedConv):
         return self.conv(x), query, window_sum, everywhere
 
 
+class MergedConv(DeployedXVolution):
+    """An operator without attention: its convolutions as one."""
+
+    layout = "single"
+
+    def __init__(self, convolution: FoldedConvolution, factory: dict[str, Any]) -> None:
+        super().__init__(convolution)
+        self.conv = _conv(convolution.geometry, convolution.weight, convolution.bias, convolution.groups, factory)
+        self.conv_norm = convolution.norm
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.conv_norm(self.conv(x))
+
+
 class TwoBranchConv(DeployedXVolution):
     """Layout ``split`` of the branches that do not merge: a folded convolution plus the attention branch."""
 
@@ -278,12 +292,16 @@ def _materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:
     return attention
 
 
-def build(folded: FoldedOperator, attention: nn.Module, layout: str, factory: dict[str, Any]) -> DeployedXVolution:
+def build(
+    folded: FoldedOperator, attention: nn.Module | None, layout: str, factory: dict[str, Any]
+) -> DeployedXVolution:
     """The deployed module of a folded operator in one layout (see ``layouts_for``)."""
     with torch.no_grad():
         if folded.gate is not None:
             gated = SingleGatedConv if layout == "single" else SplitGatedConv
             deployed: DeployedXVolution = gated(folded.convolution, folded.gate, factory)
+        elif attention is None:
+            deployed = MergedConv(folded.convolution, factory)
         elif isinstance(attention, LinearAttention) and layout == "single":
             deployed = ContentConv(folded, attention, factory)
         else:
@@ -291,11 +309,13 @@ def build(folded: FoldedOperator, attention: nn.Module, layout: str, factory: di
     return deployed.eval()
 
 
-def layouts_for(folded: FoldedOperator, attention: nn.Module) -> tuple[str, ...]:
+def layouts_for(folded: FoldedOperator, attention: nn.Module | None) -> tuple[str, ...]:
     """Layouts in which an operator can be deployed, the one with the fewest multiplications first."""
     if folded.gate is not None:
         pointwise = max(union_of(folded.convolution, folded.gate).kernel_size) == 1
         return ("single", "split") if pointwise else ("split", "single")
+    if attention is None:
+        return ("single",)
     if isinstance(attention, LinearAttention) and type(folded.attention_norm) is nn.Identity:
         return ("split", "single")
     return ("split",)

@@ -32,6 +32,17 @@ ATTENTION_BRANCHES: dict[str, tuple[Any, Any, Any]] = {
 NormLayer = Callable[[int], nn.Module]
 
 
+class NormalizedConvolution(nn.Module):
+    """``norm(conv(x))``: one more convolution of a convolution branch. (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
 class XVolution(nn.Module):
     """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
 
@@ -44,7 +55,10 @@ class XVolution(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: those of
             ``nn.Conv2d`` (``nn.Conv1d``, ``nn.Conv3d``), with its meaning and its errors. In addition ``padding="same_upper"``
             pads to ``ceil(n / stride)`` outputs, as TensorFlow does.
-        attention: ``"pssa"``, ``"linear"``, ``"global"``, or a module that maps (N, C_in, H, W) to (N, C_out, H', W').
+        num_conv_branches: convolutions of the convolution branch, each with a norm, that are added up in training and are one
+            convolution once deployed, at no cost there.
+        attention: ``"pssa"``, ``"linear"``, ``"global"``, or a module that maps (N, C_in, H, W) to (N, C_out, H', W'). None
+            leaves the convolution branch alone, which tells what attention adds.
         attention_ratio: attention channels as a fraction of the output channels.
         similarity: of ``pssa``: ``"hadamard"`` (merges into one convolution) or ``"dot"`` (the paper's equation 9).
         heads: heads in each group, for ``dot``, ``linear`` and ``global``.
@@ -56,7 +70,8 @@ class XVolution(nn.Module):
         global_init: of ``pssa`` with Hadamard similarity: the weights that the term over all pixels starts with.
         norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
             drops them all.
-        zero_init: start the attention at zero effect, so that the operator starts as its convolution branch.
+        zero_init: start the attention, and every convolution but the first, at zero effect, so that the operator starts as its
+            first convolution.
         device, dtype: of the parameters.
 
     Shape:
@@ -73,7 +88,9 @@ class XVolution(nn.Module):
 
     conv: Any
     conv_norm: nn.Module
-    attention: nn.Module
+    parallel: nn.ModuleList
+    #: A module, or None.
+    attention: Any
     attention_norm: nn.Module
 
     #: Set by ``xvolution.deploy``: turns a trained operator into its deployed form.
@@ -91,7 +108,8 @@ class XVolution(nn.Module):
         bias: bool = True,
         padding_mode: str = "zeros",
         *,
-        attention: str | nn.Module = "pssa",
+        num_conv_branches: int = 1,
+        attention: str | nn.Module | None = "pssa",
         attention_ratio: float = 0.25,
         similarity: Similarity = "hadamard",
         heads: int = 1,
@@ -110,13 +128,23 @@ class XVolution(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         place: tuple[Any, ...] = (kernel_size, stride, padding, dilation)
-        if padding == "same_upper":
-            geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
-            self.conv = conv_over(geometry, in_channels, out_channels, groups=groups, bias=bias, **factory)
-        else:
+
+        def convolution() -> Any:
+            if padding == "same_upper":
+                geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
+                return conv_over(geometry, in_channels, out_channels, groups=groups, bias=bias, **factory)
             kind = CONVOLUTIONS[self.dims]
-            self.conv = kind(in_channels, out_channels, *place, groups, bias, padding_mode, **factory)
+            return kind(in_channels, out_channels, *place, groups, bias, padding_mode, **factory)
+
+        if num_conv_branches < 1:
+            raise ValueError(f"num_conv_branches is {num_conv_branches}; it must be at least 1")
+        self.conv = convolution()
         self.conv_norm = build_norm(norm_layer, out_channels, self.dims, factory)
+        self.parallel = nn.ModuleList(
+            NormalizedConvolution(convolution(), build_norm(norm_layer, out_channels, self.dims, factory))
+            for _ in range(num_conv_branches - 1)
+        )
+        self._check_branches_merge()
         gate_options = {"gate": gate, "global_term": global_term, "query_norm": query_norm, "window_norm": window_norm}
         if attention == "pssa" and similarity == "hadamard":
             defaults = _hadamard_defaults(norm_layer)
@@ -128,9 +156,10 @@ class XVolution(nn.Module):
             pixel_shift[name] = norm_layer if gate_options[name] else None
         common = {"attention_ratio": attention_ratio, "heads": heads, **factory}
         self.attention = _build_attention(attention, self.dims, self.conv, padding, common, pixel_shift)
-        self.attention_norm = build_norm(norm_layer, out_channels, self.dims, factory)
+        norm_of_attention = None if attention is None else norm_layer
+        self.attention_norm = build_norm(norm_of_attention, out_channels, self.dims, factory)
         if zero_init:
-            self._start_attention_at_zero()
+            self._start_at_the_convolution()
 
     @classmethod
     def from_conv(cls, conv: Any, *, conv_norm: nn.Module | None = None, **options: Any) -> XVolution:
@@ -163,19 +192,30 @@ class XVolution(nn.Module):
         )
         operator.conv = conv
         operator.conv_norm = nn.Identity() if conv_norm is None else conv_norm
+        operator._check_branches_merge()
         return operator.train(conv.training)
 
-    def _start_attention_at_zero(self) -> None:
+    def _check_branches_merge(self) -> None:
+        """Several convolutions become one where each norm is a scale and a shift once it is trained."""
+        norms = [self.conv_norm, *(branch.norm for branch in self.parallel)]
+        for norm in norms if len(norms) > 1 else []:
+            if (
+                not isinstance(norm, nn.Identity | nn.modules.batchnorm._BatchNorm)
+                and type(norm).__name__ != "FrozenBatchNorm2d"
+            ):
+                raise ValueError(
+                    f"several convolutions cannot become one behind a {type(norm).__name__}, which depends on the whole map; "
+                    "use batch norm, or num_conv_branches=1"
+                )
+
+    def _start_at_the_convolution(self) -> None:
+        branch: Any
+        for branch in self.parallel:
+            _start_at_zero(branch.conv if isinstance(branch.norm, nn.Identity) else branch.norm)
+        if self.attention is None:
+            return
         last = self.attention_norm
-        if isinstance(last, nn.Identity):
-            last = getattr(self.attention, "value", last)
-        if getattr(last, "weight", None) is None:
-            raise ValueError(
-                "zero_init needs a last layer with a weight: the attention branch has none; pass zero_init=False, or a "
-                "norm_layer with affine parameters"
-            )
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
+        _start_at_zero(getattr(self.attention, "value", last) if isinstance(last, nn.Identity) else last)
 
     @property
     def in_channels(self) -> int:
@@ -213,7 +253,9 @@ class XVolution(nn.Module):
         """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
         if x.dim() == self.dims + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        y = self.conv_norm(self.conv(x))
+        y = self.convolved(x)
+        if self.attention is None:
+            return y
         if fused.serves(self.attention, self.attention_norm, y):
             return fused.add_branch(y, x, self.attention, self.attention_norm)
         attended = self.attention_norm(self.attention(x))
@@ -223,6 +265,13 @@ class XVolution(nn.Module):
                 "an attention module must map (N, C_in, H, W) to the convolution's output shape"
             )
         return add(y, attended)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution branch: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        y = self.conv_norm(self.conv(x))
+        for branch in self.parallel:
+            y = add(y, branch(x))
+        return y
 
     def fuse(self) -> nn.Module:
         """The deployed form, as ``timm.utils.reparameterize_model`` asks for it.
@@ -266,6 +315,16 @@ class XVolution3d(XVolution):
 XVOLUTIONS: dict[int, type[XVolution]] = {1: XVolution1d, 2: XVolution2d, 3: XVolution3d}
 
 
+def _start_at_zero(last: nn.Module) -> None:
+    if getattr(last, "weight", None) is None:
+        raise ValueError(
+            "zero_init needs a last layer with a weight: the branch has none; pass zero_init=False, or a norm_layer with "
+            "affine parameters"
+        )
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+
+
 def _hadamard_defaults(norm_layer: NormLayer | None) -> dict[str, Any]:
     """What measured best on real images (``docs/results.md``); inner norms only where they fold."""
     folds = isinstance(norm_layer, type) and issubclass(norm_layer, nn.modules.batchnorm._BatchNorm)
@@ -273,20 +332,19 @@ def _hadamard_defaults(norm_layer: NormLayer | None) -> dict[str, Any]:
 
 
 def _build_attention(
-    attention: str | nn.Module,
+    attention: str | nn.Module | None,
     dims: int,
     conv: Any,
     padding: int | Sequence[int] | str,
     common: dict[str, Any],
     pixel_shift: dict[str, Any],
-) -> nn.Module:
+) -> nn.Module | None:
     if isinstance(attention, nn.Module):
         return attention
-    if attention not in ATTENTION_BRANCHES:
+    if attention is not None and attention not in ATTENTION_BRANCHES:
         raise ValueError(
-            f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))} or a module"
+            f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
         )
-    branch = ATTENTION_BRANCHES[attention][dims - 1]
     if attention != "pssa":
         defaults = {"similarity": "hadamard", "gate": "identity"}
         given = [name for name, value in pixel_shift.items() if value not in (None, False, defaults.get(name))]
@@ -295,7 +353,9 @@ def _build_attention(
                 f"attention={attention!r} does not take {', '.join(given)}; these belong to attention='pssa'"
             )
         pixel_shift = {}
-    return branch(
+    if attention is None:
+        return None
+    return ATTENTION_BRANCHES[attention][dims - 1](
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,

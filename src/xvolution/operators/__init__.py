@@ -1,8 +1,8 @@
 """The neighbours of X-volution: operators that take the place of a convolution, one file each, by name."""
 
+from xvolution.operators import conv as conv
 from xvolution.operators.acmix import ACmix2d
 from xvolution.operators.attention_attention import AttentionAttention2d
-from xvolution.operators.conv import ConvConv2d
 from xvolution.operators.conv_context import ConvContext2d
 from xvolution.operators.global_attention import global_attention
 from xvolution.operators.hpconv import HPConv2d
@@ -27,7 +27,6 @@ __all__ = [
     "ACmix2d",
     "AttentionAttention2d",
     "ConvContext2d",
-    "ConvConv2d",
     "HPConv2d",
     "Involution2d",
     "LESA2d",

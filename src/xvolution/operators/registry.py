@@ -40,8 +40,10 @@ class Operator:
 
 OPERATORS: dict[str, Operator] = {}
 
-#: Forms of X-volution that have a name of their own; ``xvolution`` is the default form.
+#: Forms of X-volution that have a name of their own; ``xvolution`` is the default form, ``conv-conv`` the control of the paper's
+#: ablation (section 4): the same structure without attention.
 XVOLUTIONS: dict[str, dict[str, Any]] = {
+    "conv-conv": {"attention": None, "num_conv_branches": 2},
     "xvolution": {},
     "xvolution-dot": {"similarity": "dot"},
     "xvolution-linear": {"attention": "linear"},

@@ -107,16 +107,18 @@ class XVolutionConfig(Conversion):
 
     Attributes:
         stages, kernel_sizes, names, kernel_size: those of ``Conversion``.
-        attention: ``"pssa"``, ``"linear"``, ``"global"``, or a function that takes the ``nn.Conv2d`` to be replaced and returns
-            an attention module of the same input and output shapes.
-        attention_ratio, similarity, heads, gate, window, shift_distance, global_term, global_init, query_norm, window_norm:
-            those of ``XVolution2d``; None takes the operator's default.
-        norm_layer: normalization of the attention branch: the name of a class in ``torch.nn``, a function of the number of
-            channels, or None.
-        zero_init: start the attention at zero effect, so that the converted model computes what it computed before.
+        attention: ``"pssa"``, ``"linear"``, ``"global"``, None, or a function that takes the ``nn.Conv2d`` to be replaced and
+            returns an attention module of the same input and output shapes.
+        num_conv_branches, attention_ratio, similarity, heads, gate, window, shift_distance, global_term, global_init, query_norm,
+            window_norm: those of ``XVolution2d``; None takes the operator's default.
+        norm_layer: normalization of the attention branch and of further convolutions: the name of a class in ``torch.nn``, a
+            function of the number of channels, or None.
+        zero_init: start the attention and further convolutions at zero effect, so that the converted model computes what it
+            computed before.
     """
 
-    attention: str | Callable[[Any], nn.Module] = "pssa"
+    num_conv_branches: int = 1
+    attention: str | Callable[[Any], nn.Module] | None = "pssa"
     attention_ratio: float = 0.25
     similarity: Literal["hadamard", "dot"] = "hadamard"
     heads: int = 1
