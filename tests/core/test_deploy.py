@@ -72,6 +72,7 @@ def test_dynamic_kernels_everywhere_are_the_operator():
 @pytest.mark.parametrize(
     ("operator", "position", "sentence"),
     [
+        (XVolution2d(8, 16, 3, attention=None).eval(), (0, 0), "its kernel is the same at every pixel"),
         (XVolution2d(4, 4, 3), (0, 0), "call eval"),
         (XVolution2d(4, 4, 3).eval(), (9, 0), "outside of the output of 5 x 5"),
         (XVolution2d(4, 4, 3, attention="global").eval(), (0, 0), "no dynamic convolution over a window"),

@@ -81,6 +81,10 @@ def _check(module: nn.Module, x: Tensor) -> None:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; it must be (N, C_in, ...) with {module.dims} dimensions after them"
         )
+    if module.attention is None:
+        raise ValueError(
+            "the operator has no attention, so its kernel is the same at every pixel; re-parameterize it and read conv.weight"
+        )
     if not isinstance(module.attention, PixelShiftAttention | LinearAttention):
         raise ValueError(
             f"the branch {type(module.attention).__name__} is no dynamic convolution over a window; "
