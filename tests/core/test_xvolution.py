@@ -73,7 +73,10 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
         ({"attention": "softmax"}, "attention is 'softmax'; allowed are"),
         ({"attention": None, "window": 5}, "attention=None does not take window"),
         ({"num_conv_branches": 0}, "num_conv_branches is 0"),
-        ({"num_conv_branches": 2, "norm_layer": lambda channels: nn.GroupNorm(2, channels)}, "behind a GroupNorm"),
+        (
+            {"num_conv_branches": 2, "norm_layer": lambda channels: nn.GroupNorm(2, channels)},
+            "cannot become one with a GroupNorm",
+        ),
         ({"similarity": "cosine"}, "similarity is 'cosine'; allowed are"),
         ({"gate": "relu"}, "gate is 'relu'; allowed are"),
         ({"heads": 2}, "use similarity='dot'"),
@@ -162,8 +165,14 @@ def test_without_attention_what_is_deployed_is_the_plain_convolution():
 
 def test_a_norm_that_does_not_fold_keeps_convolutions_apart():
     conv = nn.Conv2d(8, 16, 3, padding=1)
-    with pytest.raises(ValueError, match="use batch norm, or num_conv_branches=1"):
-        XVolution2d.from_conv(conv, conv_norm=nn.GroupNorm(2, 16), num_conv_branches=2)
+    for norm in (nn.GroupNorm(2, 16), nn.BatchNorm2d(16, track_running_stats=False)):
+        with pytest.raises(ValueError, match="or num_conv_branches=1"):
+            XVolution2d.from_conv(conv, conv_norm=norm, num_conv_branches=2)
+    layer = XVolution2d(8, 16, 3, num_conv_branches=2)
+    layer.conv_norm = nn.GroupNorm(2, 16)
+    layer.eval()
+    with pytest.raises(ValueError, match="a norm of theirs does not fold"):
+        reparameterize(layer)
     assert XVolution2d.from_conv(conv, conv_norm=nn.GroupNorm(2, 16))(torch.randn(1, 8, 9, 9)).shape == (1, 16, 9, 9)
 
 

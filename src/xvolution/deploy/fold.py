@@ -107,6 +107,11 @@ def fold(operator: XVolution) -> FoldedOperator:
         kernel.geometry, conv.groups, weight * per_channel(scale[:, None], weight), bias * scale + shift, conv_norm
     )
     for branch in operator.parallel:
+        if not (type(conv_norm) is nn.Identity and is_foldable(branch.norm)):
+            raise ValueError(
+                "the convolutions of this operator cannot become one, because a norm of theirs does not fold; each needs a batch "
+                "norm with running statistics, or none"
+            )
         _merge(folded, branch)
     attention_norm = operator.attention_norm
     attention = operator.attention
@@ -123,7 +128,7 @@ def fold(operator: XVolution) -> FoldedOperator:
 
 
 def _merge(folded: FoldedConvolution, branch: Any) -> None:
-    """Add one more convolution of the same window; its norm, and the first one's, are known to fold."""
+    """Add one more convolution of the same window; its norm, and the first one's, fold."""
     kernel = kernel_of(branch.conv)
     scale, shift = affine_of(branch.norm, len(kernel.weight), kernel.weight)
     bias = kernel.weight.new_zeros(len(kernel.weight)) if kernel.bias is None else kernel.bias

@@ -46,7 +46,7 @@ class NormalizedConvolution(nn.Module):
 class XVolution(nn.Module):
     """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
 
-        y = norm_c(conv(x)) + norm_a(attention(x))
+        y = norm_c(conv(x)) + norm_a(attention(x))          (with num_conv_branches, a sum of such convolutions and norms)
 
     Both branches look through the same window. With the ``pssa`` branch (Hadamard similarity) the trained operator is exactly
     one standard convolution and a gate; see ``xvolution.reparameterize``.
@@ -197,16 +197,14 @@ class XVolution(nn.Module):
 
     def _check_branches_merge(self) -> None:
         """Several convolutions become one where each norm is a scale and a shift once it is trained."""
-        norms = [self.conv_norm, *(branch.norm for branch in self.parallel)]
-        for norm in norms if len(norms) > 1 else []:
-            if (
-                not isinstance(norm, nn.Identity | nn.modules.batchnorm._BatchNorm)
-                and type(norm).__name__ != "FrozenBatchNorm2d"
-            ):
-                raise ValueError(
-                    f"several convolutions cannot become one behind a {type(norm).__name__}, which depends on the whole map; "
-                    "use batch norm, or num_conv_branches=1"
-                )
+        branches: Any = self.parallel
+        norms = [self.conv_norm, *(branch.norm for branch in branches)]
+        apart = [type(norm).__name__ for norm in norms if not _becomes_affine(norm)]
+        if self.parallel and apart:
+            raise ValueError(
+                f"several convolutions cannot become one with a {apart[0]} that depends on the whole map; use a batch norm with "
+                "running statistics, or num_conv_branches=1"
+            )
 
     def _start_at_the_convolution(self) -> None:
         branch: Any
@@ -313,6 +311,13 @@ class XVolution3d(XVolution):
 
 #: The operator for each number of dimensions.
 XVOLUTIONS: dict[int, type[XVolution]] = {1: XVolution1d, 2: XVolution2d, 3: XVolution3d}
+
+
+def _becomes_affine(norm: nn.Module) -> bool:
+    """Whether a norm is a scale and a shift of each channel once it is trained."""
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return norm.track_running_stats
+    return type(norm) is nn.Identity or type(norm).__name__ == "FrozenBatchNorm2d"
 
 
 def _start_at_zero(last: nn.Module) -> None:
