@@ -19,9 +19,9 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-#: The weight of the term over all pixels when training starts. It hardly moves in training, since a norm follows it, so
-#: where it starts decides how much of the whole image the branch hears. At 0 it has no effect, at 4 most of the branch is the same
-#: at every pixel, and the norms rest on as few samples as the batch has images (``docs/results.md``).
+#: The weight of the term over all pixels when training starts. It hardly moves in training, since a norm follows it, so where it
+#: starts decides how much of the whole image the branch hears. At 0 it has no effect; at 4 most of the branch is the same at
+#: every pixel, and the norms rest on as few samples as the batch has images (``docs/results.md``).
 GLOBAL_INIT = 1.0
 
 
