@@ -131,10 +131,6 @@ class PixelShiftAttention(nn.Module):
             "several shift distances": isinstance(shift_distance, Sequence) and len(shift_distance) > 1,
         }
         _check_similarity(similarity, heads, gate, hadamard_only)
-        if global_init is not None and not global_term:
-            raise ValueError(
-                f"global_init is {global_init}, but there is no term over all pixels; pass global_term=True"
-            )
         check_heads(heads, out_channels, groups)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         channels = attention_channels(out_channels, attention_ratio, groups, heads)
@@ -147,10 +143,7 @@ class PixelShiftAttention(nn.Module):
         grouped: dict[str, Any] = {"groups": groups, "bias": False, **factory}
         self.query = conv_over(geometry.centre(), in_channels, channels, **{**grouped, "bias": True})
         self.key = pointwise(self.dims, in_channels, channels, **grouped)
-        self.mean_weight: nn.Parameter | None = None
-        if global_term:
-            start = GLOBAL_INIT if global_init is None else global_init
-            self.mean_weight = nn.Parameter(torch.full((channels,), float(start), **factory))
+        self.mean_weight = _mean_weight(channels, global_term, global_init, factory)
         if similarity == "hadamard":
             self.windows = nn.ModuleList(
                 conv_over(shifts, channels, channels, **{**grouped, "groups": channels}) for shifts in windows
@@ -243,6 +236,16 @@ def _check_similarity(similarity: str, heads: int, gate: str, hadamard_only: dic
         raise ValueError(
             f"similarity='dot' does not take {', '.join(given)}; leave it out or use similarity='hadamard'"
         )
+
+
+def _mean_weight(
+    channels: int, global_term: bool, global_init: float | None, factory: dict[str, Any]
+) -> nn.Parameter | None:
+    """The weights (A,) of the term over all pixels, where there is one."""
+    if global_init is not None and not global_term:
+        raise ValueError(f"global_init is {global_init}, but there is no term over all pixels; pass global_term=True")
+    start = GLOBAL_INIT if global_init is None else global_init
+    return nn.Parameter(torch.full((channels,), float(start), **factory)) if global_term else None
 
 
 def _distances(shift_distance: int | Sequence[int] | None, dilation: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -127,15 +128,8 @@ class XVolution(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        place: tuple[Any, ...] = (kernel_size, stride, padding, dilation)
-
-        def convolution() -> Any:
-            if padding == "same_upper":
-                geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
-                return conv_over(geometry, in_channels, out_channels, groups=groups, bias=bias, **factory)
-            kind = CONVOLUTIONS[self.dims]
-            return kind(in_channels, out_channels, *place, groups, bias, padding_mode, **factory)
-
+        place: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        convolution = partial(_build_convolution, self.dims, in_channels, out_channels, place, factory)
         if num_conv_branches < 1:
             raise ValueError(f"num_conv_branches is {num_conv_branches}; it must be at least 1")
         self.conv = convolution()
@@ -311,6 +305,17 @@ class XVolution3d(XVolution):
 
 #: The operator for each number of dimensions.
 XVOLUTIONS: dict[int, type[XVolution]] = {1: XVolution1d, 2: XVolution2d, 3: XVolution3d}
+
+
+def _build_convolution(
+    dims: int, in_channels: int, out_channels: int, place: tuple[Any, ...], factory: dict[str, Any]
+) -> Any:
+    """``nn.Conv2d(in_channels, out_channels, *place)`` in ``dims`` dimensions, with ``same_upper`` as one more padding."""
+    kernel_size, stride, padding, dilation, groups, bias, padding_mode = place
+    if padding == "same_upper":
+        geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, dims)
+        return conv_over(geometry, in_channels, out_channels, groups=groups, bias=bias, **factory)
+    return CONVOLUTIONS[dims](in_channels, out_channels, *place, **factory)
 
 
 def _becomes_affine(norm: nn.Module) -> bool:
