@@ -80,7 +80,8 @@ class XVolution(nn.Module):
         three.
 
     Raises:
-        ValueError: arguments that ``nn.Conv2d`` refuses, an unknown branch, or an option that does not belong to it.
+        ValueError: arguments that ``nn.Conv2d`` refuses, an unknown branch, an option that does not belong to it, or several
+            convolutions with a norm that depends on the whole map.
 
     Source: X-volution, section 3.3, figure 2.
     """
