@@ -74,14 +74,23 @@ def run_killed(config: TrainConfig, at_step: int) -> None:
     assert finished.returncode == -signal.SIGKILL, finished.stderr
 
 
-@pytest.mark.parametrize("at_step", [5, 7], ids=["in the first epoch", "just after the first epoch"])
-def test_sigkill_and_resume(tiny: Callable[..., TrainConfig], tmp_path: Path, at_step: int) -> None:
+IN_MEMORY: dict[str, Any] = {**SETTINGS, "in_memory": True, "auto_augment": None, "random_erase": 0.0, "hflip": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "at_step"),
+    [(SETTINGS, 5), (SETTINGS, 7), (IN_MEMORY, 5)],
+    ids=["in the first epoch", "just after the first epoch", "images in memory"],
+)
+def test_sigkill_and_resume(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, settings: dict[str, Any], at_step: int
+) -> None:
     # limit_train_batches is 6: step 5 goes on from step 4 inside the epoch, step 7 from the end of the epoch.
-    whole = tiny(**SETTINGS, output=str(tmp_path / "whole"))
+    whole = tiny(**settings, output=str(tmp_path / "whole"))
     train(whole)
-    cut = tiny(**SETTINGS, output=str(tmp_path / "cut"))
+    cut = tiny(**settings, output=str(tmp_path / "cut"))
     run_killed(cut, at_step)
-    train(tiny(**SETTINGS, output=str(tmp_path / "cut"), resume="last"))
+    train(tiny(**settings, output=str(tmp_path / "cut"), resume="last"))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -170,6 +170,8 @@ class TrainConfig(RunConfig):
         data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
             or a Hugging Face data set.
         image_size: side length in pixels; by default the images' own where it is small, else 224.
+        in_memory: decode the training images once, hold them as uint8 on the device that trains and augment whole batches there:
+            much faster where small images leave the network waiting. Padded crops and mirroring alone.
         crop: pad shifts padded images, rrc crops and resizes at random, auto pads up to 96 pixels.
         crop_scale: smallest area of a random crop, as a fraction of the image.
         auto_augment: timm's name of an augmentation policy, such as rand-m9-mstd0.5.
@@ -188,6 +190,7 @@ class TrainConfig(RunConfig):
     small_images: bool = False
     data: str = "digits"
     image_size: int | None = None
+    in_memory: bool = False
     crop: Literal["auto", "pad", "rrc"] = "auto"
     crop_scale: float = 0.08
     auto_augment: str | None = None

@@ -106,6 +106,7 @@ class TrainingModule(L.LightningModule):
         config = self.config
         # timm takes fractions of an epoch, and says that it takes whole ones.
         warmup: Any = config.warmup_epochs
+        updates = max(1, int(self.trainer.estimated_stepping_batches) // config.epochs)
         try:
             scheduler, _ = create_scheduler_v2(
                 optimizer,
@@ -118,7 +119,7 @@ class TrainingModule(L.LightningModule):
                 warmup_lr=config.lr / 100,
                 min_lr=config.min_lr,
                 step_on_epochs=False,
-                updates_per_epoch=max(1, int(self.trainer.estimated_stepping_batches) // config.epochs),
+                updates_per_epoch=updates,
             )
         except ValueError as error:
             raise InputError(f"timm has no schedule {config.schedule!r}; cosine, step and linear are three.") from error

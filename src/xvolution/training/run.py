@@ -69,5 +69,12 @@ def _data_module(config: TrainConfig, splits: DataSplits, preprocessing: Preproc
     )
     workers = config.workers if config.workers is not None else default_workers(splits)
     return ClassificationData(
-        splits, preprocessing, augmentation, config.batch_size, config.seed, workers, config.on_bad_image
+        splits,
+        preprocessing,
+        augmentation,
+        config.batch_size,
+        config.seed,
+        workers,
+        config.on_bad_image,
+        config.in_memory,
     )

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from xvolution.training.data.catalog import DataSplits
 from xvolution.training.data.dataset import Batch, ClassificationDataset, evaluation_loader
+from xvolution.training.data.memory import ImagesInMemory
 from xvolution.training.data.sampler import EpochBatches
 from xvolution.training.data.transforms import Augmentation, Preprocessing, training_transform
 from xvolution.training.errors import InputError
@@ -50,6 +51,7 @@ class ClassificationData(ResumableData):
         seed: of order and augmentation.
         workers: processes that decode; 0 decodes in the training process.
         on_bad_image: "error" or "skip".
+        in_memory: hold the training images as `ImagesInMemory` does, on the device that trains; no worker decodes them then.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class ClassificationData(ResumableData):
         seed: int = 0,
         workers: int = 0,
         on_bad_image: str = "error",
+        in_memory: bool = False,
     ) -> None:
         super().__init__()
         self.splits, self.preprocessing, self.augmentation = splits, preprocessing, augmentation
         self.batch_size, self.seed, self.workers, self.on_bad_image = batch_size, seed, workers, on_bad_image
+        self.in_memory = in_memory
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self.process()
@@ -75,6 +79,8 @@ class ClassificationData(ResumableData):
                 f"{world_size} processes; use a smaller batch size."
             )
         batches.start(*self.resume_at)
+        if self.in_memory:
+            return DataLoader(self._images_in_memory(), batch_size=None, sampler=batches)
         transform = training_transform(self.preprocessing, self.augmentation)
         return DataLoader(
             ClassificationDataset(self.splits.train, transform, self.seed, self.on_bad_image),
@@ -82,6 +88,12 @@ class ClassificationData(ResumableData):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+        )
+
+    def _images_in_memory(self) -> ImagesInMemory:
+        device = self.trainer.strategy.root_device if self.trainer is not None else "cpu"
+        return ImagesInMemory(
+            self.splits.train, self.preprocessing, self.augmentation, self.seed, self.on_bad_image, device
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:

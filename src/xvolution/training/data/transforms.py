@@ -59,6 +59,15 @@ class Augmentation:
     color_jitter: float = 0.0
     random_erase: float = 0.0
 
+    def pads(self, size: int) -> bool:
+        """Whether images of this side length are padded and shifted, and not cropped and resized."""
+        return self.crop == "pad" or (self.crop == "auto" and size <= SMALL)
+
+    @staticmethod
+    def padding(size: int) -> int:
+        """Pixels of padding at each side."""
+        return max(1, size // 8)
+
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     """PIL image to a normalized float32 (3, image_size, image_size) tensor."""
@@ -87,10 +96,10 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
         raise InputError(
             f"timm has no augmentation policy {augmentation.auto_augment!r}; rand-m9-mstd0.5 is one."
         ) from error
-    if augmentation.crop == "pad" or (augmentation.crop == "auto" and size <= SMALL):
+    if augmentation.pads(size):
         shift = [
             transforms.Resize((size, size), transforms.InterpolationMode(preprocessing.interpolation)),
-            transforms.RandomCrop(size, padding=max(1, size // 8)),
+            transforms.RandomCrop(size, padding=augmentation.padding(size)),
             transforms.RandomHorizontalFlip(augmentation.hflip),
         ]
         stages = (transforms.Compose(shift), *stages[1:])

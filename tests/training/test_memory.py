@@ -1,0 +1,101 @@
+"""Training images held in memory: the batches are those that the transforms of single images give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as images
+
+from tests.training.conftest import write_folder
+from xvolution.training import InputError, TrainConfig, open_data, train
+from xvolution.training.data import EpochBatches
+from xvolution.training.data.dataset import BAD, GOOD
+from xvolution.training.data.memory import ImagesInMemory
+from xvolution.training.data.transforms import Augmentation, Preprocessing, evaluation_transform
+
+PREPROCESSING = Preprocessing(32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+def test_batches_are_the_padded_crops_of_single_images(image_folder: Path) -> None:
+    source = open_data(image_folder).train
+    held = ImagesInMemory(source, PREPROCESSING, Augmentation(), seed=3)
+    (batch, *_) = [held[draws] for draws in EpochBatches(len(source), 8, seed=3)]
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert batch["status"].tolist() == [GOOD] * 8
+    assert np.array_equal(batch["target"], source.labels[batch["index"]])
+    shifts = held._augmentation(epoch=0)[batch["index"]].tolist()
+    assert {mirrored for _, _, mirrored in shifts} == {0, 1}
+    for image, index, (top, left, mirrored) in zip(batch["image"], batch["index"], shifts, strict=True):
+        padded = images.pad(images.resize(source.image(int(index)), [32, 32], images.InterpolationMode.BICUBIC), [4])
+        cropped = images.crop(padded, top, left, 32, 32)
+        expected = evaluation_transform(PREPROCESSING)(images.hflip(cropped) if mirrored else cropped)
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone(image_folder: Path) -> None:
+    source = open_data(image_folder).train
+
+    def batch(seed: int, epoch: int, start: int = 0) -> torch.Tensor:
+        batches = EpochBatches(len(source), 4, seed=0)
+        batches.start(epoch, start)
+        held = ImagesInMemory(source, PREPROCESSING, Augmentation(), seed)
+        return torch.cat([held[draws]["image"] for draws in batches])
+
+    assert torch.equal(batch(0, 2)[8:], batch(0, 2, start=2))
+    assert not torch.equal(batch(0, 2), batch(1, 2))
+    held = ImagesInMemory(source, PREPROCESSING, Augmentation(hflip=0.5), seed=0)
+    first, second = held._augmentation(0), held._augmentation(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, held._augmentation(0))
+
+
+def test_every_shift_and_no_mirroring_of_digits(tmp_path: Path) -> None:
+    source = open_data(write_folder(tmp_path / "pictures", {"cats": 150, "dogs": 150})).train
+    drawn = ImagesInMemory(source, PREPROCESSING, Augmentation(hflip=0.0), seed=0)._augmentation(0)
+    assert set(drawn[:, 0].tolist()) == set(drawn[:, 1].tolist()) == set(range(9))
+    assert not drawn[:, 2].any()
+
+
+def test_unreadable_images_are_replaced_by_the_next_one(image_folder: Path) -> None:
+    for name in ("00", "01", "02", "03", "04"):
+        (image_folder / "cats" / f"{name}.png").write_bytes(b"no image")
+    source = open_data(image_folder).train
+    with pytest.warns(UserWarning, match="not a readable image"):
+        held = ImagesInMemory(source, PREPROCESSING, Augmentation(hflip=0.0), seed=0, on_bad_image="skip")
+    bad = np.flatnonzero(held.status == BAD)
+    assert 1 <= len(bad) <= 5
+    readable = np.setdiff1d(np.arange(len(source)), bad)
+    for index in bad:
+        following = next(other for other in [*range(index, len(source)), *range(index)] if other in readable)
+        assert torch.equal(held.images[index], held.images[following])
+        assert held.targets[index] == source.labels[following]
+    with pytest.raises(InputError, match=r"0\d\.png is not a readable image"):
+        ImagesInMemory(source, PREPROCESSING, Augmentation(), seed=0)
+
+
+def test_a_run_in_memory_learns(tiny: Callable[..., TrainConfig]) -> None:
+    result = train(tiny(in_memory=True, epochs=2, limit_train_batches=None))
+    assert result.history[1]["train_loss"] < result.history[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"crop": "rrc"}, "--crop"),
+        ({"image_size": 128}, "--crop"),
+        ({"auto_augment": "rand-m5"}, "--auto-augment"),
+        ({"color_jitter": 0.2}, "--color-jitter"),
+        ({"random_erase": 0.2}, "--random-erase"),
+    ],
+    ids=str,
+)
+def test_augmentation_of_single_images_is_refused(
+    tiny: Callable[..., TrainConfig], changes: dict[str, Any], flag: str
+) -> None:
+    with pytest.raises(InputError, match=flag):
+        train(tiny(in_memory=True, **changes))
