@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from tests.core.execution import BRANCHES, FORMS, images, network, operator
-from xvolution import reparameterize
+from xvolution import XVolution2d, reparameterize
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
@@ -72,3 +72,25 @@ def test_a_moving_average_of_timm_reparameterizes():
     average.update(model)
     deployed = reparameterize(average.module.eval(), x)
     torch.testing.assert_close(deployed(x), average(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [1, 8], ids=["modules", "fused"])
+@pytest.mark.parametrize("options", [{"shift_distance": 2}, {"shift_distance": [1, 3]}, {"dilation": 2}], ids=str)
+@pytest.mark.parametrize("kernel_size", [3, 4])
+def test_the_gradient_of_dilated_windows_in_bfloat16(images, options, kernel_size):
+    """In channels-last, torch's own weight gradient of a dilated depthwise convolution is memory that nobody wrote."""
+    torch.manual_seed(0)
+    module = XVolution2d(64, 64, kernel_size, padding="same", zero_init=False, **options)
+    module = module.to(memory_format=torch.channels_last)
+    x = torch.randn(images, 64, 32, 32).contiguous(memory_format=torch.channels_last)
+    cotangent = torch.randn(images, 64, 32, 32)
+
+    def gradients(enabled):
+        module.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            y = module(x)
+        (y.float() * cotangent).sum().backward()
+        return [window.weight.grad.clone() for window in module.attention.windows]
+
+    for expected, found in zip(gradients(False), gradients(True), strict=True):
+        assert ((found - expected).norm() / expected.norm()).item() < 0.1

@@ -140,8 +140,6 @@ class ExplicitPadding(nn.Module):
     """Mixin of the convolutions whose padding is a ``Geometry``'s: pixels before and after, negative ones cropping."""
 
     geometry: Geometry
-    weight: Tensor
-    bias: Tensor | None
     groups: int
 
     def __init__(self, in_channels: int, out_channels: int, geometry: Geometry, **options: Any) -> None:
@@ -149,9 +147,9 @@ class ExplicitPadding(nn.Module):
         super().__init__(in_channels, out_channels, **window)
         self.geometry = geometry
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H', W')."""
-        return self.geometry.convolve(x, self.weight, self.bias, self.groups)
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What ``forward`` of torch's convolutions calls: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self.geometry.convolve(x, weight, bias, self.groups)
 
     def extra_repr(self) -> str:
         padding = self.geometry.padding if self.geometry.same_spans is None else ("same_upper", self.geometry.padding)

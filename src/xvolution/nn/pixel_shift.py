@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.functional import Similarity, as_tuple, per_channel, spatial, window_taps
+from xvolution.kernels.gate import is_miscomputed, row_major
 from xvolution.nn.geometry import Geometry, conv_over, pointwise
 from xvolution.nn.precision import apply_wide, narrow, widen
 
@@ -168,9 +169,8 @@ class PixelShiftAttention(nn.Module):
 
     def _hadamard(self, x: Tensor) -> Tensor:
         query, key = self.query_norm(self.query(x)), self.key(x)
-        window_sum = self.windows[0](key)
-        for window in self.windows[1:]:
-            window_sum = window_sum + window(key)
+        first, *others = (_convolve(window, key) for window in self.windows)
+        window_sum = sum(others, start=first)
         if self.mean_weight is not None:
             mean_key = key.mean(spatial(key), keepdim=True)
             window_sum = window_sum + per_channel(self.mean_weight.to(key.dtype), key) * mean_key
@@ -220,6 +220,13 @@ class PixelShiftAttention3d(PixelShiftAttention):
     """``PixelShiftAttention`` of videos and volumes: (N, C_in, D, H, W) -> (N, C_out, D', H', W')."""
 
     dims = 3
+
+
+def _convolve(window: Any, key: Tensor) -> Tensor:
+    """``window(key)``, in the memory format in which torch has the right gradient."""
+    if not (window.weight.requires_grad and is_miscomputed(key, window.dilation)):
+        return window(key)
+    return window._conv_forward(row_major(key), row_major(window.weight), None)
 
 
 def _check_similarity(similarity: str, heads: int, gate: str, hadamard_only: dict[str, bool]) -> None:
