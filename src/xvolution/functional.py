@@ -358,6 +358,46 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int = 1) 
     return mixed.flatten(1, 2).unflatten(2, query.shape[2:])
 
 
+def image_attention(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    value_weight: Tensor,
+    *,
+    gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Attention with one query for the whole image, shift by shift: ``Σ_δ φ(W^q mean(x) + b) ⊙ W^v_δ x_δ``.
+
+    Args:
+        x: (N, C_in, H, W).
+        query_weight: ``W^q``, (C_out, C_in / groups, 1, 1).
+        query_bias: ``b``, (C_out,).
+        value_weight: ``W^v``, (C_out, C_in / groups, kh, kw).
+        gate: φ.
+        stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
+
+    Returns:
+        (N, C_out, H', W'); one or three dimensions in the place of H, W work alike.
+    """
+    dims = x.dim() - 2
+    kernel_size = tuple(value_weight.shape[2:])
+    stride, dilation = as_tuple(stride, dims), as_tuple(dilation, dims)
+    query = gate(convolution(x.mean(spatial(x), keepdim=True), query_weight, query_bias, groups=groups))
+    shifted = window_taps(
+        pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode), kernel_size, stride, dilation
+    )
+    taps = value_weight.flatten(2).unbind(2)
+    terms = [
+        query * convolution(x_tap, per_channel(tap, x), groups=groups) for x_tap, tap in zip(shifted, taps, strict=True)
+    ]
+    return torch.stack(terms).sum(0)
+
+
 def dynamic_conv(
     x: Tensor,
     kernel: Tensor,

@@ -15,12 +15,13 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "dot": {"similarity": "dot"},
     "linear": {"attention": "linear"},
     "global": {"attention": "global"},
+    "image": {"attention": "image"},
 }
 FORMS = [
     (branch, form)
     for branch in BRANCHES
     for form in ("training", "single", "split")
-    if form != "single" or branch in ("pssa", "linear")
+    if form != "single" or branch in ("pssa", "linear", "image")
 ]
 
 

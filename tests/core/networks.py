@@ -42,7 +42,7 @@ NORMS: dict[str, Any] = {
 @st.composite
 def operators(
     draw: st.DrawFn,
-    branches: tuple[str, ...] = ("hadamard", "dot", "linear", "global"),
+    branches: tuple[str, ...] = ("hadamard", "dot", "linear", "global", "image"),
     dims: tuple[int, ...] = (1, 2, 2, 3),
     norms: tuple[str, ...] = ("batch", "batch", "none"),
 ) -> XVolution:
@@ -88,6 +88,8 @@ def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
     if branch == "dot":
         return {"similarity": "dot", "heads": heads, "window": draw(st.sampled_from([None, 3]))}
     assert branch in ATTENTION_BRANCHES
+    if branch == "image":
+        return {"attention": "image", "gate": draw(st.sampled_from([None, "identity", "tanh"]))}
     return {"attention": branch, "heads": heads}
 
 

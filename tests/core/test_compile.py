@@ -44,7 +44,7 @@ def test_inference_compiles_to_one_graph(branch, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("branch", "form"), [("pssa", "single"), ("linear", "single")])
+@pytest.mark.parametrize(("branch", "form"), [("pssa", "single"), ("linear", "single"), ("image", "single")])
 def test_the_default_compiler_computes_the_same(branch, form):
     with torch.no_grad():
         check_one_graph(operator(branch, form), "inductor")

@@ -42,6 +42,7 @@ def test_outputs_stay_and_norms_move_in(network, images):
         {"similarity": "dot", "heads": 2},
         {"attention": "linear"},
         {"attention": "global"},
+        {"attention": "image"},
         {"norm_layer": None},
         {"norm_layer": lambda channels: nn.GroupNorm(2, channels)},
         {"attention": lambda conv: nn.Conv2d(conv.in_channels, conv.out_channels, 1)},

@@ -37,7 +37,7 @@ def test_layout_auto_is_exact_and_leaves_no_batch_norm(operator):
 
 
 @settings(max_examples=60, deadline=None)
-@given(operators(branches=("hadamard", "dot", "linear")), st.data())
+@given(operators(branches=("hadamard", "dot", "linear", "image")), st.data())
 def test_the_dynamic_kernel_reproduces_the_output(operator, data):
     x = inputs_for(operator)
     y = operator(x)

@@ -80,7 +80,9 @@ def test_networks_for_videos(name):
 
 @pytest.mark.parametrize(("kind", "size"), [(XVolution1d, (12,)), (XVolution3d, (5, 6, 7))])
 @pytest.mark.parametrize(
-    "options", [{}, {"similarity": "dot", "heads": 2}, {"attention": "linear"}, {"attention": "global"}], ids=str
+    "options",
+    [{}, {"similarity": "dot", "heads": 2}, {"attention": "linear"}, {"attention": "global"}, {"attention": "image"}],
+    ids=str,
 )
 def test_every_branch_has_its_gradient(kind, size, options):
     torch.manual_seed(0)
@@ -123,7 +125,7 @@ def test_a_convolution_over_channels_is_left_alone():
 
 
 def test_deployed_forms_tell_the_geometry_of_the_convolution():
-    for options in ({}, {"attention": "linear"}):
+    for options in ({}, {"attention": "linear"}, {"attention": "image"}):
         operator = XVolution2d(8, 16, (3, 5), (2, 1), (1, 2), groups=2, **options).eval()
         for layout in ("single", "split"):
             deployed = reparameterize(operator, layout=layout)

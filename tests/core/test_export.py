@@ -19,6 +19,7 @@ BRANCHES = [
     {"similarity": "dot"},
     {"attention": "linear"},
     {"attention": "global"},
+    {"attention": "image"},
 ]
 
 

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.core.networks import inputs_for, operators
-from xvolution import LinearAttention2d, PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d, functional
+from xvolution import LinearAttention2d, PixelShiftAttention2d, functional
+from xvolution.nn import ImageAttention
 from xvolution.nn.geometry import CONVOLUTIONS
 from xvolution.nn.pixel_shift import GATES
+from xvolution.nn.xvolution import ATTENTION_BRANCHES
 
 
 def test_shift_reads_the_pixel_at_the_offset():
@@ -88,6 +90,11 @@ def _reference(operator: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The attention branch of a norm-free operator by the reference, distance by distance."""
     conv, attention = operator.conv, operator.attention
     options = {"stride": conv.stride, "groups": conv.groups, "padding_mode": conv.padding_mode}
+    if isinstance(attention, ImageAttention):
+        return functional.image_attention(
+            x, attention.query.weight, attention.query.bias, attention.value.weight, gate=GATES[attention.gate],
+            padding=conv.padding, dilation=conv.dilation, **options,
+        )  # fmt: skip
     weights = (attention.query.weight, attention.key.weight, attention.value.weight)
     if attention.similarity == "dot":
         return functional.pixel_shift_attention(
@@ -126,14 +133,16 @@ def test_fast_paths_equal_the_reference(data):
         "groups": groups,
         "padding_mode": data.draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
     }
-    similarity = data.draw(st.sampled_from(["hadamard", "dot"]))
-    if similarity == "dot":
-        extra = {"similarity": "dot", "heads": data.draw(st.sampled_from([1, 2]))}
-    else:
-        extra = {"gate": data.draw(st.sampled_from(list(GATES))), "global_term": data.draw(st.booleans())}
-    kinds = {1: PixelShiftAttention1d, 2: PixelShiftAttention2d, 3: PixelShiftAttention3d}
-    branch = kinds[dims](4, 8, kernel_size, **options, **extra, attention_ratio=0.5, dtype=torch.float64)
-    if branch.mean_weight is not None:
+    kind = data.draw(st.sampled_from(["hadamard", "dot", "image"]))
+    gate = {"gate": data.draw(st.sampled_from(list(GATES)))}
+    extra = {
+        "hadamard": {**gate, "global_term": data.draw(st.booleans()), "attention_ratio": 0.5},
+        "dot": {"similarity": "dot", "heads": data.draw(st.sampled_from([1, 2])), "attention_ratio": 0.5},
+        "image": gate,
+    }[kind]
+    branch_of = ATTENTION_BRANCHES["image" if kind == "image" else "pssa"][dims - 1]
+    branch = branch_of(4, 8, kernel_size, **options, **extra, dtype=torch.float64)
+    if getattr(branch, "mean_weight", None) is not None:
         nn.init.normal_(branch.mean_weight)
     operator = nn.Module()
     operator.attention, operator.conv = branch, CONVOLUTIONS[dims](4, 8, kernel_size, **options)
@@ -172,7 +181,7 @@ def test_linear_attention_equals_the_sum_over_all_pixels(groups, heads):
 
 
 @settings(max_examples=20, deadline=None)
-@given(operators(branches=("hadamard", "dot", "linear", "global")))
+@given(operators())
 def test_operators_keep_the_output_shape_of_the_convolution(operator):
     x = inputs_for(operator)
     assert operator(x).shape == operator.conv(x).shape

@@ -19,6 +19,7 @@ BRANCHES = [
     {"similarity": "dot", "heads": 2},
     {"attention": "linear", "heads": 2},
     {"attention": "global", "heads": 2},
+    {"attention": "image"},
 ]
 
 
@@ -85,6 +86,8 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
         ({"attention": "global", "window": 5}, "does not take window"),
         ({"attention": "linear", "global_init": 1.0}, "does not take global_init"),
         ({"similarity": "dot", "global_init": 1.0}, "does not take global_init"),
+        ({"attention": "image", "window": 5, "heads": 2}, "'image' does not take window, heads"),
+        ({"attention": "image", "gate": "relu"}, "gate is 'relu'; allowed are"),
         ({"global_term": False, "global_init": 1.0}, "pass global_term=True"),
         ({"attention_ratio": 0}, "attention_ratio is 0"),
         ({"shift_distance": 0}, "shift_distance is 0"),

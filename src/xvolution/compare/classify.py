@@ -65,7 +65,8 @@ class Classifiers(Task[TrainConfig]):
     def costs(self, checkpoint: Path) -> dict[str, Any]:
         model, metadata = load_model(checkpoint)
         example = metadata.example_images()
-        deployed = reparameterize(model, example_inputs=example, layout="split", fold_norms=True)
+        least = layouts_of(reparameterize(model))
+        deployed = reparameterize(model, example_inputs=example, layout=least, fold_norms=True)
         return {
             "parameters": count_parameters(model),
             "flops": count_flops(model, example) or 0,

@@ -16,7 +16,7 @@ from xvolution.bench import count_parameters
 from xvolution.bench.detectors import count_detector_flops
 from xvolution.compare.statistics import DRAWS, Interval, resampled_difference
 from xvolution.compare.task import Form, Metric, Task
-from xvolution.deploy import layouts_of
+from xvolution.deploy import layouts_of, reparameterize
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.training.checkpoint import load_detector
 from xvolution.training.coco.data import detection_loader
@@ -82,7 +82,8 @@ class Detectors(Task[DetectionConfig]):
     def costs(self, checkpoint: Path) -> dict[str, Any]:
         model, metadata = load_detector(checkpoint)
         # In float64 no rounding makes detections of nearly equal scores change places, which would look like another detector.
-        deployed = deploy_detector(model.double(), layout="split", fold_norms=True)
+        least = layouts_of(reparameterize(model))
+        deployed = deploy_detector(model.double(), layout=least, fold_norms=True)
         before, after = (count_detector_flops(each, "mask" in metadata.model.parts) for each in (model, deployed))
         return {
             "parameters": count_parameters(model),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Literal, overload
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xvolution.deploy.fold import FoldedConvolution, FoldedGate, embed, fold, shifted_keys, union_of
 from xvolution.functional import centre_of, per_channel, spatial, window_taps
 from xvolution.functional import convolution as convolve
-from xvolution.nn import LinearAttention, PixelShiftAttention, XVolution
+from xvolution.nn import ImageAttention, LinearAttention, PixelShiftAttention, XVolution
 from xvolution.nn.pixel_shift import GATES
 
 
@@ -39,9 +39,10 @@ def dynamic_kernel(
         W(x_0)_δ = W^c_δ + W^v diag(φ(q_0) ⊙ w_δ) W^k            (pssa, hadamard)
         W(x_0)_δ = W^c_δ + Σ_h w_{δ,h} <q_0, k_δ>_h W^v_h         (pssa, dot)
         W(x_0)_δ = W^c_δ + [δ = 0] M(x) W^q                      (linear)
+        W(x_0)_δ = W^c_δ + diag(φ(W^q mean(x))) W^v_δ            (image)
 
     Args:
-        module: an ``XVolution`` in eval mode, with the ``pssa`` or the ``linear`` branch.
+        module: an ``XVolution`` in eval mode, with the ``pssa``, the ``linear`` or the ``image`` branch.
         x: (N, C_in, H, W), or with the dimensions of the operator.
         position: (row, column) of the output pixel, one number for each dimension.
         return_bias: also return the bias at that pixel, which holds everything that does not multiply the patch: folded batch
@@ -66,7 +67,7 @@ def dynamic_kernel(
     else:
         _check_folded((convolution.norm, folded.attention_norm))
         attention: Any = deepcopy(module.attention).double()
-        branch = _dot if isinstance(attention, PixelShiftAttention) else _linear
+        branch = next(branch for kind, branch in _BRANCHES.items() if isinstance(attention, kind))
         kernel, bias = branch(convolution, attention, folded.value_scale, wide, position)
     kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
     return (kernel, bias) if return_bias else kernel
@@ -85,10 +86,10 @@ def _check(module: nn.Module, x: Tensor) -> None:
         raise ValueError(
             "the operator has no attention, so its kernel is the same at every pixel; re-parameterize it and read conv.weight"
         )
-    if not isinstance(module.attention, PixelShiftAttention | LinearAttention):
+    if not isinstance(module.attention, tuple(_BRANCHES)):
         raise ValueError(
             f"the branch {type(module.attention).__name__} is no dynamic convolution over a window; "
-            "dynamic_kernel reads 'pssa' and 'linear'"
+            "dynamic_kernel reads 'pssa', 'linear' and 'image'"
         )
 
 
@@ -176,3 +177,25 @@ def _linear(
     pixel: Any = (..., *centre_of(geometry.kernel_size))
     kernel[pixel] += centre
     return kernel, convolution.bias + bias
+
+
+def _image(
+    convolution: FoldedConvolution,
+    attention: Any,
+    value_scale: Any,
+    x: Tensor,
+    position: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    # Only the check of the position needs a map here; the kernel is the same at every pixel of an image.
+    _pixel(attention.value(x), position)
+    value = attention.value.weight * per_channel(value_scale[:, None], x)
+    kernel = convolution.weight + attention.weights(x).unsqueeze(2) * value
+    return kernel, convolution.bias.expand(x.shape[0], -1)
+
+
+#: How each branch's kernel at a pixel is read; of ``pssa`` that of ``similarity="dot"``.
+_BRANCHES: dict[type[nn.Module], Callable[..., tuple[Tensor, Tensor]]] = {
+    PixelShiftAttention: _dot,
+    LinearAttention: _linear,
+    ImageAttention: _image,
+}

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.functional import per_channel
-from xvolution.nn import GlobalAttention, LinearAttention, PixelShiftAttention, XVolution
+from xvolution.nn import GlobalAttention, ImageAttention, LinearAttention, PixelShiftAttention, XVolution
 from xvolution.nn.convolution import kernel_of
 from xvolution.nn.geometry import Geometry
 
 #: Branches whose output is linear in their value projection, so that a scale after them can move into it.
-_LINEAR_IN_VALUE = (PixelShiftAttention, LinearAttention, GlobalAttention)
+_LINEAR_IN_VALUE = (PixelShiftAttention, LinearAttention, GlobalAttention, ImageAttention)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # A subclass that does not change what is computed folds as its parent does.

@@ -12,7 +12,7 @@ from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator,
 from xvolution.deploy.pointwise import project, project_onto
 from xvolution.functional import add_gated_attention, per_channel, spatial
 from xvolution.functional import convolution as convolve
-from xvolution.nn import LinearAttention
+from xvolution.nn import ImageAttention, LinearAttention
 from xvolution.nn.convolution import is_convolution, is_hooked, is_plain, kernel_of
 from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
 from xvolution.nn.pixel_shift import GATES
@@ -256,16 +256,34 @@ class TwoBranchConv(DeployedXVolution):
 
 
 class ContentConv(TwoBranchConv):
-    """Layout ``single`` of the linear branch: for each image one convolution with kernel ``W^c + M(x) W^q`` at the centre."""
+    """Layout ``single`` of the branches that are one convolution for each image, with a kernel that its content decides."""
 
     layout = "single"
-    attention: LinearAttention
+
+    def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernels (N, C_out, C_in / groups, kh, kw) and biases (N, C_out) of the whole operator, in the dtype of ``x``."""
+        raise TypeError(f"{type(self).__name__} does not define its kernels")
 
     def compute(self, x: Tensor) -> Tensor:
         # A graph for any batch size cannot have one group for each image, so a captured graph keeps the two terms apart.
         if torch.compiler.is_compiling() or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
             return super().compute(x)
-        conv, attention, images = self.conv, self.attention, x.shape[0]
+        geometry, images = Geometry.of(self.conv), x.shape[0]
+        kernels, biases = (each.flatten(0, 1) for each in self.kernels(x))
+        batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
+        y = convolve(batch, kernels, biases, geometry.stride, geometry.dilation, images * self.conv.groups)
+        y = y.reshape(images, -1, *y.shape[2:])
+        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+
+
+class MixedConv(ContentConv):
+    """The linear branch: kernel ``W^c + M(x) W^q`` at the centre."""
+
+    attention: LinearAttention
+
+    def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        conv, attention = self.conv, self.attention
         queries: Any = attention.query
         mixing = attention.mixing_matrix(x)
         heads = mixing.shape[1]
@@ -274,13 +292,19 @@ class ContentConv(TwoBranchConv):
         geometry = Geometry.of(conv)
         mixed = narrow((mixing @ query_weight).flatten(1, 2), x.dtype)
         centre = embed(_kernel(mixed, geometry.dims), geometry.centre(), geometry)
-        kernel = (conv.weight.to(x.dtype) + centre).flatten(0, 1)
-        bias = (conv.bias + (mixing @ query_bias).flatten(1)).to(x.dtype).flatten()
-        batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
-        y = convolve(batch, kernel, bias, geometry.stride, geometry.dilation, images * conv.groups)
-        y = y.reshape(images, -1, *y.shape[2:])
-        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+        return conv.weight.to(x.dtype) + centre, (conv.bias + (mixing @ query_bias).flatten(1)).to(x.dtype)
+
+
+class WeightedConv(ContentConv):
+    """The image branch: kernel ``W^c + diag(φ(q)) W^v``."""
+
+    attention: ImageAttention
+
+    def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        conv, value = self.conv, self.attention.value
+        weights = self.attention.weights(x).unsqueeze(2)
+        kernels = conv.weight.to(x.dtype) + weights * value.weight.to(x.dtype)
+        return kernels, conv.bias.to(x.dtype).expand(len(x), -1)
 
 
 def _materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:
@@ -303,7 +327,9 @@ def build(
         elif attention is None:
             deployed = MergedConv(folded.convolution, factory)
         elif isinstance(attention, LinearAttention) and layout == "single":
-            deployed = ContentConv(folded, attention, factory)
+            deployed = MixedConv(folded, attention, factory)
+        elif isinstance(attention, ImageAttention) and layout == "single":
+            deployed = WeightedConv(folded, attention, factory)
         else:
             deployed = TwoBranchConv(folded, attention, factory)
     return deployed.eval()
@@ -318,4 +344,6 @@ def layouts_for(folded: FoldedOperator, attention: nn.Module | None) -> tuple[st
         return ("single",)
     if isinstance(attention, LinearAttention) and type(folded.attention_norm) is nn.Identity:
         return ("split", "single")
+    if isinstance(attention, ImageAttention) and type(folded.attention_norm) is nn.Identity:
+        return ("single", "split")
     return ("split",)

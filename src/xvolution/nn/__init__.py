@@ -1,6 +1,7 @@
 """Modules of a network in training: the operator and its attention branches, for signals, images and videos."""
 
 from xvolution.nn.global_attention import GlobalAttention, GlobalAttention1d, GlobalAttention2d, GlobalAttention3d
+from xvolution.nn.image_attention import ImageAttention, ImageAttention1d, ImageAttention2d, ImageAttention3d
 from xvolution.nn.linear_attention import LinearAttention, LinearAttention1d, LinearAttention2d, LinearAttention3d
 from xvolution.nn.pixel_shift import (
     PixelShiftAttention,
@@ -16,6 +17,10 @@ __all__ = [
     "GlobalAttention1d",
     "GlobalAttention2d",
     "GlobalAttention3d",
+    "ImageAttention",
+    "ImageAttention1d",
+    "ImageAttention2d",
+    "ImageAttention3d",
     "LinearAttention",
     "LinearAttention1d",
     "LinearAttention2d",

@@ -14,6 +14,7 @@ from xvolution.nn import fused
 from xvolution.nn.convolution import padding_of
 from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
 from xvolution.nn.global_attention import GlobalAttention1d, GlobalAttention2d, GlobalAttention3d
+from xvolution.nn.image_attention import ImageAttention1d, ImageAttention2d, ImageAttention3d
 from xvolution.nn.linear_attention import LinearAttention1d, LinearAttention2d, LinearAttention3d
 from xvolution.nn.pixel_shift import (
     PixelShiftAttention1d,
@@ -28,6 +29,7 @@ ATTENTION_BRANCHES: dict[str, tuple[Any, Any, Any]] = {
     "pssa": (PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d),
     "linear": (LinearAttention1d, LinearAttention2d, LinearAttention3d),
     "global": (GlobalAttention1d, GlobalAttention2d, GlobalAttention3d),
+    "image": (ImageAttention1d, ImageAttention2d, ImageAttention3d),
 }
 
 NormLayer = Callable[[int], nn.Module]
@@ -58,13 +60,14 @@ class XVolution(nn.Module):
             pads to ``ceil(n / stride)`` outputs, as TensorFlow does.
         num_conv_branches: convolutions of the convolution branch, each with a norm, that are added up in training and are one
             convolution once deployed, at no cost there.
-        attention: ``"pssa"``, ``"linear"``, ``"global"``, or a module that maps (N, C_in, H, W) to (N, C_out, H', W'). None
-            leaves the convolution branch alone, which tells what attention adds.
-        attention_ratio: attention channels as a fraction of the output channels.
+        attention: ``"pssa"``, ``"linear"``, ``"global"``, ``"image"``, or a module that maps (N, C_in, H, W) to (N, C_out, H',
+            W'). None leaves the convolution branch alone, which tells what attention adds.
+        attention_ratio: attention channels as a fraction of the output channels; ``image`` has one weight for each of these.
         similarity: of ``pssa``: ``"hadamard"`` (merges into one convolution) or ``"dot"`` (the paper's equation 9).
         heads: heads in each group, for ``dot``, ``linear`` and ``global``.
         window, shift_distance: of ``pssa``; see ``PixelShiftAttention2d``.
-        gate, global_term: of ``pssa`` with Hadamard similarity; a sigmoid and the term over all pixels when None.
+        gate: of ``image`` and of ``pssa`` with Hadamard similarity; a sigmoid when None.
+        global_term: of ``pssa`` with Hadamard similarity: the term over all pixels; there when None.
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
             None both, provided that it is a batch norm, which folds. These four defaults were chosen by measurement
             (``docs/results.md``).
@@ -356,16 +359,21 @@ def _build_attention(
         raise ValueError(
             f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
         )
-    if attention != "pssa":
-        defaults = {"similarity": "hadamard", "gate": "identity"}
-        given = [name for name, value in pixel_shift.items() if value not in (None, False, defaults.get(name))]
-        if given:
-            raise ValueError(
-                f"attention={attention!r} does not take {', '.join(given)}; these belong to attention='pssa'"
-            )
-        pixel_shift = {}
+    taken = {"pssa": tuple(pixel_shift), "image": ("gate",)}.get(attention or "", ())
+    neutral = {"similarity": "hadamard", "gate": "identity"}
+    given = [
+        name
+        for name, value in pixel_shift.items()
+        if name not in taken and value not in (None, False, neutral.get(name))
+    ]
+    if attention == "image" and common["heads"] != 1:
+        given.append("heads")
+    if given:
+        raise ValueError(f"attention={attention!r} does not take {', '.join(given)}; leave it out")
     if attention is None:
         return None
+    options = {name: value for name, value in pixel_shift.items() if name in taken}
+    without_heads = ("attention_ratio", "heads") if attention == "image" else ()
     return ATTENTION_BRANCHES[attention][dims - 1](
         conv.in_channels,
         conv.out_channels,
@@ -375,6 +383,6 @@ def _build_attention(
         conv.dilation,
         conv.groups,
         conv.padding_mode,
-        **common,
-        **pixel_shift,
+        **{name: value for name, value in common.items() if name not in without_heads},
+        **options,
     )

@@ -48,6 +48,7 @@ XVOLUTIONS: dict[str, dict[str, Any]] = {
     "xvolution-dot": {"similarity": "dot"},
     "xvolution-linear": {"attention": "linear"},
     "xvolution-global": {"attention": "global"},
+    "xvolution-image": {"attention": "image"},
 }
 
 
