@@ -119,3 +119,20 @@ def test_train_mode_and_missing_packages_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "find_spec", lambda package: None)
     with pytest.raises(ExportError, match=r"needs onnx, onnxscript, onnxruntime; install xvolution\[export\]"):
         export(SmallNet().eval(), tmp_path / "model.onnx", torch.zeros(1, 3, 8, 8))
+
+
+def test_the_image_branch_is_one_convolution_for_a_fixed_batch(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    layer = randomize(XVolution2d(8, 8, 3, padding=1, attention="image", zero_init=False)).eval()
+    layer = reparameterize(layer, layout="single")
+    for images, dynamic, convolutions in ((1, False, 1), (3, False, 1), (1, True, 2)):
+        report = export(layer, tmp_path / "model.onnx", torch.randn(images, 8, 9, 9), dynamic=dynamic)
+        assert report.relative_error <= 1e-5
+        graph = onnx.load(tmp_path / "model.onnx").graph
+        spatial = [
+            node
+            for node in graph.node
+            if node.op_type == "Conv"
+            and [1, 1] not in [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
+        ]
+        assert len(spatial) == convolutions

@@ -44,6 +44,16 @@ def test_onnx_predicts_the_same(trained: TrainResult, tmp_path: Path) -> None:
     assert sum(row["label"] == row["prediction"] for row in rows) / len(rows) == pytest.approx(training.top1)
 
 
+@pytest.mark.slow
+def test_an_onnx_file_of_a_fixed_size_predicts_the_same(trained: TrainResult, tmp_path: Path) -> None:
+    result = deploy(trained.weights, [tmp_path / "deployed.onnx"], batch_size=5, fixed_size=True)
+    assert result.reports[0].dynamic == "none"
+    training = evaluate(trained.weights)
+    exported = evaluate(tmp_path / "deployed.onnx", batch_size=64)
+    assert training.images % 5 != 0
+    assert torch.equal(training.predictions, exported.predictions)
+
+
 def test_what_cannot_be_deployed(trained: TrainResult, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="endings are"):
         deploy(trained.weights, [tmp_path / "model.tflite"])

@@ -265,8 +265,9 @@ class ContentConv(TwoBranchConv):
         raise TypeError(f"{type(self).__name__} does not define its kernels")
 
     def compute(self, x: Tensor) -> Tensor:
-        # A graph for any batch size cannot have one group for each image, so a captured graph keeps the two terms apart.
-        if torch.compiler.is_compiling() or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
+        # A graph for any batch size cannot have one group for each image; it keeps the two terms apart.
+        of_one_size = not torch.compiler.is_compiling() or (torch.compiler.is_exporting() and type(x.shape[0]) is int)
+        if not of_one_size or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
             return super().compute(x)
         geometry, images = Geometry.of(self.conv), x.shape[0]
         kernels, biases = (each.flatten(0, 1) for each in self.kernels(x))

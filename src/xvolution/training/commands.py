@@ -275,6 +275,12 @@ def deploy_command(arguments: Sequence[str]) -> None:
     classifier.add_argument(
         "--batch-size", type=int | None, help="of the example that is measured and compared; 1 by default."
     )
+    classifier.add_argument(
+        "--fixed-size",
+        action=ActionYesNo(no_prefix="no-"),
+        default=None,
+        help="fix batch and image size in exported files: a branch whose kernel the image decides is one convolution then.",
+    )
     detector = parser.add_argument_group("detectors")
     detector.add_argument(
         "--image", type=str | None, help="file of the example whose detections are compared; else noise."
@@ -288,7 +294,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
         from xvolution.training.detection_deployment import deploy_detector_file
 
         result: Any = deploy_detector_file(
-            checkpoint, outputs, **_given(values, ("image_size", "batch_size"), "a detector")
+            checkpoint, outputs, **_given(values, ("image_size", "batch_size", "fixed_size"), "a detector")
         )
     else:
         from xvolution.training.deployment import deploy

@@ -52,6 +52,7 @@ def deploy(
     fold_norms: bool = False,
     image_size: int | None = None,
     batch_size: int = 1,
+    fixed_size: bool = False,
 ) -> DeployResult:
     """Re-parameterize a checkpoint and write it.
 
@@ -63,6 +64,8 @@ def deploy(
         fold_norms: fold the other convolution and norm pairs too.
         image_size: side length of the example input in pixels; by default that of training.
         batch_size: images in the example input, which `auto` measures.
+        fixed_size: fix batch and image size of exported files to the example's. A branch whose kernel the image decides is one
+            convolution then, and two in a file for any batch size.
 
     Raises:
         InputError: the checkpoint cannot be read, is deployed already, or an ending is unknown.
@@ -87,17 +90,17 @@ def deploy(
     deployed_metadata = replace(metadata, form="deployed", layouts=dict(layouts_of(deployed)), fold_norms=fold_norms)
     result = DeployResult(deployed, deployed_metadata, difference)
     for path in paths:
-        _write(path, result, example)
+        _write(path, result, example, not fixed_size)
     return result
 
 
-def _write(path: Path, result: DeployResult, example: torch.Tensor) -> None:
+def _write(path: Path, result: DeployResult, example: torch.Tensor, dynamic: bool) -> None:
     if path.suffix == ".safetensors":
         save_weights(path, result.model, result.metadata)
     else:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            result.reports.append(export(result.model, path, example_inputs=example))
+            result.reports.append(export(result.model, path, example_inputs=example, dynamic=dynamic))
         except (ExportError, OSError) as error:
             raise RunError(f"{path} was not written: {error}") from error
         if path.suffix == ".onnx":

@@ -18,7 +18,7 @@ from xvolution.training.metadata import AnyMetadata, DetectorMetadata, Metadata,
 
 
 class OnnxClassifier(nn.Module):
-    """(N, 3, H, W) float32 images to (N, num_classes) logits, on the CPU.
+    """(N, 3, H, W) float32 images to (N, num_classes) logits, on the CPU; a file of a fixed batch takes them part by part.
 
     Raises:
         InputError: the file is no ONNX network.
@@ -27,10 +27,16 @@ class OnnxClassifier(nn.Module):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self.session = _session(path)
-        self.input_name = self.session.get_inputs()[0].name
+        self.input = self.session.get_inputs()[0]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        (logits, *_) = self.session.run(None, {self.input_name: images.contiguous().numpy()})
+        batch = self.input.shape[0]
+        size = batch if isinstance(batch, int) else max(len(images), 1)
+        filled = torch.cat([images, images[-1:].expand(-len(images) % size, *images.shape[1:])])
+        return torch.cat([self._logits(part) for part in filled.split(size)])[: len(images)]
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        (logits, *_) = self.session.run(None, {self.input.name: images.contiguous().numpy()})
         return torch.from_numpy(logits)
 
 
