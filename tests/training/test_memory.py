@@ -54,7 +54,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(image_folder: Path) 
     assert torch.equal(first, held._augmentation(0))
 
 
-def test_every_shift_and_no_mirroring_of_digits(tmp_path: Path) -> None:
+def test_every_shift_is_drawn_and_nothing_is_mirrored_unasked(tmp_path: Path) -> None:
     source = open_data(write_folder(tmp_path / "pictures", {"cats": 150, "dogs": 150})).train
     drawn = ImagesInMemory(source, PREPROCESSING, Augmentation(hflip=0.0), seed=0)._augmentation(0)
     assert set(drawn[:, 0].tolist()) == set(drawn[:, 1].tolist()) == set(range(9))

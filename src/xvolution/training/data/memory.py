@@ -117,25 +117,25 @@ def _decode(
     readable = np.ones(n, dtype=bool)
     resampling = InterpolationMode(preprocessing.interpolation)
     try:
-        images = torch.empty(n, size, size, 3, dtype=torch.uint8)
-        for index in range(n):
-            try:
-                image = resize(source.image(index), [size, size], resampling)
-            except BadImage as error:
-                if on_bad_image != "skip":
-                    raise
-                warnings.warn(f"skipped: {error}", stacklevel=2)
-                readable[index] = False
-                continue
-            images[index] = torch.from_numpy(np.array(image))
-        chosen = _next_readable(readable, source)
-        images[~torch.from_numpy(readable)] = images[chosen[~readable]]
-        return images.to(device), chosen
+        images = torch.empty(n, size, size, 3, dtype=torch.uint8, device=device)
     except RuntimeError as error:
         raise InputError(
             f"{n} images of {size}x{size} take {n * 3 * size * size / 2**30:.1f} GiB, more than the memory of {device} gives "
             f"({error}); leave out --in-memory."
         ) from error
+    for index in range(n):
+        try:
+            image = resize(source.image(index), [size, size], resampling)
+        except BadImage as error:
+            if on_bad_image != "skip":
+                raise
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+            readable[index] = False
+            continue
+        images[index] = torch.from_numpy(np.array(image))
+    chosen = _next_readable(readable, source)
+    images[torch.from_numpy(~readable).to(device)] = images[torch.from_numpy(chosen[~readable]).to(device)]
+    return images, chosen
 
 
 def _next_readable(readable: np.ndarray, source: ImageSource) -> np.ndarray:
