@@ -121,7 +121,8 @@ def like(x: Tensor, template: Tensor) -> Tensor:
 
 def _centred(x: Tensor, mean: Tensor) -> Tensor:
     """``x - mean`` by channel: torch's normalization takes a fraction of its broadcast subtraction's time on a CPU."""
-    return F.batch_norm(x, mean, torch.ones_like(mean), eps=0)
+    vanishing = 1e-30  # some versions of torch refuse 0, and 1 + 1e-30 is 1
+    return F.batch_norm(x, mean, torch.ones_like(mean), eps=vanishing)
 
 
 def _carrier(x: Tensor) -> torch.dtype:

@@ -83,11 +83,10 @@ def add_gated(
     y, query, key = (x.contiguous(memory_format=torch.channels_last) for x in (y, query, key))
     channels = triton.next_power_of_2(max(query.shape[1], 16))
     launch = _Launch.over(query, query, key, _sizes(window, *geometry))
-    launch.constants.update(BLOCK=2048 // channels, CHANNELS=channels, OUTPUTS=64)
-    grid = (triton.cdiv(launch.sizes[0], launch.constants["BLOCK"]), 1)
-    launch = launch._replace(grid=grid, sizes=(*launch.sizes, y.shape[1]))
-    # TensorFloat32 has the range that fp16's products need, and the digits of both half precisions.
-    precision = "ieee" if y.dtype == torch.float32 else "tf32"
+    launch.constants.update(BLOCK=2048 // channels, CHANNELS=channels, OUTPUTS=y.shape[1], OUTPUT_BLOCK=64)
+    launch = launch._replace(grid=(triton.cdiv(launch.sizes[0], launch.constants["BLOCK"]), 1))
+    # TensorFloat32 has the range that fp16's products need and more digits than bf16; to those of fp16 it takes three products.
+    precision = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}[y.dtype]
     weight = value.flatten(1).float().contiguous()
     output, taps = torch.empty_like(y), window.flatten(1).t().float().contiguous()
     limit, number = torch.finfo(y.dtype).max, _FUNCTIONS[function]
@@ -134,7 +133,8 @@ def gradients(
     means = totals / launch.sizes[0]
     launch.run(kernels.gradients_kernel, grad, *read, means, query_grad, sum_grad, WRITE=True, FUNCTION=function)
     key_grad, window_grad, mean_grad = _window_sum_gradients(gate, maps, sum_grad)
-    return GateGradients(query_grad, key_grad, window_grad, mean_grad, totals[:2], totals[2:])
+    # An operator's outputs must not share memory.
+    return GateGradients(query_grad, key_grad, window_grad, mean_grad, totals[:2].clone(), totals[2:].clone())
 
 
 def _window_sum_gradients(gate: Gate, maps: _Maps, sum_grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
