@@ -45,7 +45,7 @@ def within_std(x: Tensor) -> float:
 def statistics(operator: XVolution2d, x: Tensor) -> dict[str, Any]:
     """The figures of one operator for its input (N, C, H, W)."""
     attention: Any = operator.attention
-    query, key = attention.query_norm(attention.query(x)), attention.key(x)
+    query, key = attention.query_norm(attention.in_context(attention.query(x), x)), attention.key(x)
     window_sum = attention.windows[0](key)
     mean_key = key.mean((2, 3), keepdim=True)
     total = attention.window_norm(window_sum + attention.mean_weight[:, None, None] * mean_key)

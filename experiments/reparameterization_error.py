@@ -41,6 +41,7 @@ def draw_operator(rng: random.Random) -> XVolution2d:
             "gate": rng.choice(["identity", "sigmoid", "tanh"]),
             "window": rng.choice([None, 3, 5]),
             "shift_distance": rng.choice([None, 1, 2, (1, 2), (1, 3)]),
+            "query_context": rng.random() < 0.5,
             "global_term": rng.random() < 0.5,
             "query_norm": rng.random() < 0.5,
             "window_norm": rng.random() < 0.5,

@@ -204,6 +204,7 @@ def pixel_shift_attention(
     query_bias: Tensor | None = None,
     window_bias: Tensor | None = None,
     mean_weight: Tensor | None = None,
+    context_weight: Tensor | None = None,
     *,
     similarity: Similarity = "hadamard",
     gate: Callable[[Tensor], Tensor] | None = None,
@@ -223,8 +224,8 @@ def pixel_shift_attention(
 
         a_0 = Σ_δ w_{δ,h} <q_0, k_δ>_h v_δ^{(h)}
 
-    with ``q = W^q x + b^q``, ``k = W^k x``, ``v = W^v x``. The image is padded first, so that query, key and value see the
-    same pixels as a convolution of this geometry.
+    with ``q = W^q x + b^q`` (plus ``W^m mean_t(x_t)`` for ``hadamard``), ``k = W^k x``, ``v = W^v x``. The image
+    is padded first, so that query, key and value see the same pixels as a convolution of this geometry.
 
     Args:
         x: (N, C_in, H, W).
@@ -234,6 +235,7 @@ def pixel_shift_attention(
         query_bias: ``b^q``, (A,).
         window_bias: ``b``, (A,), added to the window sum of the keys (``hadamard``).
         mean_weight: ``g``, (A,), the weight of the term over all pixels (``hadamard``); the mean runs over the unpadded image.
+        context_weight: ``W^m``, (A, C_in / groups, 1, 1), by which the query sees the unpadded image's mean (``hadamard``).
         gate: ``φ``, applied to the query (``hadamard``); the identity when None.
         stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
 
@@ -251,6 +253,8 @@ def pixel_shift_attention(
         products = pixel_shift_products(query, key, kernel_size, stride, 0, dilation)
         scores = products.unflatten(1, (heads, -1)).sum(2) * per_channel(window_weight.flatten(1), x)
         return (scores.unsqueeze(2) * value.unflatten(1, (heads, -1))).sum(3).flatten(1, 2)
+    if context_weight is not None:
+        query = query + convolution(x.mean(spatial(x), keepdim=True), context_weight, groups=groups)
     query = query if gate is None else gate(query)
     products = pixel_shift_products(query, key, kernel_size, stride, 0, dilation)
     weighted = (per_channel(window_weight.flatten(1), x) * products).sum(2)

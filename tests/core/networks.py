@@ -80,6 +80,7 @@ def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
             "gate": draw(st.sampled_from(["identity", "sigmoid", "tanh"])),
             "window": draw(st.sampled_from([None, 3, 5])),
             "shift_distance": draw(st.sampled_from([None, 1, 2, (1, 2), (1, 3)])),
+            "query_context": draw(st.booleans()),
             "global_term": draw(st.booleans()),
             "query_norm": draw(st.booleans()),
             "window_norm": draw(st.booleans()),

@@ -85,17 +85,19 @@ def test_dynamic_kernel_refuses_with_a_sentence(operator, position, sentence):
         dynamic_kernel(operator, torch.randn(1, 4, 7, 7), position)
 
 
+@pytest.mark.parametrize("query_context", [False, True])
 @pytest.mark.parametrize("global_term", [False, True])
-def test_the_single_layout_is_one_standard_convolution_and_a_gate(global_term):
-    operator = XVolution2d(8, 16, 3, padding=1, attention_ratio=0.25, global_term=global_term).eval()
+def test_the_single_layout_is_one_standard_convolution_and_a_gate(global_term, query_context):
+    options = {"attention_ratio": 0.25, "global_term": global_term, "query_context": query_context}
+    operator = XVolution2d(8, 16, 3, padding=1, **options).eval()
     shapes = {
         name: (type(module), module.in_channels, module.out_channels, module.kernel_size)
         for name, module in reparameterize(operator, layout="single").named_modules()
         if isinstance(module, nn.Conv2d)
     }
     expected = {"conv": (nn.Conv2d, 8, 16 + 2 * 4, (3, 3)), "value": (nn.Conv2d, 4, 16, (1, 1))}
-    if global_term:
-        expected["context"] = (nn.Conv2d, 8, 4, (1, 1))
+    if global_term or query_context:
+        expected["context"] = (nn.Conv2d, 8, 4 * (global_term + query_context), (1, 1))
     assert shapes == expected
 
 

@@ -109,6 +109,7 @@ def _reference(operator: nn.Module, x: torch.Tensor) -> torch.Tensor:
             window.weight.squeeze(1),
             attention.query.bias,
             mean_weight=attention.mean_weight if index == 0 else None,
+            context_weight=None if attention.context is None else attention.context.weight,
             gate=GATES[attention.gate],
             padding=conv.padding,
             dilation=window.dilation,
@@ -136,7 +137,12 @@ def test_fast_paths_equal_the_reference(data):
     kind = data.draw(st.sampled_from(["hadamard", "dot", "image"]))
     gate = {"gate": data.draw(st.sampled_from(list(GATES)))}
     extra = {
-        "hadamard": {**gate, "global_term": data.draw(st.booleans()), "attention_ratio": 0.5},
+        "hadamard": {
+            **gate,
+            "query_context": data.draw(st.booleans()),
+            "global_term": data.draw(st.booleans()),
+            "attention_ratio": 0.5,
+        },
         "dot": {"similarity": "dot", "heads": data.draw(st.sampled_from([1, 2])), "attention_ratio": 0.5},
         "image": gate,
     }[kind]
@@ -159,7 +165,9 @@ def test_fast_paths_equal_the_reference(data):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("options", [{}, {"gate": "tanh", "global_term": True}, {"similarity": "dot", "heads": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gate": "tanh", "query_context": True, "global_term": True}, {"similarity": "dot", "heads": 2}]
+)
 def test_gradcheck_of_pixel_shift_attention(options):
     branch = PixelShiftAttention2d(2, 4, 3, padding=1, stride=2, attention_ratio=1.0, **options, dtype=torch.float64)
     x = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)

@@ -10,7 +10,7 @@ from torch import nn
 from tests.core.networks import randomize
 from xvolution import XVolution2d, reparameterize
 
-PLAIN = {"gate": "identity", "global_term": False, "query_norm": False, "window_norm": False}
+PLAIN = {"gate": "identity", "query_context": False, "global_term": False, "query_norm": False, "window_norm": False}
 BRANCHES = [
     {},
     {"num_conv_branches": 2},
@@ -138,7 +138,20 @@ def test_the_term_over_all_pixels_starts_with_the_weight_asked_for(global_init, 
         branch.windows[0].weight.zero_()  # leaves the term alone
     x = torch.randn(2, 8, 9, 9)
     mean_key = branch.key(x).mean((2, 3), keepdim=True)
-    torch.testing.assert_close(branch(x), branch.value(branch.query(x).sigmoid() * weight * mean_key))
+    query = branch.query(x) + branch.context(x.mean((2, 3), keepdim=True))
+    torch.testing.assert_close(branch(x), branch.value(query.sigmoid() * weight * mean_key))
+
+
+def test_the_query_sees_the_whole_image():
+    branch = XVolution2d(8, 16, 3, padding=1, global_term=False, norm_layer=None, zero_init=False).attention
+    x = torch.randn(2, 8, 9, 9)
+    far = x.clone()
+    far[:, :, 8, 8] += 100
+    changed = (branch(x) - branch(far)).abs().amax(1)
+    assert changed[:, 0, 0].min() > 1e-3
+    without = XVolution2d(8, 16, 3, padding=1, query_context=False, global_term=False, norm_layer=None).attention
+    assert without.context is None
+    torch.testing.assert_close(without(x)[:, :, :7, :7], without(far)[:, :, :7, :7], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("attention", ["pssa", None])

@@ -121,17 +121,18 @@ def _gated(
     convolution: FoldedConvolution, gate: FoldedGate, x: Tensor, position: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     union, groups = union_of(convolution, gate), convolution.groups
-    query = GATES[gate.gate](_query(x, gate.query_weight, gate.query_bias, convolution, position)).unflatten(
-        1, (groups, -1)
-    )
+    query, mean = _query(x, gate.query_weight, gate.query_bias, convolution, position), x.mean(spatial(x), keepdim=True)
+    if gate.context_weight is not None:
+        query = query + convolve(mean, per_channel(gate.context_weight, x), groups=groups).flatten(1)
+    query = GATES[gate.gate](query).unflatten(1, (groups, -1))
     value = gate.value_weight.unflatten(0, (groups, -1))
     keys = shifted_keys(gate, union).unflatten(0, (groups, -1))
     attended = torch.einsum("goa,nga,gait->ngoit", value, query, keys.flatten(3)).flatten(1, 2)
     attended = attended.unflatten(3, union.kernel_size)
     constant = gate.window_bias.expand(x.shape[0], -1)
     if gate.mean_weight is not None:
-        mean = convolve(x.mean(spatial(x), keepdim=True), per_channel(gate.key_weight, x), groups=groups)
-        constant = constant + gate.mean_weight * mean.flatten(1)
+        mean_key = convolve(mean, per_channel(gate.key_weight, x), groups=groups)
+        constant = constant + gate.mean_weight * mean_key.flatten(1)
     bias = torch.einsum("goa,nga,nga->ngo", value, query, constant.unflatten(1, (groups, -1))).flatten(1)
     kernel = embed(convolution.weight, convolution.geometry, union)
     return kernel + attended, convolution.bias + bias

@@ -61,12 +61,12 @@ class _Ranges:
         self.largest[part] = torch.maximum(self.largest.get(part, magnitude), magnitude)
 
     def observe(self, module: Any, x: Tensor) -> None:
-        y, query, window_sum, everywhere = module.parts(x)
+        y, query, window_sum = module.parts(x)
         self.update("convolution", y)
-        self.update("query", query)
-        self.update("window_sum", window_sum)
-        if everywhere is not None:
-            self.update("window_sum", window_sum + everywhere)
+        for part, maps, shift in zip(("query", "window_sum"), (query, window_sum), module.shifts(x), strict=True):
+            self.update(part, maps)
+            if shift is not None:
+                self.update(part, maps + shift)
         if isinstance(module, SplitGatedConv):
             self.update("key", module.query_and_key(x)[1])
 
@@ -108,12 +108,12 @@ def _balance_single(module: Any, ranges: _Ranges) -> None:
     _, query, window_sum = by_group.split(module.sizes, 1)
     factors = _factors(ranges["window_sum"], target)
     _scale_rows(module.conv, window_sum.flatten(), factors)
-    if module.context is not None:
-        _scale_rows(module.context, torch.arange(len(factors)), factors)
+    _scale_shift(module, "window_sum", factors)
     _divide_values(module, factors)
     if scalable_query:
         factors = _factors(ranges["query"], target)
         _scale_rows(module.conv, query.flatten(), factors)
+        _scale_shift(module, "query", factors)
         _divide_values(module, factors)
 
 
@@ -129,9 +129,18 @@ def _balance_split(module: Any, ranges: _Ranges) -> None:
         window.weight.mul_(per_channel((factors / key_factors)[:, None], window.weight))
         if window.bias is not None:
             window.bias.mul_(factors)
-    if module.mean_weight is not None:
-        module.mean_weight.mul_(factors / key_factors)
+    _scale_shift(module, "window_sum", factors)
     _divide_values(module, factors)
+
+
+def _scale_shift(module: Any, part: str, factors: Tensor) -> None:
+    """Multiply what the whole image adds to the query, or to the window sum, where it adds to it."""
+    of_query, of_sum = module.shifted
+    if not (of_query if part == "query" else of_sum):
+        return
+    by_group = torch.arange(module.context.out_channels).unflatten(0, (module.groups, -1))
+    rows = by_group.chunk(of_query + of_sum, 1)[0 if part == "query" else -1]
+    _scale_rows(module.context, rows.flatten(), factors)
 
 
 def _scale_rows(conv: Any, rows: Tensor, factors: Tensor) -> None:

@@ -59,7 +59,7 @@ class FoldedConvolution:
 
 @dataclass
 class FoldedGate:
-    """The Hadamard branch: ``norm( W^v ( φ(query_norm(q_0)) ⊙ window_norm(Σ_δ w_δ k_δ + g mean(k) + b) ) )``.
+    """The Hadamard branch: ``norm( W^v ( φ(query_norm(q_0 + W^m mean(x))) ⊙ window_norm(Σ_δ w_δ k_δ + g mean(k) + b) ) )``.
 
     The norms are identities unless they could not fold. Weights of 1x1 convolutions are (out, in / groups).
     """
@@ -67,6 +67,7 @@ class FoldedGate:
     gate: str
     query_weight: Tensor
     query_bias: Tensor
+    context_weight: Tensor | None
     key_weight: Tensor
     windows: list[tuple[Geometry, Tensor]]
     window_bias: Tensor
@@ -157,11 +158,15 @@ def _fold_gate(attention: Any, value_scale: Tensor | None, norm: nn.Module) -> F
         (window.geometry, window.weight.squeeze(1) * per_channel(window_scale, window.weight))
         for window in map(kernel_of, attention.windows)
     ]
+    context_weight = None
+    if attention.context is not None:
+        context_weight = kernel_of(attention.context).weight.flatten(1) * query_scale.unsqueeze(1)
     mean_weight = None if attention.mean_weight is None else attention.mean_weight.detach().double() * window_scale
     return FoldedGate(
         gate=attention.gate,
         query_weight=query_weight * query_scale.unsqueeze(1),
         query_bias=query_bias * query_scale + query_shift,
+        context_weight=context_weight,
         key_weight=key.weight.flatten(1),
         windows=windows,
         window_bias=window_shift,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -67,8 +68,23 @@ class DeployedXVolution(nn.Module):
         return f"layout={self.layout}"
 
 
+def _joined(parts: Sequence[Tensor], groups: int) -> Tensor:
+    """(C, ...) each -> (sum of C, ...), with the channels of a group side by side."""
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], 1).flatten(0, 1)
+
+
+def _parted(maps: Tensor, sizes: Sequence[int], groups: int) -> Sequence[Tensor]:
+    """The parts of (N, C, H, W) that ``_joined`` joined, from their sizes in each group."""
+    if groups == 1:
+        return maps.split(sizes, 1)
+    return [part.flatten(1, 2) for part in maps.unflatten(1, (groups, -1)).split(sizes, 2)]
+
+
 class GatedConv(DeployedXVolution):
-    """The Hadamard operator: ``y = z_c + W^v ( φ(z_q) ⊙ z_k )``; the subclasses compute (z_c, z_q, z_k) in their own way."""
+    """The Hadamard operator: ``y = z_c + W^v ( φ(z_q + s_q) ⊙ (z_k + s_k) )``.
+
+    The subclasses compute (z_c, z_q, z_k) in their own way; the shifts (s_q, s_k) are the whole image's.
+    """
 
     def __init__(self, convolution: FoldedConvolution, gate: FoldedGate, factory: dict[str, Any]) -> None:
         super().__init__(convolution)
@@ -77,15 +93,33 @@ class GatedConv(DeployedXVolution):
         # Norms that could not fold; identities otherwise.
         self.conv_norm, self.attention_norm = convolution.norm, gate.norm
         self.query_norm, self.window_norm = gate.query_norm, gate.window_norm
+        of_query, of_sum = gate.context_weight, None
+        if gate.mean_weight is not None:
+            of_sum = gate.mean_weight.unsqueeze(1) * gate.key_weight
+        shifts = [weight for weight in (of_query, of_sum) if weight is not None]
+        self.shifted = (of_query is not None, of_sum is not None)
+        self.context = None
+        if shifts:
+            self.context = _pointwise(dims, _joined(shifts, convolution.groups), None, convolution.groups, factory)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(z_c, z_q, z_k, term over all pixels): (N, C_out, H', W'), twice (N, A, H', W') and (N, A, 1, 1) or None."""
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(z_c, z_q, z_k): (N, C_out, H', W') and twice (N, A, H', W')."""
         raise TypeError(f"{type(self).__name__} does not define its parts")
 
+    def shifts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(s_q, s_k): (N, A, 1, 1) each, or None where there is none."""
+        if self.context is None:
+            return None, None
+        sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
+        found = iter(_parted(self.context(x.mean(spatial(x), keepdim=True)), sizes, self.groups))
+        of_query, of_sum = (next(found) if there else None for there in self.shifted)
+        return of_query, of_sum
+
     def compute(self, x: Tensor) -> Tensor:
-        y, query, window_sum, everywhere = self.parts(x)
-        if everywhere is not None:
-            window_sum = window_sum + everywhere
+        y, query, window_sum = self.parts(x)
+        of_query, of_sum = self.shifts(x)
+        query = query if of_query is None else query + of_query
+        window_sum = window_sum if of_sum is None else window_sum + of_sum
         source = query.dtype
         query, window_sum = widen(self.query_norm(query), self.window_norm(window_sum))
         product = GATES[self.gate](query) * window_sum
@@ -112,26 +146,11 @@ class SingleGatedConv(GatedConv):
             shifted_keys(gate, union),
         )
         biases = (convolution.bias, gate.query_bias, gate.window_bias)
-        weight, bias = (
-            torch.cat([part.unflatten(0, (groups, -1)) for part in parts], 1).flatten(0, 1)
-            for parts in (kernels, biases)
-        )
-        self.conv = _conv(union, weight, bias, groups, factory)
-        self.context = None
-        if gate.mean_weight is not None:
-            weight = gate.mean_weight.unsqueeze(1) * gate.key_weight
-            self.context = _pointwise(union.dims, weight, None, groups, factory)
+        self.conv = _conv(union, _joined(kernels, groups), _joined(biases, groups), groups, factory)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        z = self.conv(x)
-        if self.groups == 1:
-            y, query, window_sum = z.split(self.sizes, 1)
-        else:
-            y, query, window_sum = (
-                part.flatten(1, 2) for part in z.unflatten(1, (self.groups, -1)).split(self.sizes, 2)
-            )
-        everywhere = None if self.context is None else self.context(x.mean(spatial(x), keepdim=True))
-        return y, query, window_sum, everywhere
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, query, window_sum = _parted(self.conv(x), self.sizes, self.groups)
+        return y, query, window_sum
 
 
 class SplitGatedConv(GatedConv):
@@ -159,10 +178,6 @@ class SplitGatedConv(GatedConv):
             for index, (window, weight) in enumerate(gate.windows)
         )
 
-        self.mean_weight = None
-        if gate.mean_weight is not None:
-            self.mean_weight = nn.Parameter(gate.mean_weight.to(self.conv.weight))
-
     def compute(self, x: Tensor) -> Tensor:
         return self.compute_at_once(x) if self._is_one_kernel(x) else super().compute(x)
 
@@ -170,15 +185,14 @@ class SplitGatedConv(GatedConv):
         """``compute`` without gradient, of one window over zero padding and without norms: all behind q and k in one operator."""
         query, key = self.query_and_key(x)
         window: Any = self.windows[0]
+        of_query, of_sum = self.shifts(x)
         shift = window.bias.expand(len(x), -1)
-        if self.mean_weight is not None:
-            shift = shift + self.mean_weight * key.mean(spatial(key))
         return add_gated_attention(
             self.conv(x),
-            query,
+            query if of_query is None else query + of_query,
             key,
             window.weight,
-            shift,
+            shift if of_sum is None else shift + of_sum.flatten(1),
             self.value.weight,
             gate=self.gate,
             stride=window.stride,
@@ -207,15 +221,12 @@ class SplitGatedConv(GatedConv):
             return query, key
         return self.query(x), self.key(x)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key = self.query_and_key(x)
         window_sum = self.windows[0](key)
         for window in self.windows[1:]:
             window_sum = window_sum + window(key)
-        everywhere = None
-        if self.mean_weight is not None:
-            everywhere = per_channel(self.mean_weight, key) * key.mean(spatial(key), keepdim=True)
-        return self.conv(x), query, window_sum, everywhere
+        return self.conv(x), query, window_sum
 
 
 class MergedConv(DeployedXVolution):

@@ -56,6 +56,7 @@ def add_branch(y: Tensor, x: Tensor, attention: Any, norm: Any) -> Tensor:
         (N, C_out, H', W') in the dtype of ``y``.
     """
     query, key = _query_and_key(attention, x)
+    query = attention.in_context(query, x)
     window, norms = attention.windows[0], (attention.query_norm, attention.window_norm, norm)
     query_affine, sum_affine, output_affine = (torch.stack([each.weight, each.bias]) for each in norms)
     output, statistics = add_attention(

@@ -67,7 +67,7 @@ class PixelShiftAttention(nn.Module):
 
     ``similarity="hadamard"`` (merges into one convolution)::
 
-        a_0 = W^v ( φ(q_0) ⊙ (Σ_δ w_δ ⊙ k_δ + g ⊙ mean(k)) )
+        a_0 = W^v ( φ(q_0) ⊙ (Σ_δ w_δ ⊙ k_δ + g ⊙ mean(k)) ),      q_0 = W^q x_0 + W^m mean(x) + b^q
 
     ``similarity="dot"`` (the paper's equation 9)::
 
@@ -83,6 +83,7 @@ class PixelShiftAttention(nn.Module):
         window: size of the shift window; that of the convolution when None.
         shift_distance: pixels between neighbouring shifts; the convolution's dilation when None. Several distances
             (``(1, 2, 4)``) sum several windows (``hadamard``).
+        query_context: let the query see the whole image too, by ``W^m mean(x)`` (``hadamard``).
         global_term: add the term over all pixels, one weight for each channel (``hadamard``).
         global_init: what these weights start with; ``GLOBAL_INIT`` when None.
         query_norm, window_norm: normalization of q and of the window sum; both act after padding, so batch norm folds
@@ -115,6 +116,7 @@ class PixelShiftAttention(nn.Module):
         gate: str = "identity",
         window: int | Sequence[int] | None = None,
         shift_distance: int | Sequence[int] | None = None,
+        query_context: bool = False,
         global_term: bool = False,
         global_init: float | None = None,
         query_norm: Callable[[int], nn.Module] | None = None,
@@ -125,6 +127,7 @@ class PixelShiftAttention(nn.Module):
         super().__init__()
         hadamard_only = {
             "gate": gate != "identity",
+            "query_context": query_context,
             "global_term": global_term,
             "global_init": global_init is not None,
             "query_norm": query_norm is not None,
@@ -143,6 +146,7 @@ class PixelShiftAttention(nn.Module):
         self.similarity, self.heads, self.groups, self.gate = similarity, heads, groups, gate
         grouped: dict[str, Any] = {"groups": groups, "bias": False, **factory}
         self.query = conv_over(geometry.centre(), in_channels, channels, **{**grouped, "bias": True})
+        self.context = pointwise(self.dims, in_channels, channels, **grouped) if query_context else None
         self.key = pointwise(self.dims, in_channels, channels, **grouped)
         self.mean_weight = _mean_weight(channels, global_term, global_init, factory)
         if similarity == "hadamard":
@@ -167,8 +171,12 @@ class PixelShiftAttention(nn.Module):
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         return self._hadamard(x) if self.similarity == "hadamard" else self._dot(x)
 
+    def in_context(self, query: Tensor, x: Tensor) -> Tensor:
+        """``W^q x_0 + b^q`` with ``W^m mean(x)`` added, where the query sees the whole image: (N, A, H', W')."""
+        return query if self.context is None else query + self.context(x.mean(spatial(x), keepdim=True))
+
     def _hadamard(self, x: Tensor) -> Tensor:
-        query, key = self.query_norm(self.query(x)), self.key(x)
+        query, key = self.query_norm(self.in_context(self.query(x), x)), self.key(x)
         first, *others = (_convolve(window, key) for window in self.windows)
         window_sum = sum(others, start=first)
         if self.mean_weight is not None:
@@ -201,7 +209,8 @@ class PixelShiftAttention(nn.Module):
                 f"groups={self.groups}"
             )
         window = f"window={self.windows[0].kernel_size}, shift_distance={tuple(w.dilation for w in self.windows)}"
-        return f"similarity=hadamard, gate={self.gate}, {window}, global_term={self.mean_weight is not None}"
+        context, term = self.context is not None, self.mean_weight is not None
+        return f"similarity=hadamard, gate={self.gate}, {window}, query_context={context}, global_term={term}"
 
 
 class PixelShiftAttention1d(PixelShiftAttention):

@@ -67,9 +67,10 @@ class XVolution(nn.Module):
         heads: heads in each group, for ``dot``, ``linear`` and ``global``.
         window, shift_distance: of ``pssa``; see ``PixelShiftAttention2d``.
         gate: of ``image`` and of ``pssa`` with Hadamard similarity; a sigmoid when None.
+        query_context: of ``pssa`` with Hadamard similarity: let the query see the mean of all pixels; it does when None.
         global_term: of ``pssa`` with Hadamard similarity: the term over all pixels; there when None.
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
-            None both, provided that it is a batch norm, which folds. These four defaults were chosen by measurement
+            None both, provided that it is a batch norm, which folds. These five defaults were chosen by measurement
             (``docs/results.md``).
         global_init: of ``pssa`` with Hadamard similarity: the weights that the term over all pixels starts with.
         norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
@@ -121,6 +122,7 @@ class XVolution(nn.Module):
         gate: str | None = None,
         window: int | Sequence[int] | None = None,
         shift_distance: int | Sequence[int] | None = None,
+        query_context: bool | None = None,
         global_term: bool | None = None,
         global_init: float | None = None,
         query_norm: bool | None = None,
@@ -143,7 +145,13 @@ class XVolution(nn.Module):
             for _ in range(num_conv_branches - 1)
         )
         self._check_branches_merge()
-        gate_options = {"gate": gate, "global_term": global_term, "query_norm": query_norm, "window_norm": window_norm}
+        gate_options = {
+            "gate": gate,
+            "query_context": query_context,
+            "global_term": global_term,
+            "query_norm": query_norm,
+            "window_norm": window_norm,
+        }
         if attention == "pssa" and similarity == "hadamard":
             defaults = _hadamard_defaults(norm_layer)
             gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
@@ -342,7 +350,7 @@ def _start_at_zero(last: nn.Module) -> None:
 def _hadamard_defaults(norm_layer: NormLayer | None) -> dict[str, Any]:
     """What measured best on real images (``docs/results.md``); inner norms only where they fold."""
     folds = isinstance(norm_layer, type) and issubclass(norm_layer, nn.modules.batchnorm._BatchNorm)
-    return {"gate": "sigmoid", "global_term": True, "query_norm": folds, "window_norm": folds}
+    return {"gate": "sigmoid", "query_context": True, "global_term": True, "query_norm": folds, "window_norm": folds}
 
 
 def _build_attention(
