@@ -14,7 +14,7 @@ from xvolution.nn import fused
 
 @pytest.fixture(autouse=True)
 def _serve_small_maps(monkeypatch):
-    monkeypatch.setattr(fused, "SMALLEST", 1)
+    monkeypatch.setattr(fused, "SMALLEST", {"cpu": 1})
 
 
 GEOMETRIES = {

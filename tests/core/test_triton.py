@@ -19,6 +19,7 @@ from xvolution.kernels import gate as portable
 from xvolution.kernels import reference
 from xvolution.kernels.branch import Branch
 from xvolution.kernels.gate import Gate
+from xvolution.nn import fused
 
 #: Batch, attention channels, height, width, kernel, stride, padding, dilation, gate, with a mean term.
 CASES = {
@@ -125,7 +126,8 @@ def test_kernels_compute_it_on_a_gpu(case, dtype):
 
 @gpu
 @pytest.mark.parametrize("kernel_size", [3, 5])
-def test_an_operator_computes_on_a_gpu_what_it_does_on_the_cpu(kernel_size):
+def test_an_operator_computes_on_a_gpu_what_it_does_on_the_cpu(kernel_size, monkeypatch):
+    monkeypatch.setitem(fused.SMALLEST, "cuda", 1)
     torch.manual_seed(0)
     operator = XVolution2d(16, 24, kernel_size, padding=kernel_size // 2, zero_init=False).double()
     x, cotangent = torch.randn(32, 16, 28, 28).double(), torch.randn(32, 24, 28, 28).double()

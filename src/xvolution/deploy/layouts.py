@@ -15,6 +15,7 @@ from xvolution.functional import add_gated_attention, per_channel, spatial
 from xvolution.functional import convolution as convolve
 from xvolution.nn import ImageAttention, LinearAttention
 from xvolution.nn.convolution import is_convolution, is_hooked, is_plain, kernel_of
+from xvolution.nn.fused import SMALLEST
 from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
 from xvolution.nn.pixel_shift import GATES
 from xvolution.nn.precision import add, apply_wide, narrow, widen
@@ -204,6 +205,7 @@ class SplitGatedConv(GatedConv):
         window, norms = self.windows[0], (self.conv_norm, self.attention_norm, self.query_norm, self.window_norm)
         return (
             x.is_cuda
+            and x.numel() >= SMALLEST["cuda"]
             and not torch.is_grad_enabled()
             and not torch.compiler.is_exporting()
             and not torch.jit.is_tracing()

@@ -17,7 +17,7 @@ from xvolution.nn.pixel_shift import PixelShiftAttention1d, PixelShiftAttention2
 
 _BRANCHES = (PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d)
 #: Elements of the output from which on what is kept is worth an operator's overhead: below, the modules are faster.
-SMALLEST = 2**19
+SMALLEST = {"cpu": 2**19, "cuda": 2**25}
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -37,7 +37,7 @@ def serves(attention: Any, norm: nn.Module, y: Tensor) -> bool:
         and not is_hooked(attention)
         and all(_takes_batch_statistics(each) for each in (attention.query_norm, attention.window_norm, norm))
         and all(_is_plain(conv) for conv in (attention.windows[0], attention.value))
-        and y.numel() > max(y.shape[1], SMALLEST - 1)
+        and y.numel() > max(y.shape[1], SMALLEST.get(y.device.type, SMALLEST["cpu"]) - 1)
         and not torch.compiler.is_exporting()
         and not torch._C._are_functorch_transforms_active()
     )
