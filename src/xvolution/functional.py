@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xvolution.kernels.operator import add_attention as _add_attention
-from xvolution.kernels.operator import add_gated as _add_gated
 from xvolution.kernels.operator import value_statistics
 
 Similarity = Literal["hadamard", "dot"]
@@ -313,33 +312,6 @@ def add_attention(
     )  # fmt: skip
     with torch.no_grad():
         return output, (query_statistics, sum_statistics, value_statistics(value_weight, mean, covariance))
-
-
-def add_gated_attention(
-    y: Tensor,
-    query: Tensor,
-    key: Tensor,
-    window_weight: Tensor,
-    shift: Tensor,
-    value_weight: Tensor,
-    *,
-    gate: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """The deployed sum of both branches, with every norm folded: ``y + W^v ( φ(q_0) ⊙ (Σ_δ w_δ ⊙ k_δ + s) )``.
-
-    It is one operator, ``xvolution::add_gated``, and on a GPU one kernel. It has no gradient.
-
-    Args:
-        y, query, key, window_weight, value_weight, gate, stride, padding, dilation: those of ``add_attention``.
-        shift: ``s``, (N, A): the window's bias, and the term over all pixels.
-
-    Returns:
-        (N, C_out, H', W') in the dtype of ``y``, saturated to its range.
-    """
-    return _add_gated(y, query, key, window_weight, shift, value_weight, gate, stride, padding, dilation)
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor, heads: int = 1) -> Tensor:

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator, embed, shifted_keys, union_of
 from xvolution.deploy.pointwise import project, project_onto
-from xvolution.functional import add_gated_attention, per_channel, spatial
 from xvolution.functional import convolution as convolve
+from xvolution.functional import per_channel, spatial
 from xvolution.nn import ImageAttention, LinearAttention
-from xvolution.nn.convolution import is_convolution, is_hooked, is_plain, kernel_of
-from xvolution.nn.fused import SMALLEST
-from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
+from xvolution.nn.convolution import is_convolution, is_plain, kernel_of
+from xvolution.nn.geometry import Geometry, conv_over
 from xvolution.nn.pixel_shift import GATES
 from xvolution.nn.precision import add, apply_wide, narrow, widen
 
@@ -177,43 +176,6 @@ class SplitGatedConv(GatedConv):
         self.windows = nn.ModuleList(
             _conv(window, weight.unsqueeze(1), None if index else gate.window_bias, gate.channels, factory)
             for index, (window, weight) in enumerate(gate.windows)
-        )
-
-    def compute(self, x: Tensor) -> Tensor:
-        return self.compute_at_once(x) if self._is_one_kernel(x) else super().compute(x)
-
-    def compute_at_once(self, x: Tensor) -> Tensor:
-        """``compute`` without gradient, of one window over zero padding and without norms: all behind q and k in one operator."""
-        query, key = self.query_and_key(x)
-        window: Any = self.windows[0]
-        of_query, of_sum = self.shifts(x)
-        shift = window.bias.expand(len(x), -1)
-        return add_gated_attention(
-            self.conv(x),
-            query if of_query is None else query + of_query,
-            key,
-            window.weight,
-            shift if of_sum is None else shift + of_sum.flatten(1),
-            self.value.weight,
-            gate=self.gate,
-            stride=window.stride,
-            padding=window.padding,
-            dilation=window.dilation,
-        )
-
-    def _is_one_kernel(self, x: Tensor) -> bool:
-        window, norms = self.windows[0], (self.conv_norm, self.attention_norm, self.query_norm, self.window_norm)
-        return (
-            x.is_cuda
-            and x.numel() >= SMALLEST["cuda"]
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_exporting()
-            and not torch.jit.is_tracing()
-            and len(self.windows) == 1
-            and type(window) in CONVOLUTIONS.values()
-            and window.padding_mode == "zeros"
-            and all(type(norm) is nn.Identity for norm in norms)
-            and not any(map(is_hooked, (window, self.value)))
         )
 
     def query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,11 +40,6 @@ def add_attention(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     return torch.ops.xvolution.add_attention(*arguments)
 
 
-def add_gated(y: Tensor, *arguments: Any) -> Tensor:
-    """``xvolution::add_gated``: (N, C_out, H', W'), without gradient; see ``functional.add_gated_attention``."""
-    return torch.ops.xvolution.add_gated(y, *arguments)
-
-
 def value_statistics(value: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     """(2, C): mean and biased variance of ``W^v p`` from those of ``p``, (A,) and (groups, A / groups, A / groups)."""
     weight = value.to(mean.dtype).reshape(covariance.shape[0], -1, covariance.shape[1])
@@ -138,31 +133,6 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
 _add_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op(
-    "xvolution::add_gated",
-    mutates_args=(),
-    schema=(
-        "(Tensor y, Tensor query, Tensor key, Tensor window, Tensor shift, Tensor value, str function, int[] stride, "
-        "int[] padding, int[] dilation) -> Tensor"
-    ),
-)
-def _add_gated(
-    y: Tensor, query: Tensor, key: Tensor, window: Tensor, shift: Tensor, value: Tensor, *options: Any
-) -> Tensor:
-    with _alone(y):
-        if y.is_cuda and _has_triton(y.device):
-            from xvolution.kernels import triton_gate
-
-            if triton_gate.adds(y, query, value):
-                return like(triton_gate.add_gated(y, query, key, window, shift, value, *options), y)
-        return like(reference.add_gated(y, query, key, window, shift, value, *options), y)
-
-
-@_add_gated.register_fake
-def _(y: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(y)
-
-
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     grad, _, _, _, _, *arguments = inputs
     ctx.save_for_backward(grad, *arguments[:_DIFFERENTIABLE])
@@ -200,13 +170,11 @@ def _one_by_one(operator: Any) -> Callable[..., Any]:
             return [x.select(d, index) if isinstance(d, int) else x for x, d in zip(arguments, in_dims, strict=True)]
 
         results = [operator(*element(index)) for index in range(info.batch_size)]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
         stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 
     return rule
 
 
-for _operator in (_add_attention, _add_attention_backward, _add_gated):
+for _operator in (_add_attention, _add_attention_backward):
     torch.library.register_vmap(_operator, _one_by_one(_operator))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xvolution.kernels.gate import CONVOLUTIONS, along_channels, saturated
+from xvolution.kernels.gate import CONVOLUTIONS, along_channels
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda query: query,
@@ -42,29 +42,6 @@ def add_attention(
     opened = _FUNCTIONS[function](_normalize(query, query_affine, eps[0]))
     product = opened * _normalize(window_sum, sum_affine, eps[1])
     return y + _normalize(convolve(product, value, groups=channels // value.shape[1]), affine, eps[2])
-
-
-def add_gated(
-    y: Tensor,
-    query: Tensor,
-    key: Tensor,
-    window: Tensor,
-    shift: Tensor,
-    value: Tensor,
-    function: str,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """``y + W^v (φ(q) ⊙ (Σ_δ w_δ ⊙ k_δ + shift))`` with the arguments of ``functional.add_gated_attention``."""
-    convolve, channels = CONVOLUTIONS[key.dim()], key.shape[1]
-    sums = convolve(key, window.to(key.dtype), None, stride, padding, dilation, channels)
-    wide = torch.float32 if y.dtype == torch.float16 else y.dtype
-    product = _FUNCTIONS[function](query.to(wide)) * (
-        sums.to(wide) + shift.to(wide).reshape(*shift.shape, *(1,) * (key.dim() - 2))
-    )
-    attended = convolve(product, value.to(wide), groups=channels // value.shape[1])
-    return saturated(attended + y, y.dtype)
 
 
 def _normalize(x: Tensor, affine: Tensor, eps: float) -> Tensor:

@@ -76,31 +76,6 @@ def serves(gate: Gate) -> bool:
     return gate.key.dim() == 4 and supported and max(gate.key.numel(), gate.query.numel()) < 2**31
 
 
-def add_gated(
-    y: Tensor, query: Tensor, key: Tensor, window: Tensor, shift: Tensor, value: Tensor, function: str, *geometry: Any
-) -> Tensor:
-    """``xvolution::add_gated`` in one kernel: neither the window sum nor the products are stored."""
-    y, query, key = (x.contiguous(memory_format=torch.channels_last) for x in (y, query, key))
-    channels = triton.next_power_of_2(max(query.shape[1], 16))
-    launch = _Launch.over(query, query, key, _sizes(window, *geometry))
-    launch.constants.update(BLOCK=2048 // channels, CHANNELS=channels, OUTPUTS=y.shape[1], OUTPUT_BLOCK=64)
-    launch = launch._replace(grid=(triton.cdiv(launch.sizes[0], launch.constants["BLOCK"]), 1))
-    # TensorFloat32 has the range that fp16's products need and more digits than bf16; to those of fp16 it takes three products.
-    precision = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}[y.dtype]
-    weight = value.flatten(1).float().contiguous()
-    output, taps = torch.empty_like(y), window.flatten(1).t().float().contiguous()
-    limit, number = torch.finfo(y.dtype).max, _FUNCTIONS[function]
-    tensors = (y, query, key, taps, shift.float().contiguous(), weight, output)
-    launch.run(kernels.add_gated_kernel, *tensors, LIMIT=limit, PRECISION=precision, FUNCTION=number)
-    return output
-
-
-def adds(y: Tensor, query: Tensor, value: Tensor) -> bool:
-    """Whether ``add_gated`` serves them: images, one group, and channels of which one program holds all."""
-    supported = y.dtype == query.dtype and y.dtype in (torch.float16, torch.bfloat16, torch.float32)
-    return supported and y.dim() == 4 and value.shape[1] == query.shape[1] <= 128 and y.numel() < 2**31
-
-
 def products(gate: Gate) -> tuple[Tensor, Tensor, Tensor]:
     """``gate.products``."""
     maps = _Maps.of(gate)

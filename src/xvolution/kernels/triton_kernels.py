@@ -178,30 +178,3 @@ def window_kernel(
         read = tl.load(key + source, mask=inside[:, None] & kept[None, :], other=0.0).to(tl.float32)
         place = (tl.program_id(0) * KH * KW + tap) * channels + channel
         tl.store(window_grad + place, tl.sum(grad * read, 0), mask=kept)
-
-
-@triton.jit
-def add_gated_kernel(
-    y, query, key, window, shift, value, output, pixels, channels, out_height, out_width, height, width,
-    LIMIT: tl.constexpr, PRECISION: tl.constexpr, FUNCTION: tl.constexpr,
-    BLOCK: tl.constexpr, CHANNELS: tl.constexpr, OUTPUTS: tl.constexpr, OUTPUT_BLOCK: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-):  # fmt: skip
-    """``y + W^v (φ(q) ⊙ (Σ_δ w_δ ⊙ k_δ + shift))``: one program has all attention channels of its pixels."""
-    pixel, channel, image, row, column, real, kept = _tile(pixels, channels, out_height, out_width, BLOCK, CHANNELS)
-    sums = _window_sum(
-        key, window, shift, image, row, column, channel, real, kept, height, width, channels,
-        KH, KW, SH, SW, PH, PW, DH, DW,
-    )  # fmt: skip
-    exists = real[:, None] & kept[None, :]
-    q = tl.load(query + pixel[:, None] * channels + channel[None, :], mask=exists, other=0.0).to(tl.float32)
-    product = tl.where(exists, _open(q, FUNCTION) * sums, 0.0)
-    for first in range(0, OUTPUTS, OUTPUT_BLOCK):
-        target = first + tl.arange(0, OUTPUT_BLOCK)
-        weights = value + target[None, :] * channels + channel[:, None]
-        weight = tl.load(weights, mask=kept[:, None] & (target < OUTPUTS)[None, :], other=0.0)
-        place, inside = pixel[:, None] * OUTPUTS + target[None, :], real[:, None] & (target < OUTPUTS)[None, :]
-        total = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
-        total += tl.dot(product, weight, input_precision=PRECISION)
-        tl.store(output + place, tl.minimum(tl.maximum(total, -LIMIT), LIMIT), mask=inside)

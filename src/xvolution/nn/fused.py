@@ -16,8 +16,10 @@ from xvolution.nn.geometry import CONVOLUTIONS
 from xvolution.nn.pixel_shift import PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d
 
 _BRANCHES = (PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d)
+#: Where one operator is worth it. On a GPU it took more time than the modules and hardly less memory (``docs/architecture.md``).
+DEVICES = {"cpu"}
 #: Elements of the output from which on what is kept is worth an operator's overhead: below, the modules are faster.
-SMALLEST = {"cpu": 2**19, "cuda": 2**25}
+SMALLEST = 2**19
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -26,9 +28,9 @@ def serves(attention: Any, norm: nn.Module, y: Tensor) -> bool:
     """Whether ``add_branch`` computes ``y + norm(attention(x))``.
 
     It does for the Hadamard branch with one window over zero padding, where each of the three norms is a batch norm that
-    takes the statistics of the batch, and where the output is large (``SMALLEST``). Modules that somebody hooked, replaced
-    or parametrized run as they are, and so does everything in a graph that is exported, and under ``torch.func``, whose
-    gradients torch does not give to operators of ``torch.library``.
+    takes the statistics of the batch, on a CPU and where the output is large (``DEVICES``, ``SMALLEST``). Modules that
+    somebody hooked, replaced or parametrized run as they are, and so does everything in a graph that is exported, and under
+    ``torch.func``, whose gradients torch does not give to operators of ``torch.library``.
     """
     return (
         type(attention) in _BRANCHES
@@ -37,7 +39,8 @@ def serves(attention: Any, norm: nn.Module, y: Tensor) -> bool:
         and not is_hooked(attention)
         and all(_takes_batch_statistics(each) for each in (attention.query_norm, attention.window_norm, norm))
         and all(_is_plain(conv) for conv in (attention.windows[0], attention.value))
-        and y.numel() > max(y.shape[1], SMALLEST.get(y.device.type, SMALLEST["cpu"]) - 1)
+        and y.device.type in DEVICES
+        and y.numel() > max(y.shape[1], SMALLEST - 1)
         and not torch.compiler.is_exporting()
         and not torch._C._are_functorch_transforms_active()
     )
