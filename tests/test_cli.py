@@ -165,3 +165,14 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     assert "--resume last goes on from there" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert (tmp_path / "run" / "last.ckpt").is_file()
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "import sys; from xvolution.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "compare", "--operators", "conv,xvolution", "--data", "digits", "--dry-run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

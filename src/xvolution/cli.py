@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -69,9 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(module: str, function: str, arguments: list[str]) -> int:
     try:
         getattr(importlib.import_module(module), function)(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("xvolution: interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ImportError as error:
         print(
             f"xvolution: {error.name or error} is missing; install it with pip install 'xvolution[all]'.",
