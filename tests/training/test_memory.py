@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torchvision.transforms import functional as images
 
 from tests.training.conftest import write_folder
 from xvolution.training import InputError, TrainConfig, open_data, train
-from xvolution.training.data import EpochBatches
+from xvolution.training.data import EpochBatches, evaluation_loader
 from xvolution.training.data.dataset import BAD, GOOD
 from xvolution.training.data.memory import ImagesInMemory
+from xvolution.training.data.sampler import EvaluationBatches
 from xvolution.training.data.transforms import Augmentation, Preprocessing, evaluation_transform
 
 PREPROCESSING = Preprocessing(32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
@@ -35,6 +37,20 @@ def test_batches_are_the_padded_crops_of_single_images(image_folder: Path) -> No
         cropped = images.crop(padded, top, left, 32, 32)
         expected = evaluation_transform(PREPROCESSING)(images.hflip(cropped) if mirrored else cropped)
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8])
+def test_images_that_judge_are_those_of_the_loader(image_folder: Path, crop_pct: float) -> None:
+    source = open_data(image_folder).train
+    preprocessing = replace(PREPROCESSING, crop_pct=crop_pct)
+    held = ImagesInMemory(source, preprocessing, None)
+    usual = evaluation_loader(source, preprocessing, 7, world_size=2, rank=1)
+    batches = EvaluationBatches(len(source), 7, rank=1, world_size=2)
+    for batch, expected in zip([held[draws] for draws in batches], usual, strict=True):
+        assert batch.keys() == expected.keys()
+        for name in ("target", "index", "status"):
+            assert torch.equal(batch[name], expected[name])
+        torch.testing.assert_close(batch["image"], expected["image"], rtol=0, atol=1e-5)
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_alone(image_folder: Path) -> None:

@@ -170,7 +170,7 @@ class TrainConfig(RunConfig):
         data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
             or a Hugging Face data set.
         image_size: side length in pixels; by default the images' own where it is small, else 224.
-        in_memory: decode the training images once, hold them as uint8 on the device that trains and augment whole batches there:
+        in_memory: decode the images once, hold them as uint8 on the device that trains and augment whole batches there:
             much faster where small images leave the network waiting. Padded crops and mirroring alone.
         crop: pad shifts padded images, rrc crops and resizes at random, auto pads up to 96 pixels.
         crop_scale: smallest area of a random crop, as a fraction of the image.

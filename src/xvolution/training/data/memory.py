@@ -1,18 +1,20 @@
-"""Training images held as uint8 tensors on the device that trains, where whole batches are shifted and mirrored."""
+"""Images held as uint8 tensors on the device that trains, where whole batches are normalized, and shifted and mirrored."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import InterpolationMode, resize
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
-from xvolution.training.data.dataset import BAD, GOOD, Batch
+from xvolution.training.data.dataset import BAD, GOOD, PADDING, Batch
 from xvolution.training.data.sampler import Draw
 from xvolution.training.data.sources import BadImage, ImageSource
 from xvolution.training.data.transforms import Augmentation, Preprocessing
@@ -22,13 +24,13 @@ from xvolution.training.errors import InputError
 class ImagesInMemory(Dataset[Batch]):
     """Answers, for the draws of a batch, the batch that `ClassificationDataset` describes, of images that were decoded once.
 
-    Every image is padded, shifted and mirrored as the ``pad`` crop does. What is drawn for it depends on seed, epoch and index
-    alone.
+    To train, every image is padded, shifted and mirrored as the ``pad`` crop does; what is drawn for it depends on seed, epoch
+    and index alone. To judge, images are those of ``evaluation_transform``.
 
     Args:
         source: the images; 3 S² bytes are held for each.
         preprocessing: side length S, mean and standard deviation.
-        augmentation: its padded crop and its mirroring; nothing else is computed in this way.
+        augmentation: its padded crop and its mirroring; nothing else is computed in this way. None for images that judge.
         seed: of the augmentation.
         on_bad_image: "error" raises `BadImage`; "skip" takes the next readable image, with status BAD.
         device: where the images are held and the batches computed.
@@ -41,15 +43,20 @@ class ImagesInMemory(Dataset[Batch]):
         self,
         source: ImageSource,
         preprocessing: Preprocessing,
-        augmentation: Augmentation,
-        seed: int,
+        augmentation: Augmentation | None,
+        seed: int = 0,
         on_bad_image: str = "error",
         device: torch.device | str = "cpu",
     ) -> None:
-        _require_batches(augmentation, preprocessing)
-        self.size, self.seed, self.hflip = preprocessing.image_size, seed, augmentation.hflip
-        self.padding = augmentation.padding(self.size)
-        self.images, chosen = _decode(source, preprocessing, on_bad_image, torch.device(device))
+        self.size, self.seed = preprocessing.image_size, seed
+        self.padding, self.hflip = 0, 0.0
+        fitted = partial(_fitted, preprocessing=preprocessing)
+        if augmentation is not None:
+            _require_batches(augmentation, preprocessing)
+            self.padding, self.hflip = augmentation.padding(self.size), augmentation.hflip
+            resampling = InterpolationMode(preprocessing.interpolation)
+            fitted = partial(resize, size=[self.size, self.size], interpolation=resampling)
+        self.images, chosen = _decode(source, self.size, fitted, on_bad_image, torch.device(device))
         self.targets = torch.from_numpy(source.labels[chosen]).to(device)
         self.status = torch.where(torch.from_numpy(chosen == np.arange(len(source))), GOOD, BAD)
         self.mean, self.std = (
@@ -62,13 +69,14 @@ class ImagesInMemory(Dataset[Batch]):
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
         index = torch.tensor([draw.index for draw in draws])
+        padding = torch.tensor([draw.padding for draw in draws])
         there = index.to(self.images.device)
         top, left, mirrored = self._augmentation(draws[0].epoch)[there].unbind(1)
         return {
             "image": self._normalized(self._shifted(self.images[there], top, left, mirrored)),
             "target": self.targets[there],
             "index": index,
-            "status": self.status[index],
+            "status": torch.where(padding, PADDING, self.status[index]),
         }
 
     def _augmentation(self, epoch: int) -> Tensor:
@@ -109,13 +117,23 @@ def _require_batches(augmentation: Augmentation, preprocessing: Preprocessing) -
             )
 
 
+def _fitted(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """What ``evaluation_transform`` does before it normalizes: the shorter side resized, the centre cropped."""
+    side = int(preprocessing.image_size / preprocessing.crop_pct)
+    resized = resize(image, [side], InterpolationMode(preprocessing.interpolation))
+    return center_crop(resized, [preprocessing.image_size])
+
+
 def _decode(
-    source: ImageSource, preprocessing: Preprocessing, on_bad_image: str, device: torch.device
+    source: ImageSource,
+    size: int,
+    fitted: Callable[[Image.Image], Image.Image],
+    on_bad_image: str,
+    device: torch.device,
 ) -> tuple[Tensor, np.ndarray]:
     """All images (n, S, S, 3) uint8, and the index (n,) of the one that each is: its own, or the next readable one's."""
-    size, n = preprocessing.image_size, len(source)
+    n = len(source)
     readable = np.ones(n, dtype=bool)
-    resampling = InterpolationMode(preprocessing.interpolation)
     try:
         images = torch.empty(n, size, size, 3, dtype=torch.uint8, device=device)
     except RuntimeError as error:
@@ -125,7 +143,7 @@ def _decode(
         ) from error
     for index in range(n):
         try:
-            image = resize(source.image(index), [size, size], resampling)
+            image = fitted(source.image(index))
         except BadImage as error:
             if on_bad_image != "skip":
                 raise

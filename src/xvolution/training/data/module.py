@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from xvolution.training.data.catalog import DataSplits
 from xvolution.training.data.dataset import Batch, ClassificationDataset, evaluation_loader
 from xvolution.training.data.memory import ImagesInMemory
-from xvolution.training.data.sampler import EpochBatches
+from xvolution.training.data.sampler import EpochBatches, EvaluationBatches
+from xvolution.training.data.sources import ImageSource
 from xvolution.training.data.transforms import Augmentation, Preprocessing, training_transform
 from xvolution.training.errors import InputError
 
@@ -51,7 +52,7 @@ class ClassificationData(ResumableData):
         seed: of order and augmentation.
         workers: processes that decode; 0 decodes in the training process.
         on_bad_image: "error" or "skip".
-        in_memory: hold the training images as `ImagesInMemory` does, on the device that trains; no worker decodes them then.
+        in_memory: hold the images as `ImagesInMemory` does, on the device that trains; no worker decodes them then.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class ClassificationData(ResumableData):
             )
         batches.start(*self.resume_at)
         if self.in_memory:
-            return DataLoader(self._images_in_memory(), batch_size=None, sampler=batches)
+            images = self._images_in_memory(self.splits.train, self.augmentation)
+            return DataLoader(images, batch_size=None, sampler=batches)
         transform = training_transform(self.preprocessing, self.augmentation)
         return DataLoader(
             ClassificationDataset(self.splits.train, transform, self.seed, self.on_bad_image),
@@ -90,14 +92,16 @@ class ClassificationData(ResumableData):
             persistent_workers=self.workers > 0,
         )
 
-    def _images_in_memory(self) -> ImagesInMemory:
+    def _images_in_memory(self, source: ImageSource, augmentation: Augmentation | None) -> ImagesInMemory:
         device = self.trainer.strategy.root_device if self.trainer is not None else "cpu"
-        return ImagesInMemory(
-            self.splits.train, self.preprocessing, self.augmentation, self.seed, self.on_bad_image, device
-        )
+        return ImagesInMemory(source, self.preprocessing, augmentation, self.seed, self.on_bad_image, device)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self.process()
+        if self.in_memory:
+            images = self._images_in_memory(self.splits.val, None)
+            batches = EvaluationBatches(len(images), self.batch_size, rank, world_size)
+            return DataLoader(images, batch_size=None, sampler=batches)
         return evaluation_loader(
             self.splits.val,
             self.preprocessing,
