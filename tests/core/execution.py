@@ -15,7 +15,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "dot": {"similarity": "dot"},
     "linear": {"attention": "linear"},
     "global": {"attention": "global"},
-    "image": {"attention": "image"},
+    "image": {"attention": "image", "separable": True},
 }
 FORMS = [
     (branch, form)

@@ -90,7 +90,8 @@ def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
         return {"similarity": "dot", "heads": heads, "window": draw(st.sampled_from([None, 3]))}
     assert branch in ATTENTION_BRANCHES
     if branch == "image":
-        return {"attention": "image", "gate": draw(st.sampled_from([None, "identity", "tanh"]))}
+        gate, separable = draw(st.sampled_from([None, "identity", "tanh"])), draw(st.booleans())
+        return {"attention": "image", "gate": gate, "separable": separable}
     return {"attention": branch, "heads": heads}
 
 

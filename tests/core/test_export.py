@@ -20,6 +20,7 @@ BRANCHES = [
     {"attention": "linear"},
     {"attention": "global"},
     {"attention": "image"},
+    {"attention": "image", "separable": True},
 ]
 
 
@@ -121,9 +122,11 @@ def test_train_mode_and_missing_packages_are_refused(tmp_path, monkeypatch):
         export(SmallNet().eval(), tmp_path / "model.onnx", torch.zeros(1, 3, 8, 8))
 
 
-def test_the_image_branch_is_one_convolution_for_a_fixed_batch(tmp_path):
+@pytest.mark.parametrize("separable", [False, True])
+def test_the_image_branch_is_one_convolution_for_a_fixed_batch(tmp_path, separable):
     onnx = pytest.importorskip("onnx")
-    layer = randomize(XVolution2d(8, 8, 3, padding=1, attention="image", zero_init=False)).eval()
+    layer = XVolution2d(8, 8, 3, padding=1, attention="image", separable=separable, zero_init=False)
+    layer = randomize(layer).eval()
     layer = reparameterize(layer, layout="single")
     for images, dynamic, convolutions in ((1, False, 1), (3, False, 1), (1, True, 2)):
         report = export(layer, tmp_path / "model.onnx", torch.randn(images, 8, 9, 9), dynamic=dynamic)

@@ -20,6 +20,7 @@ BRANCHES = [
     {"attention": "linear", "heads": 2},
     {"attention": "global", "heads": 2},
     {"attention": "image"},
+    {"attention": "image", "separable": True},
 ]
 
 
@@ -88,6 +89,7 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
         ({"similarity": "dot", "global_init": 1.0}, "does not take global_init"),
         ({"attention": "image", "window": 5, "heads": 2}, "'image' does not take window, heads"),
         ({"attention": "image", "gate": "relu"}, "gate is 'relu'; allowed are"),
+        ({"separable": True}, "'pssa' does not take separable"),
         ({"global_term": False, "global_init": 1.0}, "pass global_term=True"),
         ({"attention_ratio": 0}, "attention_ratio is 0"),
         ({"shift_distance": 0}, "shift_distance is 0"),
@@ -268,6 +270,7 @@ def test_channels_last_stays():
 
 @pytest.mark.parametrize("options", BRANCHES)
 def test_compiles_without_a_graph_break(options):
+    torch._dynamo.reset()  # what other operators compiled to counts towards a limit
     layer = XVolution2d(8, 16, 3, padding=1, zero_init=False, **options).eval()
     x = torch.randn(2, 8, 9, 9)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

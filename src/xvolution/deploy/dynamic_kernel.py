@@ -189,7 +189,7 @@ def _image(
 ) -> tuple[Tensor, Tensor]:
     # Only the check of the position needs a map here; the kernel is the same at every pixel of an image.
     _pixel(attention.value(x), position)
-    value = attention.value.weight * per_channel(value_scale[:, None], x)
+    value = attention.value_weight * per_channel(value_scale[:, None], x)
     kernel = convolution.weight + attention.weights(x).unsqueeze(2) * value
     return kernel, convolution.bias.expand(x.shape[0], -1)
 

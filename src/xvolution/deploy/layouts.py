@@ -276,6 +276,14 @@ class WeightedConv(ContentConv):
 
     attention: ImageAttention
 
+    def __init__(self, folded: FoldedOperator, attention: nn.Module, factory: dict[str, Any]) -> None:
+        super().__init__(folded, attention, factory)
+        window = self.attention.window
+        if window is not None:
+            weight, groups = self.attention.value_weight, self.conv.groups
+            self.attention.value = _conv(kernel_of(window).geometry, weight, None, groups, factory)
+            self.attention.window = None
+
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         conv, value = self.conv, self.attention.value
         weights = self.attention.weights(x).unsqueeze(2)

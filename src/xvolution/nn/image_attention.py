@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xvolution.functional import spatial
+from xvolution.functional import per_channel, spatial
 from xvolution.nn.geometry import Geometry, conv_over, pointwise
-from xvolution.nn.pixel_shift import GATES
+from xvolution.nn.pixel_shift import GATES, convolve_window
 
 
 class ImageAttention(nn.Module):
@@ -20,12 +20,14 @@ class ImageAttention(nn.Module):
 
     The values are read through the window by a matrix for each shift; the query is the image's, so that the weights φ(q) are one
     vector for each image. With the convolution beside it the branch is one convolution, whose kernel is
-    ``W + diag(φ(q)) W^v`` for each image.
+    ``W + diag(φ(q)) W^v`` for each image. ``separable`` values are one matrix for all shifts and one weight for each channel and
+    shift, as the keys of ``PixelShiftAttention`` are, ``W^v_δ = w_δ ⊙ W^v``: fewer weights, and a shorter training step.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: the geometry of the
             convolution beside it.
         gate: φ, ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
+        separable: read the values by a 1x1 convolution and a depthwise one.
         device, dtype: of the parameters.
 
     Raises:
@@ -49,6 +51,7 @@ class ImageAttention(nn.Module):
         padding_mode: str = "zeros",
         *,
         gate: str = "sigmoid",
+        separable: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -59,7 +62,18 @@ class ImageAttention(nn.Module):
         geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
         self.gate = gate
         self.query = pointwise(self.dims, in_channels, out_channels, groups=groups, **factory)
-        self.value = conv_over(geometry, in_channels, out_channels, groups=groups, bias=False, **factory)
+        self.window = None
+        if separable:
+            self.value = pointwise(self.dims, in_channels, out_channels, groups=groups, bias=False, **factory)
+            self.window = conv_over(geometry, out_channels, out_channels, groups=out_channels, bias=False, **factory)
+        else:
+            self.value = conv_over(geometry, in_channels, out_channels, groups=groups, bias=False, **factory)
+
+    @property
+    def value_weight(self) -> Tensor:
+        """``W^v_δ``: (C_out, C_in / groups, kh, kw)."""
+        value: Tensor = self.value.weight
+        return value if self.window is None else per_channel(value.flatten(1), value) * self.window.weight
 
     def weights(self, x: Tensor) -> Tensor:
         """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1)."""
@@ -67,10 +81,11 @@ class ImageAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
-        return self.weights(x) * self.value(x)
+        value = self.value(x)
+        return self.weights(x) * (value if self.window is None else convolve_window(self.window, value))
 
     def extra_repr(self) -> str:
-        return f"gate={self.gate}"
+        return f"gate={self.gate}, separable={self.window is not None}"
 
 
 class ImageAttention1d(ImageAttention):

@@ -177,7 +177,7 @@ class PixelShiftAttention(nn.Module):
 
     def _hadamard(self, x: Tensor) -> Tensor:
         query, key = self.query_norm(self.in_context(self.query(x), x)), self.key(x)
-        first, *others = (_convolve(window, key) for window in self.windows)
+        first, *others = (convolve_window(window, key) for window in self.windows)
         window_sum = sum(others, start=first)
         if self.mean_weight is not None:
             mean_key = key.mean(spatial(key), keepdim=True)
@@ -231,7 +231,7 @@ class PixelShiftAttention3d(PixelShiftAttention):
     dims = 3
 
 
-def _convolve(window: Any, key: Tensor) -> Tensor:
+def convolve_window(window: Any, key: Tensor) -> Tensor:
     """``window(key)``, in the memory format in which torch has the right gradient."""
     if not (window.weight.requires_grad and is_miscomputed(key, window.dilation)):
         return window(key)

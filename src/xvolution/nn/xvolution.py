@@ -67,6 +67,7 @@ class XVolution(nn.Module):
         heads: heads in each group, for ``dot``, ``linear`` and ``global``.
         window, shift_distance: of ``pssa``; see ``PixelShiftAttention2d``.
         gate: of ``image`` and of ``pssa`` with Hadamard similarity; a sigmoid when None.
+        separable: of ``image``: values with one matrix for all shifts; see ``ImageAttention2d``.
         query_context: of ``pssa`` with Hadamard similarity: let the query see the mean of all pixels; it does when None.
         global_term: of ``pssa`` with Hadamard similarity: the term over all pixels; there when None.
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
@@ -122,6 +123,7 @@ class XVolution(nn.Module):
         gate: str | None = None,
         window: int | Sequence[int] | None = None,
         shift_distance: int | Sequence[int] | None = None,
+        separable: bool = False,
         query_context: bool | None = None,
         global_term: bool | None = None,
         global_init: float | None = None,
@@ -155,13 +157,13 @@ class XVolution(nn.Module):
         if attention == "pssa" and similarity == "hadamard":
             defaults = _hadamard_defaults(norm_layer)
             gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
-        pixel_shift: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
-        pixel_shift["global_init"] = global_init
-        pixel_shift |= {name: value for name, value in gate_options.items() if value is not None}
+        own: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
+        own |= {"global_init": global_init, "separable": separable}
+        own |= {name: value for name, value in gate_options.items() if value is not None}
         for name in ("query_norm", "window_norm"):
-            pixel_shift[name] = norm_layer if gate_options[name] else None
+            own[name] = norm_layer if gate_options[name] else None
         common = {"attention_ratio": attention_ratio, "heads": heads, **factory}
-        self.attention = _build_attention(attention, self.dims, self.conv, padding, common, pixel_shift)
+        self.attention = _build_attention(attention, self.dims, self.conv, padding, common, own)
         norm_of_attention = None if attention is None else norm_layer
         self.attention_norm = build_norm(norm_of_attention, out_channels, self.dims, factory)
         if zero_init:
@@ -359,7 +361,7 @@ def _build_attention(
     conv: Any,
     padding: int | Sequence[int] | str,
     common: dict[str, Any],
-    pixel_shift: dict[str, Any],
+    own: dict[str, Any],
 ) -> nn.Module | None:
     if isinstance(attention, nn.Module):
         return attention
@@ -367,20 +369,17 @@ def _build_attention(
         raise ValueError(
             f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
         )
-    taken = {"pssa": tuple(pixel_shift), "image": ("gate",)}.get(attention or "", ())
+    of_image = ("gate", "separable")
+    taken = {"pssa": set(own) - {"separable"}, "image": of_image}.get(attention or "", ())
     neutral = {"similarity": "hadamard", "gate": "identity"}
-    given = [
-        name
-        for name, value in pixel_shift.items()
-        if name not in taken and value not in (None, False, neutral.get(name))
-    ]
+    given = [name for name, value in own.items() if name not in taken and value not in (None, False, neutral.get(name))]
     if attention == "image" and common["heads"] != 1:
         given.append("heads")
     if given:
         raise ValueError(f"attention={attention!r} does not take {', '.join(given)}; leave it out")
     if attention is None:
         return None
-    options = {name: value for name, value in pixel_shift.items() if name in taken}
+    options = {name: value for name, value in own.items() if name in taken}
     without_heads = ("attention_ratio", "heads") if attention == "image" else ()
     return ATTENTION_BRANCHES[attention][dims - 1](
         conv.in_channels,
