@@ -73,7 +73,7 @@ def test_attention_kernel_is_the_dynamic_part():
     attention, norm = operator.attention, operator.attention_norm
     x = torch.randn(2, 4, 5, 5)
     row, column = 2, 3
-    query = attention.query(x)[:, :, row, column]
+    query = attention.in_context(attention.query(x), x)[:, :, row, column]
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     value, key = attention.value.weight[:, :, 0, 0], attention.key.weight[:, :, 0, 0]
     window = attention.windows[0].weight[:, 0]
