@@ -167,7 +167,7 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "last.ckpt").is_file()
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_reader_that_leaves_ends_a_command_without_a_trace() -> None:
     code = "import sys; from xvolution.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "compare", "--operators", "conv,xvolution", "--data", "digits", "--dry-run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -175,4 +175,13 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == 0
+    assert process.returncode == 141
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loses_a_worker(arguments: object) -> None:
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr("xvolution.training.commands.train_command", loses_a_worker)
+    with pytest.raises(BrokenPipeError, match="a worker is gone"):
+        main(["train"])

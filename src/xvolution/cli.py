@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 1 where a run failed; 2 for bad input; 130 after Ctrl-C.
+        The exit code: 0; 1 where a run failed; 2 for bad input; 130 after Ctrl-C; 141 where whoever read the output has left.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     first = arguments[0] if arguments else "--help"
@@ -74,9 +74,10 @@ def _run(module: str, function: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("xvolution: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 141
     except ImportError as error:
         print(
             f"xvolution: {error.name or error} is missing; install it with pip install 'xvolution[all]'.",
@@ -90,6 +91,16 @@ def _run(module: str, function: str, arguments: list[str]) -> int:
         print(f"xvolution: {error}", file=sys.stderr)
         return code
     return 0
+
+
+def _reader_left() -> bool:
+    """Whether the broken pipe is the output's, as when `head` has enough; what is left to print then goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "dot": {"similarity": "dot"},
     "linear": {"attention": "linear"},
     "global": {"attention": "global"},
-    "image": {"attention": "image", "separable": True},
+    "image": {"attention": "image"},
+    "separable": {"attention": "image", "separable": True},
 }
 FORMS = [
     (branch, form)
     for branch in BRANCHES
     for form in ("training", "single", "split")
-    if form != "single" or branch in ("pssa", "linear", "image")
+    if form != "single" or branch in ("pssa", "linear", "image", "separable")
 ]
 
 

@@ -50,7 +50,7 @@ TRIED = """## What was tried
 
 GPU = """## On a GPU
 
-Not measured: there was no GPU at hand. This measures it:
+Not measured by the bench. What was seen once is in [architecture](architecture.md). This measures it:
 
 ```bash
 xvolution bench operators --device cuda --batches 64 --dtypes bfloat16 --channels-last --output results/bench-cuda.json

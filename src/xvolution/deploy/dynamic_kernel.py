@@ -121,7 +121,8 @@ def _gated(
     convolution: FoldedConvolution, gate: FoldedGate, x: Tensor, position: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     union, groups = union_of(convolution, gate), convolution.groups
-    query, mean = _query(x, gate.query_weight, gate.query_bias, convolution, position), x.mean(spatial(x), keepdim=True)
+    query = _query(x, gate.query_weight, gate.query_bias, convolution, position)
+    mean = x.mean(spatial(x), keepdim=True)
     if gate.context_weight is not None:
         query = query + convolve(mean, per_channel(gate.context_weight, x), groups=groups).flatten(1)
     query = GATES[gate.gate](query).unflatten(1, (groups, -1))

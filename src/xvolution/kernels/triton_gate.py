@@ -6,7 +6,7 @@ gradient, whose norms need two sums over all pixels before any pixel's gradient 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,11 +40,6 @@ class _Launch(NamedTuple):
         kernel[self.grid](*tensors, *self.sizes, **constants, **self.constants)
 
 
-def _sizes(window: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> dict[str, int]:
-    sizes = (*window.shape[2:], *stride, *padding, *dilation)
-    return dict(zip(("KH", "KW", "SH", "SW", "PH", "PW", "DH", "DW"), sizes, strict=True))
-
-
 class _Maps(NamedTuple):
     """A gate's tensors as the kernels read them."""
 
@@ -60,7 +55,8 @@ class _Maps(NamedTuple):
         query, key = (x.contiguous(memory_format=torch.channels_last) for x in (gate.query, gate.key))
         mean_key = key.mean((2, 3), dtype=torch.float32)
         shift = torch.zeros_like(mean_key) if gate.mean_weight is None else gate.mean_weight.float() * mean_key
-        geometry = _sizes(gate.window, gate.stride, gate.padding, gate.dilation)
+        sizes = (*gate.window.shape[2:], *gate.stride, *gate.padding, *gate.dilation)
+        geometry = dict(zip(_POINT, sizes, strict=True))
         return cls(query, key, gate.window.flatten(1).t().float().contiguous(), mean_key, shift, geometry)
 
     def launch(self) -> _Launch:

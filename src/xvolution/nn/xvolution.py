@@ -157,13 +157,13 @@ class XVolution(nn.Module):
         if attention == "pssa" and similarity == "hadamard":
             defaults = _hadamard_defaults(norm_layer)
             gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
-        own: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
-        own |= {"global_init": global_init, "separable": separable}
-        own |= {name: value for name, value in gate_options.items() if value is not None}
+        branch_options: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
+        branch_options |= {"global_init": global_init, "separable": separable}
+        branch_options |= {name: value for name, value in gate_options.items() if value is not None}
         for name in ("query_norm", "window_norm"):
-            own[name] = norm_layer if gate_options[name] else None
+            branch_options[name] = norm_layer if gate_options[name] else None
         common = {"attention_ratio": attention_ratio, "heads": heads, **factory}
-        self.attention = _build_attention(attention, self.dims, self.conv, padding, common, own)
+        self.attention = _build_attention(attention, self.dims, self.conv, padding, common, branch_options)
         norm_of_attention = None if attention is None else norm_layer
         self.attention_norm = build_norm(norm_of_attention, out_channels, self.dims, factory)
         if zero_init:
@@ -361,7 +361,7 @@ def _build_attention(
     conv: Any,
     padding: int | Sequence[int] | str,
     common: dict[str, Any],
-    own: dict[str, Any],
+    branch_options: dict[str, Any],
 ) -> nn.Module | None:
     if isinstance(attention, nn.Module):
         return attention
@@ -370,16 +370,20 @@ def _build_attention(
             f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
         )
     of_image = ("gate", "separable")
-    taken = {"pssa": set(own) - {"separable"}, "image": of_image}.get(attention or "", ())
+    taken = {"pssa": set(branch_options) - {"separable"}, "image": of_image}.get(attention or "", ())
     neutral = {"similarity": "hadamard", "gate": "identity"}
-    given = [name for name, value in own.items() if name not in taken and value not in (None, False, neutral.get(name))]
+    given = [
+        name
+        for name, value in branch_options.items()
+        if name not in taken and value not in (None, False, neutral.get(name))
+    ]
     if attention == "image" and common["heads"] != 1:
         given.append("heads")
     if given:
         raise ValueError(f"attention={attention!r} does not take {', '.join(given)}; leave it out")
     if attention is None:
         return None
-    options = {name: value for name, value in own.items() if name in taken}
+    options = {name: value for name, value in branch_options.items() if name in taken}
     without_heads = ("attention_ratio", "heads") if attention == "image" else ()
     return ATTENTION_BRANCHES[attention][dims - 1](
         conv.in_channels,

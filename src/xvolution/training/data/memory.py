@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
 from xvolution.training.data.dataset import BAD, GOOD, PADDING, Batch
 from xvolution.training.data.sampler import Draw
 from xvolution.training.data.sources import BadImage, ImageSource
-from xvolution.training.data.transforms import Augmentation, Preprocessing
+from xvolution.training.data.transforms import Augmentation, Preprocessing, evaluation_pixels
 from xvolution.training.errors import InputError
 
 
@@ -50,13 +50,12 @@ class ImagesInMemory(Dataset[Batch]):
     ) -> None:
         self.size, self.seed = preprocessing.image_size, seed
         self.padding, self.hflip = 0, 0.0
-        fitted = partial(_fitted, preprocessing=preprocessing)
+        pixels = evaluation_pixels(preprocessing)
         if augmentation is not None:
             _require_batches(augmentation, preprocessing)
             self.padding, self.hflip = augmentation.padding(self.size), augmentation.hflip
-            resampling = InterpolationMode(preprocessing.interpolation)
-            fitted = partial(resize, size=[self.size, self.size], interpolation=resampling)
-        self.images, chosen = _decode(source, self.size, fitted, on_bad_image, torch.device(device))
+            pixels = partial(_resized, preprocessing=preprocessing)
+        self.images, chosen = _decode(source, self.size, pixels, on_bad_image, torch.device(device))
         self.targets = torch.from_numpy(source.labels[chosen]).to(device)
         self.status = torch.where(torch.from_numpy(chosen == np.arange(len(source))), GOOD, BAD)
         self.mean, self.std = (
@@ -117,17 +116,16 @@ def _require_batches(augmentation: Augmentation, preprocessing: Preprocessing) -
             )
 
 
-def _fitted(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """What ``evaluation_transform`` does before it normalizes: the shorter side resized, the centre cropped."""
-    side = int(preprocessing.image_size / preprocessing.crop_pct)
-    resized = resize(image, [side], InterpolationMode(preprocessing.interpolation))
-    return center_crop(resized, [preprocessing.image_size])
+def _resized(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """(3, S, S) uint8: what the ``pad`` crop pads and shifts."""
+    side = [preprocessing.image_size] * 2
+    return pil_to_tensor(resize(image, side, InterpolationMode(preprocessing.interpolation)))
 
 
 def _decode(
     source: ImageSource,
     size: int,
-    fitted: Callable[[Image.Image], Image.Image],
+    pixels: Callable[[Image.Image], Tensor],
     on_bad_image: str,
     device: torch.device,
 ) -> tuple[Tensor, np.ndarray]:
@@ -143,14 +141,14 @@ def _decode(
         ) from error
     for index in range(n):
         try:
-            image = fitted(source.image(index))
+            image = pixels(source.image(index))
         except BadImage as error:
             if on_bad_image != "skip":
                 raise
             warnings.warn(f"skipped: {error}", stacklevel=2)
             readable[index] = False
             continue
-        images[index] = torch.from_numpy(np.array(image))
+        images[index] = image.permute(1, 2, 0)
     chosen = _next_readable(readable, source)
     images[torch.from_numpy(~readable).to(device)] = images[torch.from_numpy(chosen[~readable]).to(device)]
     return images, chosen

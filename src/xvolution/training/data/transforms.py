@@ -71,9 +71,20 @@ class Augmentation:
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     """PIL image to a normalized float32 (3, image_size, image_size) tensor."""
+    return _evaluation(preprocessing, use_prefetcher=False)
+
+
+def evaluation_pixels(preprocessing: Preprocessing) -> Transform:
+    """PIL image to a (3, image_size, image_size) uint8 tensor: what ``evaluation_transform`` normalizes."""
+    pixels = _evaluation(preprocessing, use_prefetcher=True)  # timm's prefetcher normalizes, so that this does not
+    return lambda image: torch.as_tensor(pixels(image))
+
+
+def _evaluation(preprocessing: Preprocessing, use_prefetcher: bool) -> Transform:
     return create_transform(
         preprocessing.image_size,
         is_training=False,
+        use_prefetcher=use_prefetcher,
         interpolation=preprocessing.interpolation,
         mean=preprocessing.mean,
         std=preprocessing.std,
