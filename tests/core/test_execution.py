@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.core.execution import BRANCHES, FORMS, images, network, operator
 from xvolution import XVolution2d, reparameterize
+from xvolution.nn.geometry import image_mean
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
@@ -32,6 +33,30 @@ def test_channels_last_goes_in_and_comes_out(branch, form):
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, operator(branch, form)(x), rtol=1e-4, atol=1e-5)
     assert operator(branch, form)(x).is_contiguous()
+
+
+@pytest.mark.parametrize("images", [1, 8], ids=["modules", "fused"])
+@pytest.mark.parametrize("branch", ["pssa", "image"])
+def test_the_gradient_of_channels_last_is_channels_last(branch, images):
+    """A gradient in another memory format is as right, and slows everything down that takes it from there."""
+    module = XVolution2d(64, 64, 3, padding=1, attention=branch).to(memory_format=torch.channels_last)
+    x = torch.randn(images, 64, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    formats = []
+    operand = x.relu()
+    operand.register_hook(lambda grad: formats.append(grad.is_contiguous(memory_format=torch.channels_last)))
+    module(operand).square().sum().backward()
+    assert formats == [True]
+
+
+@pytest.mark.parametrize("size", [(9,), (6, 5), (1, 1), (4, 3, 5)], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_mean_of_an_image(size, channels_last):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    x = (x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x).requires_grad_()
+    expected = x.mean(tuple(range(2, x.dim())), keepdim=True)
+    torch.testing.assert_close(image_mean(x), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(image_mean, x)
+    assert torch.autograd.gradgradcheck(lambda x: image_mean(x).square(), x)
 
 
 @pytest.mark.parametrize(("branch", "form"), FORMS)
@@ -74,16 +99,27 @@ def test_a_moving_average_of_timm_reparameterizes():
     torch.testing.assert_close(deployed(x), average(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("images", [1, 8], ids=["modules", "fused"])
-@pytest.mark.parametrize("options", [{"shift_distance": 2}, {"shift_distance": [1, 3]}, {"dilation": 2}], ids=str)
+@pytest.mark.parametrize("images", [1, 32], ids=["modules", "fused"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shift_distance": 2},
+        {"shift_distance": [1, 3]},
+        {"dilation": 2},
+        {"stride": 2},
+        {"stride": 2, "shift_distance": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kernel_size", [3, 4])
-def test_the_gradient_of_dilated_windows_in_bfloat16(images, options, kernel_size):
+def test_the_gradient_of_windows_in_bfloat16(images, options, kernel_size):
     """In channels-last, torch's own weight gradient of a dilated depthwise convolution is memory that nobody wrote."""
     torch.manual_seed(0)
-    module = XVolution2d(64, 64, kernel_size, padding="same", zero_init=False, **options)
+    options = {"padding": "same_upper", "zero_init": False} | options
+    module = XVolution2d(64, 64, kernel_size, **options)
     module = module.to(memory_format=torch.channels_last)
     x = torch.randn(images, 64, 32, 32).contiguous(memory_format=torch.channels_last)
-    cotangent = torch.randn(images, 64, 32, 32)
+    cotangent = torch.randn_like(module(x))
 
     def gradients(enabled):
         module.zero_grad()

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xvolution.functional import PaddingPairs, as_tuple, centre_of, convolution, pad, padding_pairs
+from xvolution.functional import PaddingPairs, as_tuple, centre_of, convolution, pad, padding_pairs, spatial
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -199,3 +201,17 @@ def _window(geometry: Geometry, padding: int | tuple[int, ...]) -> dict[str, Any
         "dilation": geometry.dilation,
         "padding_mode": geometry.padding_mode,
     }
+
+
+def image_mean(x: Tensor) -> Tensor:
+    """Mean over all pixels of each image: (N, C, H, W) -> (N, C, 1, 1), whose gradient is laid out like ``x``.
+
+    It is the same at every pixel, so torch's own is row-major whatever ``x`` is, and adding that to a gradient that is
+    channels-last takes as long as a convolution.
+    """
+    channels_last = x.stride(1) == 1
+    if torch.compiler.is_compiling() or not channels_last:
+        return x.mean(spatial(x), keepdim=True)
+    if x.device.type == "cpu" and x.dim() == 4:
+        return F.avg_pool2d(x, x.shape[2:])  # in half precision torch's mean copies the map to fp32 here
+    return x.movedim(1, -1).mean(tuple(range(1, x.dim() - 1)), keepdim=True).movedim(-1, 1)

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xvolution.functional import per_channel, spatial
-from xvolution.nn.geometry import Geometry, conv_over, pointwise
+from xvolution.functional import per_channel
+from xvolution.nn.geometry import Geometry, conv_over, image_mean, pointwise
 from xvolution.nn.pixel_shift import GATES, convolve_window
 
 
@@ -77,7 +77,7 @@ class ImageAttention(nn.Module):
 
     def weights(self, x: Tensor) -> Tensor:
         """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1)."""
-        return GATES[self.gate](self.query(x.mean(spatial(x), keepdim=True)))
+        return GATES[self.gate](self.query(image_mean(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""

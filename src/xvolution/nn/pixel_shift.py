@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from xvolution.functional import Similarity, as_tuple, per_channel, spatial, window_taps
-from xvolution.kernels.gate import is_miscomputed, row_major
-from xvolution.nn.geometry import Geometry, conv_over, pointwise
-from xvolution.nn.precision import apply_wide, narrow, widen
+from xvolution.functional import Similarity, as_tuple, per_channel, window_taps
+from xvolution.kernels.gate import wants_single_precision
+from xvolution.nn.geometry import Geometry, conv_over, image_mean, pointwise
+from xvolution.nn.precision import apply_wide, narrow, widen, without_autocast
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda query: query,
@@ -173,14 +173,14 @@ class PixelShiftAttention(nn.Module):
 
     def in_context(self, query: Tensor, x: Tensor) -> Tensor:
         """``W^q x_0 + b^q`` with ``W^m mean(x)`` added, where the query sees the whole image: (N, A, H', W')."""
-        return query if self.context is None else query + self.context(x.mean(spatial(x), keepdim=True))
+        return query if self.context is None else query + self.context(image_mean(x))
 
     def _hadamard(self, x: Tensor) -> Tensor:
         query, key = self.query_norm(self.in_context(self.query(x), x)), self.key(x)
         first, *others = (convolve_window(window, key) for window in self.windows)
         window_sum = sum(others, start=first)
         if self.mean_weight is not None:
-            mean_key = key.mean(spatial(key), keepdim=True)
+            mean_key = image_mean(key)
             window_sum = window_sum + per_channel(self.mean_weight.to(key.dtype), key) * mean_key
         source = query.dtype
         query, window_sum = widen(query, self.window_norm(window_sum))
@@ -232,10 +232,11 @@ class PixelShiftAttention3d(PixelShiftAttention):
 
 
 def convolve_window(window: Any, key: Tensor) -> Tensor:
-    """``window(key)``, in the memory format in which torch has the right gradient."""
-    if not (window.weight.requires_grad and is_miscomputed(key, window.dilation)):
+    """``window(key)``, in fp32 where that gives torch's gradients quickly, or rightly."""
+    if not (window.weight.requires_grad and wants_single_precision(key, window.stride, window.dilation)):
         return window(key)
-    return window._conv_forward(row_major(key), row_major(window.weight), None)
+    with without_autocast(key.device):
+        return window._conv_forward(key.float(), window.weight.float(), None).to(key.dtype)
 
 
 def _check_similarity(similarity: str, heads: int, gate: str, hadamard_only: dict[str, bool]) -> None:
