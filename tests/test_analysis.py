@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from xvolution import XVolution2d
-from xvolution.analysis import BranchMaps, attention_kernel, branch_maps
+from xvolution.analysis import (
+    BranchMaps,
+    attention_kernel,
+    branch_maps,
+    branch_statistics,
+    half_radius,
+    receptive_field,
+    silenced,
+)
 
 
 def trained(operator: XVolution2d) -> XVolution2d:
@@ -81,3 +89,74 @@ def test_attention_kernel_is_the_dynamic_part():
     expected = dynamic.square().sum((1, 2)).sqrt()
     torch.testing.assert_close(attention_kernel(operator, x, (row, column)), expected)
     assert operator.conv.weight.abs().sum() > 0
+
+
+def test_statistics_are_those_of_all_images_at_once(model):
+    operator, images = model[1], torch.randn(7, 3, 5, 6)
+    found = branch_statistics(model, images.split(3))["1"]
+    x = model[0](images)
+    attended, convolved = operator.attention_norm(operator.attention(x)).double(), operator.convolved(x).double()
+    products = []
+    operator.attention.value.register_forward_pre_hook(lambda _, inputs: products.append(inputs[0].double()))
+    operator(x)
+
+    def variance(maps):
+        return maps.var((0, 2, 3), correction=0)
+
+    centred = products[0] - products[0].mean((0, 2, 3), keepdim=True)
+    kurtosis = centred.pow(4).mean((0, 2, 3)) / variance(products[0]).square()
+    share = variance(attended) / (variance(attended) + variance(convolved))
+    context = attended.mean((2, 3)).var(0, correction=0) / variance(attended)
+    assert found.size == (5, 6)
+    assert found.share == pytest.approx(share.mean().item(), rel=1e-4)
+    assert found.context == pytest.approx(context.mean().item(), rel=1e-4)
+    assert found.kurtosis == pytest.approx(kurtosis.mean().item(), rel=1e-4)
+    torch.testing.assert_close(found.mean, attended.mean((0, 2, 3)).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_that_sees_no_place_is_all_context():
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3), keepdim=True).expand_as(x)
+
+    model = nn.Sequential(XVolution2d(4, 4, 3, padding=1, attention=Mean(), norm_layer=None, zero_init=False)).eval()
+    found = branch_statistics(model, [torch.randn(5, 4, 6, 6)])["0"]
+    assert found.context == pytest.approx(1, abs=1e-6)
+    assert found.kurtosis is None
+
+
+def test_silenced_branches_say_their_average_and_come_back(model):
+    images = torch.randn(2, 3, 5, 7)
+    expected, mean = model(images), torch.randn(6)
+    with silenced(model, {"1": mean}):
+        torch.testing.assert_close(model(images), model[1].convolved(model[0](images)) + mean[:, None, None])
+    assert torch.equal(model(images), expected)
+
+
+def test_statistics_need_a_network_with_attention(model):
+    with pytest.raises(ValueError, match="no XVolution2d with attention"):
+        branch_statistics(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), [torch.randn(1, 3, 5, 5)])
+    with pytest.raises(ValueError, match="no batch of images"):
+        branch_statistics(model, [])
+    with pytest.raises(ValueError, match="training mode"):
+        branch_statistics(model.train(), [torch.randn(1, 3, 5, 5)])
+
+
+def test_the_receptive_field_of_a_convolution_is_its_kernel():
+    conv = nn.Conv2d(2, 3, 3, padding=1)
+    field = receptive_field(nn.Sequential(conv, nn.ReLU()).eval(), torch.randn(2, 2, 7, 9), "0")
+    expected = torch.zeros(7, 9)
+    expected[2:5, 3:6] = conv.weight.sum(0).abs().sum(0)
+    torch.testing.assert_close(field, expected / expected.sum())
+    with pytest.raises(ValueError, match="no module 'head'"):
+        receptive_field(nn.Sequential(conv), torch.randn(1, 2, 7, 9), "head")
+    with pytest.raises(ValueError, match="training mode"):
+        receptive_field(nn.Sequential(conv), torch.randn(1, 2, 7, 9), "0")
+
+
+def test_half_of_a_receptive_field():
+    ring = torch.zeros(9, 9)
+    ring[4, 4], ring[4, 7], ring[1, 4] = 0.4, 0.3, 0.3
+    assert half_radius(ring) == 3
+    ring[4, 4] = 0.6
+    assert half_radius(ring) == 0

@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("xvolution.training.detection_commands", "predict_command", "draw what a detector finds on images"),
     "data": ("xvolution.training.detection_commands", "data_command", "check a folder in COCO's format"),
     "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
+    "explain": ("xvolution.explain.command", "explain_command", "what the attention in a trained classifier does"),
     "bench": ("xvolution.bench.commands", "bench_command", "time, memory and operations against the convolution"),
     "demo": ("xvolution.demo.command", "demo_command", "train, deploy and compare on embedded data, on one page"),
 }

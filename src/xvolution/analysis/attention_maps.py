@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution import XVolution2d, dynamic_kernel
+from xvolution.analysis.branch_statistics import attending_operators
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,7 @@ class BranchMaps:
 
 
 def _operator(model: nn.Module, name: str) -> XVolution2d:
-    operators = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, XVolution2d) and module.attention is not None
-    }
+    operators = attending_operators(model)
     if name not in operators:
         raise ValueError(
             f"{name!r} is no XVolution2d with attention of this model; it has {', '.join(operators) or 'none'}"

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from xvolution.bench.conditions import device_conditions, versions
-from xvolution.demo.figures import accuracy_curves, attention_picture, latency_bars
+from xvolution.demo.figures import accuracy_curves, latency_bars
 from xvolution.demo.measure import (
     Equality,
     Images,
@@ -32,7 +32,9 @@ from xvolution.demo.measure import (
 from xvolution.demo.page import render
 from xvolution.demo.recipe import OPERATORS, STAGES, Recipe
 from xvolution.deploy import reparameterize
+from xvolution.explain.figures import as_pictures, attention_picture, finest_operator
 from xvolution.training import load_model
+from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.files import write_text
 from xvolution.training.metadata import provenance
 from xvolution.training.once import Trained, train_once
@@ -112,7 +114,7 @@ def run_demo(
     pictures = {
         "curves": accuracy_curves(figures["curves"]),
         "latency": latency_bars(figures["latency"]),
-        "attention": attention_picture(twin.training, images),
+        "attention": _attention(twin.training, images, metadata.preprocessing),
     }
     page, results = folder / "index.html", folder / "results.json"
     write_text(results, json.dumps(figures, indent=2) + "\n")
@@ -181,6 +183,13 @@ def _curves(trainings: Trainings) -> dict[str, list[list[float]]]:
         operator: [[row["val_top1"] for row in trained.history] for trained in by_seed.values()]
         for operator, by_seed in trainings.items()
     }
+
+
+def _attention(model: nn.Module, images: Images, preprocessing: Preprocessing, shown: int = 6) -> str:
+    """One image of each of some classes."""
+    chosen = [int((images.labels == label).nonzero()[0]) for label in images.labels.unique()[:shown]]
+    pixels = images.pixels[chosen]
+    return attention_picture(model, pixels, as_pictures(pixels, preprocessing), finest_operator(model, pixels[:1]))
 
 
 def _conditions(recipe: Recipe, images: Images) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from xvolution.training.checkpoint import load_model
-from xvolution.training.data import ImageSource, evaluation_loader, open_data
+from xvolution.training.data import DataSplits, ImageSource, evaluation_loader, open_data
 from xvolution.training.data.dataset import GOOD, Batch
 from xvolution.training.data.labels import align_labels, require_labels
 from xvolution.training.data.module import default_workers
@@ -98,8 +98,7 @@ def evaluate(
         raise InputError(f"the batch size is {batch_size}; it must be at least 1.")
     model, metadata = open_classifier(checkpoint, pick_device(device))
     splits = open_data(data if data is not None else metadata.data, holdout, seed)
-    source = align_labels(splits.part(split), metadata.class_names)
-    require_labels(source, metadata.model.num_classes, splits.name)
+    source = labelled_images(splits, split, metadata)
     loader = evaluation_loader(
         source,
         metadata.preprocessing.resized(image_size),
@@ -111,6 +110,17 @@ def evaluate(
     if predictions is not None:
         _write_predictions(predictions, result, source, metadata.class_names)
     return result
+
+
+def labelled_images(splits: DataSplits, split: str, metadata: Metadata) -> ImageSource:
+    """The images of one part, their labels those of the classifier's outputs.
+
+    Raises:
+        InputError: there is no such part, it has no labels, or they are of other classes.
+    """
+    source = align_labels(splits.part(split), metadata.class_names)
+    require_labels(source, metadata.model.num_classes, splits.name)
+    return source
 
 
 def open_classifier(path: str | os.PathLike[str], device: torch.device) -> tuple[nn.Module, Metadata]:

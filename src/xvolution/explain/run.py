@@ -1,0 +1,178 @@
+"""`explain`: look into a trained network, measure, draw, and write the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from xvolution.analysis import attending_operators, half_radius
+from xvolution.bench.conditions import device_conditions, versions
+from xvolution.compare.page import environment
+from xvolution.explain.figures import (
+    as_pictures,
+    attention_picture,
+    finest_operator,
+    loss_bars,
+    receptive_field_picture,
+)
+from xvolution.explain.measure import JudgedImages, Measurements, measure, receptive_fields
+from xvolution.training import InputError, load_model
+from xvolution.training.data import ImageSource, evaluation_loader, open_data
+from xvolution.training.evaluation import labelled_images, pick_device
+from xvolution.training.files import write_text
+from xvolution.training.metadata import Metadata, provenance
+
+PACKAGES = ("xvolution", "torch", "timm")
+#: Images in the picture of what attention weighs.
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an explanation left.
+
+    Attributes:
+        page: the page, one file that needs nothing else.
+        results: the figures as JSON, beside the page.
+        figures: the same figures as plain values.
+    """
+
+    page: Path
+    results: Path
+    figures: dict[str, Any]
+
+    def __str__(self) -> str:
+        forms = {"as trained": "trained", "attention at its average": "silent", "nearest plain convolutions": "static"}
+        lines = [
+            f"{words:<26}  top-1 {self.figures[form]['top1']:.2%}  loss {self.figures[form]['loss']:.4f}"
+            for words, form in forms.items()
+        ]
+        return "\n".join([*lines, f"page {self.page}", f"figures {self.results}"])
+
+
+def explain(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    split: str = "val",
+    holdout: float | None = None,
+    seed: int = 0,
+    images: int = 512,
+    operator: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    output: str | os.PathLike[str] = "explain",
+    say: Callable[[str], None] = print,
+) -> Explanation:
+    """Measure and draw what the attention in a trained classifier does.
+
+    Args:
+        checkpoint: a .ckpt or .safetensors file of this library, in training form.
+        data: as `open_data` takes it; by default what the network was trained on.
+        split: train, val or test.
+        holdout: as in training: `val` is then this fraction of the training part.
+        seed: of the held-out part.
+        images: how many to look at, evenly spread over the part; held in memory.
+        operator: which one to draw, by its name in the network; by default the last of those with the largest maps.
+        batch_size: images in a batch.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one.
+        output: folder for the page and the figures.
+        say: is told what comes next.
+
+    Raises:
+        InputError: the checkpoint, the data or a number cannot be used, or the network has no attention to explain.
+        RunError: a file cannot be written.
+    """
+    for name, value in (("number of images", images), ("batch size", batch_size)):
+        if value < 1:
+            raise InputError(f"the {name} is {value}; it must be at least 1.")
+    model, metadata = load_model(checkpoint, pick_device(device))
+    if metadata.form == "deployed":
+        raise InputError(f"{checkpoint} holds the deployed form, whose branches are merged; give what it was made of.")
+    _require_operator(model, operator)
+    splits = open_data(data if data is not None else metadata.data, holdout, seed)
+    chosen = _spread(labelled_images(splits, split, metadata), images)
+    judged = _prepared(chosen, metadata, batch_size, next(model.parameters()).device)
+    found = measure(model, judged, say)
+    drawn = operator if operator is not None else finest_operator(model, judged.pixels[:1])
+    say(f"drawing what {drawn} weighs and how far it sees")
+    fields = receptive_fields(model, judged, drawn, {name: each.mean for name, each in found.statistics.items()})
+    figures: dict[str, Any] = {
+        "network": metadata.model.name,
+        "checkpoint": os.fspath(checkpoint),
+        "data": {"name": splits.name, "split": split, "images": len(judged.labels), "of": len(splits.part(split))},
+        **{form: asdict(getattr(found, form)) for form in ("trained", "silent", "static")},
+        "operators": _rows(model, found),
+        "drawn": {"operator": drawn, "radius": {key: half_radius(field) for key, field in fields.items()}},
+        "conditions": _conditions(metadata),
+    }
+    shown = judged.pixels[:: max(1, len(judged.pixels) // SHOWN)][:SHOWN]
+    pictures = {
+        "losses": loss_bars(figures["operators"], figures["trained"]["loss"]),
+        "attention": attention_picture(model, shown, as_pictures(shown, metadata.preprocessing), drawn),
+        "field": receptive_field_picture(fields),
+    }
+    page, results = Path(output) / "index.html", Path(output) / "results.json"
+    write_text(results, json.dumps(figures, indent=2) + "\n")
+    write_text(
+        page, environment("xvolution.explain").get_template("page.html.jinja").render(**figures, pictures=pictures)
+    )
+    return Explanation(page, results, figures)
+
+
+def _conditions(metadata: Metadata) -> dict[str, Any]:
+    """How these figures, and the network, were made."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": provenance(0)["commit"],
+        "trained": metadata.provenance,
+        "device": device_conditions(),
+        "versions": versions(PACKAGES),
+    }
+
+
+def _require_operator(model: nn.Module, name: str | None) -> None:
+    operators = attending_operators(model)
+    if name is not None and name not in operators:
+        raise InputError(
+            f"there is no operator {name!r} with attention in this network; it has {', '.join(operators) or 'none'}."
+        )
+
+
+def _spread(source: ImageSource, count: int) -> ImageSource:
+    """So many images, evenly spread: a part is often sorted by class."""
+    return source.subset(np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)))
+
+
+def _prepared(source: ImageSource, metadata: Metadata, batch_size: int, device: torch.device) -> JudgedImages:
+    batches = list(evaluation_loader(source, metadata.preprocessing, batch_size))
+    pixels, labels = (torch.cat([batch[key] for batch in batches]).to(device) for key in ("image", "target"))
+    return JudgedImages(pixels, labels, batch_size)
+
+
+def _rows(model: nn.Module, found: Measurements) -> list[dict[str, Any]]:
+    """The table of operators, in the order of the network."""
+    operators = attending_operators(model)
+    return [
+        {
+            "operator": name,
+            "attention": type(operators[name].attention).__name__,
+            "channels": operators[name].out_channels,
+            "size": list(each.size),
+            "share": each.share,
+            "context": each.context,
+            "kurtosis": each.kurtosis,
+            "static_error": found.static_errors[name],
+            **asdict(found.without[name]),
+        }
+        for name, each in found.statistics.items()
+    ]
