@@ -59,6 +59,11 @@ class Explanation:
         return "\n".join([*lines, f"page {self.page}", f"figures {self.results}"])
 
 
+def print_at_once(line: str) -> None:
+    """So that progress is seen where the output is a pipe, too."""
+    print(line, flush=True)
+
+
 def explain(
     checkpoint: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
@@ -71,7 +76,7 @@ def explain(
     batch_size: int = 64,
     device: str = "auto",
     output: str | os.PathLike[str] = "explain",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_at_once,
 ) -> Explanation:
     """Measure and draw what the attention in a trained classifier does.
 
