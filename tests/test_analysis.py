@@ -133,6 +133,20 @@ def test_silenced_branches_say_their_average_and_come_back(model):
     assert torch.equal(model(images), expected)
 
 
+def test_products_that_do_not_vary_have_no_kurtosis(model):
+    nn.init.zeros_(model[1].attention.query_norm.weight)
+    nn.init.zeros_(model[1].attention.window_norm.weight)
+    assert branch_statistics(model, [torch.randn(2, 3, 5, 5)])["1"].kurtosis is None
+
+
+def test_only_operators_can_be_silenced(model):
+    with (
+        pytest.raises(ValueError, match="'0' is no XVolution2d with attention of this model; it has 1"),
+        silenced(model, {"0": torch.zeros(4)}),
+    ):
+        pass
+
+
 def test_statistics_need_a_network_with_attention(model):
     with pytest.raises(ValueError, match="no XVolution2d with attention"):
         branch_statistics(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), [torch.randn(1, 3, 5, 5)])
@@ -150,6 +164,11 @@ def test_the_receptive_field_of_a_convolution_is_its_kernel():
     torch.testing.assert_close(field, expected / expected.sum())
     with pytest.raises(ValueError, match="no module 'head'"):
         receptive_field(nn.Sequential(conv), torch.randn(1, 2, 7, 9), "head")
+    unused = nn.Sequential(conv).eval()
+    unused.head = nn.Conv2d(3, 3, 1)
+    unused.forward = conv.forward
+    with pytest.raises(ValueError, match="did not run 'head'"):
+        receptive_field(unused.eval(), torch.randn(1, 2, 7, 9), "head")
     with pytest.raises(ValueError, match="training mode"):
         receptive_field(nn.Sequential(conv), torch.randn(1, 2, 7, 9), "0")
 

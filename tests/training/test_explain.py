@@ -71,4 +71,4 @@ def test_what_cannot_be_explained_is_refused(trained, tiny, tmp_path):
     deploy(trained.checkpoint, [deployed])
     refused("holds the deployed form", checkpoint=deployed)
     plain = train(tiny(epochs=1, limit_train_batches=1, operator="conv"))
-    refused("nothing to explain: this model has no XVolution2d with attention", checkpoint=plain.checkpoint)
+    refused("nothing to explain: this network has no X-volution with attention", checkpoint=plain.checkpoint)

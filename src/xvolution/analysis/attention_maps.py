@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution import XVolution2d, dynamic_kernel
-from xvolution.analysis.branch_statistics import attending_operators
+from xvolution.analysis.branch_statistics import attending_operator
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,6 @@ class BranchMaps:
         return [divmod(int(pixel), width) for pixel in self.attention.flatten(1).argmax(1)]
 
 
-def _operator(model: nn.Module, name: str) -> XVolution2d:
-    operators = attending_operators(model)
-    if name not in operators:
-        raise ValueError(
-            f"{name!r} is no XVolution2d with attention of this model; it has {', '.join(operators) or 'none'}"
-        )
-    return operators[name]
-
-
 @torch.no_grad()
 def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
     """Run ``model`` and compare the two branches of one of its operators.
@@ -62,7 +53,7 @@ def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
     Raises:
         ValueError: the model has no operator of that name, or is in training mode.
     """
-    operator = _operator(model, name)
+    operator = attending_operator(model, name)
     if operator.training:
         raise ValueError(
             f"{name!r} is in training mode, where a look would move its statistics; call model.eval() first"

@@ -24,7 +24,7 @@ class BranchStatistics:
         context: part of the attention branch's variance that is the same at every pixel of an image, so that it says
             something of the image and nothing of the place; mean over channels.
         kurtosis: fourth standardized moment of the products ``φ(q) ⊙ Σ_δ w_δ ⊙ k_δ`` in front of ``W^v``, mean over channels: 3
-            for a normal distribution, more for heavier tails. None for branches without such products.
+            for a normal distribution, more for heavier tails. None for branches without such products, and where none varies.
         mean: (C_out,), the attention branch's average.
     """
 
@@ -85,6 +85,20 @@ def attending_operators(model: nn.Module) -> dict[str, XVolution2d]:
     }
 
 
+def attending_operator(model: nn.Module, name: str) -> XVolution2d:
+    """One of ``attending_operators``.
+
+    Raises:
+        ValueError: there is none of that name; the message lists those that there are.
+    """
+    operators = attending_operators(model)
+    if name not in operators:
+        raise ValueError(
+            f"{name!r} is no XVolution2d with attention of this model; it has {', '.join(operators) or 'none'}"
+        )
+    return operators[name]
+
+
 @torch.no_grad()
 def branch_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, BranchStatistics]:
     """Run ``model`` over images and measure both branches of each of its operators.
@@ -126,11 +140,13 @@ def silenced(model: nn.Module, averages: Mapping[str, Tensor]) -> Iterator[None]
     Args:
         model: in training form; it computes as before when the context ends.
         averages: operator's name -> (C_out,), ``BranchStatistics.mean``.
+
+    Raises:
+        ValueError: the model has no operator of that name.
     """
-    operators = attending_operators(model)
     with ExitStack() as stack:
         for name, mean in averages.items():
-            handle = operators[name].attention_norm.register_forward_hook(
+            handle = attending_operator(model, name).attention_norm.register_forward_hook(
                 lambda _, __, y, mean=mean: mean.to(y)[:, None, None].expand_as(y)
             )
             stack.callback(handle.remove)
@@ -172,9 +188,14 @@ class _Probe:
             self.size,
             share=_mean_ratio(attention, attention + convolution),
             context=_mean_ratio(self._attention.variance_of_image_means, attention),
-            kurtosis=float(self._products.kurtosis.nanmean()) if self._has_products else None,
+            kurtosis=self._kurtosis() if self._has_products else None,
             mean=self._attention.mean.float(),
         )
+
+    def _kurtosis(self) -> float | None:
+        found = self._products.kurtosis
+        varying = found[found.isfinite()]
+        return float(varying.mean()) if len(varying) else None
 
 
 def _mean_ratio(part: Tensor, whole: Tensor) -> float:

@@ -19,13 +19,13 @@ def receptive_field(model: nn.Module, images: Tensor, name: str) -> Tensor:
         channels and mean over images, scaled to a sum of 1 (0 where nothing acts on it).
 
     Raises:
-        ValueError: the model has no module of that name, or is in training mode.
+        ValueError: the model has no module of that name, did not run it, or is in training mode.
 
     Source: Luo, Li, Urtasun, Zemel, Understanding the effective receptive field in deep convolutional neural networks, 2016.
     """
     modules = dict(model.named_modules())
     if name not in modules:
-        raise ValueError(f"the model has no module {name!r}")
+        raise ValueError(f"the model has no module {name!r}; give a name of model.named_modules()")
     if model.training:
         raise ValueError("the model is in training mode, where images act on each other; call model.eval() first")
     outputs: list[Tensor] = []
@@ -36,6 +36,8 @@ def receptive_field(model: nn.Module, images: Tensor, name: str) -> Tensor:
             model(images)
     finally:
         handle.remove()
+    if not outputs:
+        raise ValueError(f"the model did not run {name!r}; give a module that its forward calls")
     output = outputs[0]
     centre = output[..., output.shape[-2] // 2, output.shape[-1] // 2].sum()
     (gradient,) = torch.autograd.grad(centre, images)

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from xvolution.analysis import BranchMaps, attending_operators, attention_kernel, branch_maps
+from xvolution.analysis import BranchMaps, attending_operator, attending_operators, attention_kernel, branch_maps
 from xvolution.compare.figures import COLOURS, GREY, INK, style, svg
 from xvolution.training.data.transforms import Preprocessing
 
@@ -92,7 +92,7 @@ def _kernels(
     model: nn.Module, maps: BranchMaps, positions: Sequence[tuple[int, int]], name: str
 ) -> list[Tensor] | None:
     """Attention's kernel at the marked pixel of each image; None where the branch is no convolution over a window."""
-    operator = attending_operators(model)[name]
+    operator = attending_operator(model, name)
     operands = maps.operand.split(1)
     try:
         return [

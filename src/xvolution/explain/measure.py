@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from xvolution.analysis import BranchStatistics, branch_statistics, receptive_field, silenced
 from xvolution.deploy import collapse
-from xvolution.training import InputError
 
 #: Images whose gradients the receptive field is a mean of.
 RECEPTIVE_FIELD_IMAGES = 64
@@ -29,6 +28,10 @@ class JudgedImages:
     def batches(self) -> tuple[Tensor, ...]:
         """Of pixels, each (batch_size, C, H, W) or fewer."""
         return self.pixels.split(self.batch_size)
+
+    def some(self, count: int) -> Tensor:
+        """Pixels of so many images, or of all where there are fewer, evenly spread."""
+        return self.pixels[:: max(1, len(self.pixels) // count)][:count]
 
     @torch.inference_mode()
     def logits(self, model: nn.Module) -> Tensor:
@@ -89,16 +92,10 @@ def measure(model: nn.Module, images: JudgedImages, say: Callable[[str], None]) 
         model: in evaluation mode and training form.
         images: what it is judged by.
         say: is told what comes next.
-
-    Raises:
-        InputError: the network has no X-volution with attention.
     """
     say("running the network, measuring both branches of each operator")
     trained = images.logits(model)
-    try:
-        statistics = branch_statistics(model, images.batches)
-    except ValueError as error:
-        raise InputError(f"there is nothing to explain: {error}.") from error
+    statistics = branch_statistics(model, images.batches)
     averages = {name: found.mean for name, found in statistics.items()}
     without = {}
     for place, name in enumerate(averages, 1):
@@ -126,7 +123,7 @@ def receptive_fields(
     model: nn.Module, images: JudgedImages, name: str, averages: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The receptive field (H, W) of an operator's central pixel, with all attention up to it and with none."""
-    pixels = images.pixels[:: max(1, len(images.pixels) // RECEPTIVE_FIELD_IMAGES)][:RECEPTIVE_FIELD_IMAGES]
+    pixels = images.some(RECEPTIVE_FIELD_IMAGES)
     attentive = receptive_field(model, pixels, name)
     with silenced(model, averages):
         silent = receptive_field(model, pixels, name)

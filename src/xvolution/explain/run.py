@@ -120,7 +120,7 @@ def explain(
         "drawn": {"operator": drawn, "radius": {key: half_radius(field) for key, field in fields.items()}},
         "conditions": _conditions(metadata),
     }
-    shown = judged.pixels[:: max(1, len(judged.pixels) // SHOWN)][:SHOWN]
+    shown = judged.some(SHOWN)
     pictures = {
         "losses": loss_bars(figures["operators"], figures["trained"]["loss"]),
         "attention": attention_picture(model, shown, as_pictures(shown, metadata.preprocessing), drawn),
@@ -147,9 +147,11 @@ def _conditions(metadata: Metadata) -> dict[str, Any]:
 
 def _require_operator(model: nn.Module, name: str | None) -> None:
     operators = attending_operators(model)
+    if not operators:
+        raise InputError("there is nothing to explain: this network has no X-volution with attention.")
     if name is not None and name not in operators:
         raise InputError(
-            f"there is no operator {name!r} with attention in this network; it has {', '.join(operators) or 'none'}."
+            f"there is no operator {name!r} with attention in this network; it has {', '.join(operators)}."
         )
 
 
