@@ -339,6 +339,8 @@ def image_attention(
     query_weight: Tensor,
     query_bias: Tensor,
     value_weight: Tensor,
+    key_weight: Tensor | None = None,
+    key_bias: Tensor | None = None,
     *,
     gate: Callable[[Tensor], Tensor] = torch.sigmoid,
     stride: int | Sequence[int] = 1,
@@ -347,13 +349,17 @@ def image_attention(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """Attention with one query for the whole image, shift by shift: ``Σ_δ φ(W^q mean(x) + b) ⊙ W^v_δ x_δ``.
+    """Attention with one query for the whole image, shift by shift: ``Σ_δ φ(q) ⊙ W^v_δ x_δ``, ``q = W^q mean(x) + b^q``.
+
+    With keys, ``Σ_δ φ(q) ⊙ W^v_δ (φ(k) ⊙ x_δ)``, ``k = W^k mean(x) + b^k``: how much an output channel hears of an input channel
+    is the product of its query and of the other's key.
 
     Args:
         x: (N, C_in, H, W).
         query_weight: ``W^q``, (C_out, C_in / groups, 1, 1).
-        query_bias: ``b``, (C_out,).
+        query_bias: ``b^q``, (C_out,).
         value_weight: ``W^v``, (C_out, C_in / groups, kh, kw).
+        key_weight, key_bias: ``W^k``, (C_in, C_in / groups, 1, 1), and ``b^k``, (C_in,); no keys when None.
         gate: φ.
         stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
 
@@ -363,7 +369,10 @@ def image_attention(
     dims = x.dim() - 2
     kernel_size = tuple(value_weight.shape[2:])
     stride, dilation = as_tuple(stride, dims), as_tuple(dilation, dims)
-    query = gate(convolution(x.mean(spatial(x), keepdim=True), query_weight, query_bias, groups=groups))
+    mean = x.mean(spatial(x), keepdim=True)
+    query = gate(convolution(mean, query_weight, query_bias, groups=groups))
+    if key_weight is not None:
+        x = gate(convolution(mean, key_weight, key_bias, groups=groups)) * x
     shifted = window_taps(
         pad(x, padding_pairs(padding, kernel_size, dilation), padding_mode), kernel_size, stride, dilation
     )

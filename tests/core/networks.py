@@ -90,8 +90,12 @@ def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
         return {"similarity": "dot", "heads": heads, "window": draw(st.sampled_from([None, 3]))}
     assert branch in ATTENTION_BRANCHES
     if branch == "image":
-        gate, separable = draw(st.sampled_from([None, "identity", "tanh"])), draw(st.booleans())
-        return {"attention": "image", "gate": gate, "separable": separable}
+        gate, separable, keys = (
+            draw(st.sampled_from([None, "identity", "tanh"])),
+            draw(st.booleans()),
+            draw(st.booleans()),
+        )
+        return {"attention": "image", "gate": gate, "separable": separable, "channel_keys": keys}
     return {"attention": branch, "heads": heads}
 
 

@@ -21,6 +21,7 @@ BRANCHES = [
     {"attention": "global"},
     {"attention": "image"},
     {"attention": "image", "separable": True},
+    {"attention": "image", "channel_keys": True},
 ]
 
 
@@ -122,10 +123,10 @@ def test_train_mode_and_missing_packages_are_refused(tmp_path, monkeypatch):
         export(SmallNet().eval(), tmp_path / "model.onnx", torch.zeros(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize("separable", [False, True])
-def test_the_image_branch_is_one_convolution_for_a_fixed_batch(tmp_path, separable):
+@pytest.mark.parametrize("options", [{}, {"separable": True}, {"channel_keys": True}])
+def test_the_image_branch_is_one_convolution_for_a_fixed_batch(tmp_path, options):
     onnx = pytest.importorskip("onnx")
-    layer = XVolution2d(8, 8, 3, padding=1, attention="image", separable=separable, zero_init=False)
+    layer = XVolution2d(8, 8, 3, padding=1, attention="image", zero_init=False, **options)
     layer = randomize(layer).eval()
     layer = reparameterize(layer, layout="single")
     for images, dynamic, convolutions in ((1, False, 1), (3, False, 1), (1, True, 2)):

@@ -91,8 +91,9 @@ def _reference(operator: nn.Module, x: torch.Tensor) -> torch.Tensor:
     conv, attention = operator.conv, operator.attention
     options = {"stride": conv.stride, "groups": conv.groups, "padding_mode": conv.padding_mode}
     if isinstance(attention, ImageAttention):
+        keys = () if attention.key is None else (attention.key.weight, attention.key.bias)
         return functional.image_attention(
-            x, attention.query.weight, attention.query.bias, attention.value_weight, gate=GATES[attention.gate],
+            x, attention.query.weight, attention.query.bias, attention.value_weight, *keys, gate=GATES[attention.gate],
             padding=conv.padding, dilation=conv.dilation, **options,
         )  # fmt: skip
     weights = (attention.query.weight, attention.key.weight, attention.value.weight)
@@ -144,7 +145,7 @@ def test_fast_paths_equal_the_reference(data):
             "attention_ratio": 0.5,
         },
         "dot": {"similarity": "dot", "heads": data.draw(st.sampled_from([1, 2])), "attention_ratio": 0.5},
-        "image": {**gate, "separable": data.draw(st.booleans())},
+        "image": {**gate, "separable": data.draw(st.booleans()), "channel_keys": data.draw(st.booleans())},
     }[kind]
     branch_of = ATTENTION_BRANCHES["image" if kind == "image" else "pssa"][dims - 1]
     branch = branch_of(4, 8, kernel_size, **options, **extra, dtype=torch.float64)

@@ -21,6 +21,7 @@ BRANCHES = [
     {"attention": "global", "heads": 2},
     {"attention": "image"},
     {"attention": "image", "separable": True},
+    {"attention": "image", "channel_keys": True},
 ]
 
 
@@ -90,6 +91,7 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
         ({"attention": "image", "window": 5, "heads": 2}, "'image' does not take window, heads"),
         ({"attention": "image", "gate": "relu"}, "gate is 'relu'; allowed are"),
         ({"separable": True}, "'pssa' does not take separable"),
+        ({"attention": "linear", "channel_keys": True}, "'linear' does not take channel_keys"),
         ({"global_term": False, "global_init": 1.0}, "pass global_term=True"),
         ({"attention_ratio": 0}, "attention_ratio is 0"),
         ({"shift_distance": 0}, "shift_distance is 0"),

@@ -39,7 +39,7 @@ def dynamic_kernel(
         W(x_0)_δ = W^c_δ + W^v diag(φ(q_0) ⊙ w_δ) W^k            (pssa, hadamard)
         W(x_0)_δ = W^c_δ + Σ_h w_{δ,h} <q_0, k_δ>_h W^v_h         (pssa, dot)
         W(x_0)_δ = W^c_δ + [δ = 0] M(x) W^q                      (linear)
-        W(x_0)_δ = W^c_δ + diag(φ(W^q mean(x))) W^v_δ            (image)
+        W(x_0)_δ = W^c_δ + diag(φ(q)) W^v_δ diag(φ(k))           (image; q and k of mean(x), the latter with channel_keys)
 
     Args:
         module: an ``XVolution`` in eval mode, with the ``pssa``, the ``linear`` or the ``image`` branch.
@@ -190,8 +190,7 @@ def _image(
 ) -> tuple[Tensor, Tensor]:
     # Only the check of the position needs a map here; the kernel is the same at every pixel of an image.
     _pixel(attention.value(x), position)
-    value = attention.value_weight * per_channel(value_scale[:, None], x)
-    kernel = convolution.weight + attention.weights(x).unsqueeze(2) * value
+    kernel = convolution.weight + per_channel(value_scale[:, None], x) * attention.kernels(x)
     return kernel, convolution.bias.expand(x.shape[0], -1)
 
 

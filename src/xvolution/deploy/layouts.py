@@ -272,7 +272,7 @@ class MixedConv(ContentConv):
 
 
 class WeightedConv(ContentConv):
-    """The image branch: kernel ``W^c + diag(φ(q)) W^v``."""
+    """The image branch: kernel ``W^c + diag(φ(q)) W^v``, or ``W^c + diag(φ(q)) W^v diag(φ(k))``."""
 
     attention: ImageAttention
 
@@ -285,10 +285,8 @@ class WeightedConv(ContentConv):
             self.attention.window = None
 
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        conv, value = self.conv, self.attention.value
-        weights = self.attention.weights(x).unsqueeze(2)
-        kernels = conv.weight.to(x.dtype) + weights * value.weight.to(x.dtype)
-        return kernels, conv.bias.to(x.dtype).expand(len(x), -1)
+        kernels = self.conv.weight.to(x.dtype) + self.attention.kernels(x)
+        return kernels, self.conv.bias.to(x.dtype).expand(len(x), -1)
 
 
 def _materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Attention with one query for the whole image: each channel of a convolution weighted by what the image shows."""
+"""Attention with one query for the whole image: the channels of a convolution weighted by what the image shows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ class ImageAttention(nn.Module):
     ``W + diag(φ(q)) W^v`` for each image. ``separable`` values are one matrix for all shifts and one weight for each channel and
     shift, as the keys of ``PixelShiftAttention`` are, ``W^v_δ = w_δ ⊙ W^v``: fewer weights, and a shorter training step.
 
+    With ``channel_keys`` the channels that are read are weighted too, ``a_0 = φ(q) ⊙ Σ_δ W^v_δ (φ(k) ⊙ x_δ)``, with ``k = W^k
+    mean(x) + b^k``: what an output channel hears of an input channel is weighed by the product of its query and of the other's
+    key. The kernel is then ``W + diag(φ(q)) W^v diag(φ(k))``.
+
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: the geometry of the
             convolution beside it.
         gate: φ, ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
         separable: read the values by a 1x1 convolution and a depthwise one.
+        channel_keys: weigh the input channels as well.
         device, dtype: of the parameters.
 
     Raises:
@@ -52,6 +57,7 @@ class ImageAttention(nn.Module):
         *,
         gate: str = "sigmoid",
         separable: bool = False,
+        channel_keys: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -62,6 +68,7 @@ class ImageAttention(nn.Module):
         geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
         self.gate = gate
         self.query = pointwise(self.dims, in_channels, out_channels, groups=groups, **factory)
+        self.key = pointwise(self.dims, in_channels, in_channels, groups=groups, **factory) if channel_keys else None
         self.window = None
         if separable:
             self.value = pointwise(self.dims, in_channels, out_channels, groups=groups, bias=False, **factory)
@@ -75,17 +82,28 @@ class ImageAttention(nn.Module):
         value: Tensor = self.value.weight
         return value if self.window is None else per_channel(value.flatten(1), value) * self.window.weight
 
-    def weights(self, x: Tensor) -> Tensor:
-        """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1)."""
-        return GATES[self.gate](self.query(image_mean(x)))
+    def weights(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """φ(q) and φ(k), or None without keys: (N, C_in, H, W) -> (N, C_out, 1, 1) and (N, C_in, 1, 1)."""
+        gate, mean = GATES[self.gate], image_mean(x)
+        return gate(self.query(mean)), None if self.key is None else gate(self.key(mean))
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """``diag(φ(q)) W^v diag(φ(k))`` of each image: (N, C_in, H, W) -> (N, C_out, C_in / groups, kh, kw)."""
+        of_outputs, of_inputs = self.weights(x)
+        kernels = of_outputs.unsqueeze(2) * self.value_weight.to(x.dtype)
+        if of_inputs is None:
+            return kernels
+        groups = self.query.groups
+        return (kernels.unflatten(1, (groups, -1)) * of_inputs.unflatten(1, (groups, 1, -1))).flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
-        value = self.value(x)
-        return self.weights(x) * (value if self.window is None else convolve_window(self.window, value))
+        of_outputs, of_inputs = self.weights(x)
+        value = self.value(x if of_inputs is None else of_inputs * x)
+        return of_outputs * (value if self.window is None else convolve_window(self.window, value))
 
     def extra_repr(self) -> str:
-        return f"gate={self.gate}, separable={self.window is not None}"
+        return f"gate={self.gate}, separable={self.window is not None}, channel_keys={self.key is not None}"
 
 
 class ImageAttention1d(ImageAttention):

@@ -68,6 +68,7 @@ class XVolution(nn.Module):
         window, shift_distance: of ``pssa``; see ``PixelShiftAttention2d``.
         gate: of ``image`` and of ``pssa`` with Hadamard similarity; a sigmoid when None.
         separable: of ``image``: values with one matrix for all shifts; see ``ImageAttention2d``.
+        channel_keys: of ``image``: weigh the channels that are read as well as those that are written.
         query_context: of ``pssa`` with Hadamard similarity: let the query see the mean of all pixels; it does when None.
         global_term: of ``pssa`` with Hadamard similarity: the term over all pixels; there when None.
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
@@ -124,6 +125,7 @@ class XVolution(nn.Module):
         window: int | Sequence[int] | None = None,
         shift_distance: int | Sequence[int] | None = None,
         separable: bool = False,
+        channel_keys: bool = False,
         query_context: bool | None = None,
         global_term: bool | None = None,
         global_init: float | None = None,
@@ -158,7 +160,7 @@ class XVolution(nn.Module):
             defaults = _hadamard_defaults(norm_layer)
             gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
         branch_options: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
-        branch_options |= {"global_init": global_init, "separable": separable}
+        branch_options |= {"global_init": global_init, "separable": separable, "channel_keys": channel_keys}
         branch_options |= {name: value for name, value in gate_options.items() if value is not None}
         for name in ("query_norm", "window_norm"):
             branch_options[name] = norm_layer if gate_options[name] else None
@@ -369,8 +371,8 @@ def _build_attention(
         raise ValueError(
             f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
         )
-    of_image = ("gate", "separable")
-    taken = {"pssa": set(branch_options) - {"separable"}, "image": of_image}.get(attention or "", ())
+    of_image = {"gate", "separable", "channel_keys"}
+    taken = {"pssa": set(branch_options) - {"separable", "channel_keys"}, "image": of_image}.get(attention or "", ())
     neutral = {"similarity": "hadamard", "gate": "identity"}
     given = [
         name
