@@ -16,7 +16,7 @@ from xvolution.nn.pixel_shift import GATES, convolve_window
 class ImageAttention(nn.Module):
     """Maps (N, C_in, H, W) to (N, C_out, H', W')::
 
-        a_0 = φ(q) ⊙ Σ_δ W^v_δ x_δ,      q = W^q mean(x) + b
+        a_0 = φ(q) ⊙ Σ_δ W^v_δ x_δ,      q = W^q mean(x) + b^q
 
     The values are read through the window by a matrix for each shift; the query is the image's, so that the weights φ(q) are one
     vector for each image. With the convolution beside it the branch is one convolution, whose kernel is
@@ -39,7 +39,9 @@ class ImageAttention(nn.Module):
         ValueError: an unknown gate.
 
     Source: the Hadamard branch of ``PixelShiftAttention`` with the image's query in the place of the pixel's. Attention that
-    mixes kernels is from Chen et al., Dynamic Convolution: Attention over Convolution Kernels, arXiv 1912.03458, 2020.
+    mixes kernels is from Chen et al., Dynamic Convolution: Attention over Convolution Kernels, arXiv 1912.03458, 2020; weights
+    for the channels that a kernel reads and writes from Li, Zhou and Yao, Omni-Dimensional Dynamic Convolution, arXiv
+    2209.07947, 2022.
     """
 
     dims: ClassVar[int]
