@@ -371,8 +371,8 @@ def _build_attention(
         raise ValueError(
             f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
         )
-    of_image = {"gate", "separable", "channel_keys"}
-    taken = {"pssa": set(branch_options) - {"separable", "channel_keys"}, "image": of_image}.get(attention or "", ())
+    of_image = {"separable", "channel_keys"}
+    taken = {"pssa": set(branch_options) - of_image, "image": {"gate", *of_image}}.get(attention or "", ())
     neutral = {"similarity": "hadamard", "gate": "identity"}
     given = [
         name
