@@ -19,7 +19,7 @@ from torch import nn
 
 from xvolution import XVolution2d, reparameterize
 
-BRANCHES = ("hadamard", "hadamard", "hadamard", "dot", "linear", "global", "image")
+BRANCHES = ("hadamard", "hadamard", "hadamard", "dot", "linear", "global", "image", "shared")
 
 
 def draw_operator(rng: random.Random) -> XVolution2d:
@@ -50,6 +50,8 @@ def draw_operator(rng: random.Random) -> XVolution2d:
         options = {"similarity": "dot", "heads": rng.choice([1, 2])}
     elif branch == "image":
         options = {"attention": branch, "separable": rng.random() < 0.5}
+    elif branch == "shared":
+        options = {"attention": branch, "window": rng.choice([2, 3, 5]), "global_term": rng.random() < 0.5}
     else:
         options = {"attention": branch, "heads": rng.choice([1, 2])}
     operator = XVolution2d(8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()

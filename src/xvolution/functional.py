@@ -383,6 +383,45 @@ def image_attention(
     return torch.stack(terms).sum(0)
 
 
+def shared_value_attention(
+    x: Tensor,
+    value: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    window_weight: Tensor,
+    mean_weight: Tensor | None = None,
+    *,
+    gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    groups: int = 1,
+) -> Tensor:
+    """Attention over what a convolution computed, shift by shift: ``φ(q) ⊙ (Σ_δ w_δ ⊙ v_δ + g ⊙ mean(v))``.
+
+    The query is the image's, ``q = W^q mean(x) + b^q``.
+
+    Args:
+        x: (N, C_in, H, W).
+        value: v, the convolution's output, (N, C_out, H', W'); zeros around it.
+        query_weight: ``W^q``, (C_out, C_in / groups, 1, 1).
+        query_bias: ``b^q``, (C_out,).
+        window_weight: w, (C_out, kh, kw).
+        mean_weight: g, (C_out,); no term over all pixels when None.
+        gate: φ.
+        groups: of the query.
+
+    Returns:
+        (N, C_out, H', W'); one or three dimensions in the place of H, W work alike.
+    """
+    ones = (1,) * (x.dim() - 2)
+    kernel_size = tuple(window_weight.shape[1:])
+    query = gate(convolution(x.mean(spatial(x), keepdim=True), query_weight, query_bias, groups=groups))
+    shifted = window_taps(pad(value, padding_pairs("same", kernel_size, ones), "zeros"), kernel_size, ones, ones)
+    taps = window_weight.flatten(1).unbind(1)
+    terms = [per_channel(tap, v) * v for v, tap in zip(shifted, taps, strict=True)]
+    if mean_weight is not None:
+        terms.append((per_channel(mean_weight, value) * value.mean(spatial(value), keepdim=True)).expand_as(value))
+    return query * torch.stack(terms).sum(0)
+
+
 def dynamic_conv(
     x: Tensor,
     kernel: Tensor,

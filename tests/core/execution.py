@@ -17,12 +17,13 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "global": {"attention": "global"},
     "image": {"attention": "image"},
     "separable": {"attention": "image", "separable": True},
+    "shared": {"attention": "shared"},
 }
 FORMS = [
     (branch, form)
     for branch in BRANCHES
     for form in ("training", "single", "split")
-    if form != "single" or branch in ("pssa", "linear", "image", "separable")
+    if form != "single" or branch in ("pssa", "linear", "image", "separable", "shared")
 ]
 
 

@@ -42,7 +42,7 @@ NORMS: dict[str, Any] = {
 @st.composite
 def operators(
     draw: st.DrawFn,
-    branches: tuple[str, ...] = ("hadamard", "dot", "linear", "global", "image"),
+    branches: tuple[str, ...] = ("hadamard", "dot", "linear", "global", "image", "shared"),
     dims: tuple[int, ...] = (1, 2, 2, 3),
     norms: tuple[str, ...] = ("batch", "batch", "none"),
 ) -> XVolution:
@@ -65,7 +65,8 @@ def operators(
     }
     norm = draw(st.sampled_from(norms))
     options: dict[str, Any] = {"norm_layer": NORMS[norm]} | draw(branch_options(draw(st.sampled_from(branches))))
-    options["num_conv_branches"] = draw(st.sampled_from([1, 1, 2, 3])) if norm in ("batch", "none") else 1
+    several = norm in ("batch", "none") and options.get("attention") != "shared"
+    options["num_conv_branches"] = draw(st.sampled_from([1, 1, 2, 3])) if several else 1
     seed = draw(st.integers(0, 2**16))
     torch.manual_seed(seed)
     operator = XVOLUTIONS[spatial](8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()
@@ -96,6 +97,9 @@ def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
             draw(st.booleans()),
         )
         return {"attention": "image", "gate": gate, "separable": separable, "channel_keys": keys}
+    if branch == "shared":
+        gate, window = draw(st.sampled_from([None, "identity", "tanh"])), draw(st.sampled_from([None, 2, 3]))
+        return {"attention": "shared", "gate": gate, "window": window, "global_term": draw(st.booleans())}
     return {"attention": branch, "heads": heads}
 
 

@@ -43,6 +43,7 @@ def test_outputs_stay_and_norms_move_in(network, images):
         {"attention": "linear"},
         {"attention": "global"},
         {"attention": "image"},
+        {"attention": "shared"},
         {"norm_layer": None},
         {"norm_layer": lambda channels: nn.GroupNorm(2, channels)},
         {"attention": lambda conv: nn.Conv2d(conv.in_channels, conv.out_channels, 1)},

@@ -21,6 +21,7 @@ from xvolution import (
     reparameterize,
 )
 from xvolution.deploy.fold import fold, union_of
+from xvolution.nn.geometry import Geometry
 
 
 def relative_error(expected, actual):
@@ -37,7 +38,7 @@ def test_layout_auto_is_exact_and_leaves_no_batch_norm(operator):
 
 
 @settings(max_examples=60, deadline=None)
-@given(operators(branches=("hadamard", "dot", "linear", "image")), st.data())
+@given(operators(branches=("hadamard", "dot", "linear", "image", "shared")), st.data())
 def test_the_dynamic_kernel_reproduces_the_output(operator, data):
     x = inputs_for(operator)
     y = operator(x)
@@ -49,6 +50,8 @@ def test_the_dynamic_kernel_reproduces_the_output(operator, data):
         geometry = union_of(folded.convolution, folded.gate)
     elif hasattr(operator.attention, "shifts"):
         geometry = geometry.union([operator.attention.shifts])
+    elif folded.shared is not None:
+        geometry = geometry.followed_by(Geometry.of(operator.attention.window))
     assert kernel.shape == (2, 16, 8 // operator.groups, *geometry.kernel_size)
     taps = functional.window_taps(geometry.pad(x), geometry.kernel_size, geometry.stride, geometry.dilation)
     patch = torch.stack([tap[(slice(None), slice(None), *position)] for tap in taps], 2).unflatten(

@@ -81,7 +81,14 @@ def test_networks_for_videos(name):
 @pytest.mark.parametrize(("kind", "size"), [(XVolution1d, (12,)), (XVolution3d, (5, 6, 7))])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"similarity": "dot", "heads": 2}, {"attention": "linear"}, {"attention": "global"}, {"attention": "image"}],
+    [
+        {},
+        {"similarity": "dot", "heads": 2},
+        {"attention": "linear"},
+        {"attention": "global"},
+        {"attention": "image"},
+        {"attention": "shared"},
+    ],
     ids=str,
 )
 def test_every_branch_has_its_gradient(kind, size, options):
@@ -125,7 +132,7 @@ def test_a_convolution_over_channels_is_left_alone():
 
 
 def test_deployed_forms_tell_the_geometry_of_the_convolution():
-    for options in ({}, {"attention": "linear"}, {"attention": "image"}):
+    for options in ({}, {"attention": "linear"}, {"attention": "image"}, {"attention": "shared"}):
         operator = XVolution2d(8, 16, (3, 5), (2, 1), (1, 2), groups=2, **options).eval()
         for layout in ("single", "split"):
             deployed = reparameterize(operator, layout=layout)

@@ -22,6 +22,7 @@ BRANCHES = [
     {"attention": "image"},
     {"attention": "image", "separable": True},
     {"attention": "image", "channel_keys": True},
+    {"attention": "shared"},
 ]
 
 
@@ -123,13 +124,21 @@ def test_train_mode_and_missing_packages_are_refused(tmp_path, monkeypatch):
         export(SmallNet().eval(), tmp_path / "model.onnx", torch.zeros(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize("options", [{}, {"separable": True}, {"channel_keys": True}])
-def test_the_image_branch_is_one_convolution_for_a_fixed_batch(tmp_path, options):
+@pytest.mark.parametrize(
+    ("options", "fixed"),
+    [
+        ({"attention": "image"}, 1),
+        ({"attention": "image", "separable": True}, 1),
+        ({"attention": "image", "channel_keys": True}, 1),
+        ({"attention": "shared"}, 2),
+    ],
+)
+def test_a_kernel_for_each_image_is_one_convolution_for_a_fixed_batch(tmp_path, options, fixed):
     onnx = pytest.importorskip("onnx")
-    layer = XVolution2d(8, 8, 3, padding=1, attention="image", zero_init=False, **options)
+    layer = XVolution2d(8, 8, 3, padding=1, zero_init=False, **options)
     layer = randomize(layer).eval()
     layer = reparameterize(layer, layout="single")
-    for images, dynamic, convolutions in ((1, False, 1), (3, False, 1), (1, True, 2)):
+    for images, dynamic, convolutions in ((1, False, fixed), (3, False, fixed), (1, True, 2)):
         report = export(layer, tmp_path / "model.onnx", torch.randn(images, 8, 9, 9), dynamic=dynamic)
         assert report.relative_error <= 1e-5
         graph = onnx.load(tmp_path / "model.onnx").graph

@@ -29,7 +29,7 @@ def relative_error(expected, actual):
     return ((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
-@pytest.mark.parametrize("branch", ["hadamard", "dot", "linear", "global", "image"])
+@pytest.mark.parametrize("branch", ["hadamard", "dot", "linear", "global", "image", "shared"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_the_deployed_form_is_the_trained_one(dims, branch):
     worst, cases = dict.fromkeys(map(str, ALLOWED), 0.0), 0

@@ -22,6 +22,7 @@ BRANCHES = [
     {"attention": "image"},
     {"attention": "image", "separable": True},
     {"attention": "image", "channel_keys": True},
+    {"attention": "shared"},
 ]
 
 
@@ -89,6 +90,8 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
         ({"attention": "linear", "global_init": 1.0}, "does not take global_init"),
         ({"similarity": "dot", "global_init": 1.0}, "does not take global_init"),
         ({"attention": "image", "window": 5, "heads": 2}, "'image' does not take window, heads"),
+        ({"attention": "shared", "separable": True, "heads": 2}, "'shared' does not take separable, heads"),
+        ({"attention": "shared", "num_conv_branches": 2}, "reads the outputs of one convolution"),
         ({"attention": "image", "gate": "relu"}, "gate is 'relu'; allowed are"),
         ({"separable": True}, "'pssa' does not take separable"),
         ({"attention": "linear", "channel_keys": True}, "'linear' does not take channel_keys"),

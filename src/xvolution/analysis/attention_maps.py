@@ -66,8 +66,7 @@ def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
         hook.remove()
     x = operands[0]
     convolution = operator.convolved(x)
-    attention = operator.attention_norm(operator.attention(x))
-    return BranchMaps(x, convolution.norm(dim=1), attention.norm(dim=1))
+    return BranchMaps(x, convolution.norm(dim=1), operator.attended(x).norm(dim=1))
 
 
 @torch.no_grad()
@@ -86,6 +85,14 @@ def attention_kernel(operator: XVolution2d, x: Tensor, position: tuple[int, int]
         (N, kh, kw): Frobenius norm over output and input channels.
     """
     attention_alone = copy.deepcopy(operator)
-    for conv in (attention_alone.conv, *(branch.conv for branch in attention_alone.parallel)):
-        nn.init.zeros_(conv.weight)
+    attention_alone.conv_norm = _silence(operator)
+    for branch in attention_alone.parallel:
+        branch.norm = _silence(operator)
     return dynamic_kernel(attention_alone, x, position).norm(dim=(1, 2))
+
+
+def _silence(operator: XVolution2d) -> nn.Module:
+    """A norm behind which nothing is left of a convolution, which attention may read before it."""
+    norm = nn.BatchNorm2d(operator.out_channels).to(operator.conv.weight).eval()
+    nn.init.zeros_(norm.weight)
+    return norm

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from itertools import product
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from xvolution.deploy.fold import FoldedConvolution, FoldedGate, embed, fold, shifted_keys, union_of
+from xvolution.deploy.fold import (
+    FoldedConvolution,
+    FoldedGate,
+    FoldedOperator,
+    embed,
+    fold,
+    shifted_keys,
+    union_of,
+)
 from xvolution.functional import centre_of, per_channel, spatial, window_taps
 from xvolution.functional import convolution as convolve
-from xvolution.nn import ImageAttention, LinearAttention, PixelShiftAttention, XVolution
+from xvolution.nn import ImageAttention, LinearAttention, PixelShiftAttention, SharedValueAttention, XVolution
+from xvolution.nn.geometry import Geometry
 from xvolution.nn.pixel_shift import GATES
 
 
@@ -40,9 +50,10 @@ def dynamic_kernel(
         W(x_0)_δ = W^c_δ + Σ_h w_{δ,h} <q_0, k_δ>_h W^v_h         (pssa, dot)
         W(x_0)_δ = W^c_δ + [δ = 0] M(x) W^q                      (linear)
         W(x_0)_δ = W^c_δ + diag(φ(q)) W^v_δ diag(φ(k))           (image; q and k of mean(x), the latter with channel_keys)
+        W(x_0)_δ = W^c_δ + Σ_ε diag(φ(q) ⊙ w_ε) W_{δ-ε}          (shared; W before its norm, q of mean(x))
 
     Args:
-        module: an ``XVolution`` in eval mode, with the ``pssa``, the ``linear`` or the ``image`` branch.
+        module: an ``XVolution`` in eval mode, with the ``pssa``, the ``linear``, the ``image`` or the ``shared`` branch.
         x: (N, C_in, H, W), or with the dimensions of the operator.
         position: (row, column) of the output pixel, one number for each dimension.
         return_bias: also return the bias at that pixel, which holds everything that does not multiply the patch: folded batch
@@ -50,7 +61,8 @@ def dynamic_kernel(
 
     Returns:
         The kernel (N, C_out, C_in / groups, kh, kw), in the dtype of ``x``; with ``return_bias`` also the bias (N, C_out). The
-        window is the convolution's, or the smallest regular one that also has all shifts where they reach further.
+        window is the convolution's, or the smallest regular one that also has all shifts where they reach further; for
+        ``shared`` the one that the convolution and the window over its outputs see together.
 
     Raises:
         ValueError: train mode, a position outside of the output, a branch that is no dynamic convolution over a window
@@ -68,7 +80,7 @@ def dynamic_kernel(
         _check_folded((convolution.norm, folded.attention_norm))
         attention: Any = deepcopy(module.attention).double()
         branch = next(branch for kind, branch in _BRANCHES.items() if isinstance(attention, kind))
-        kernel, bias = branch(convolution, attention, folded.value_scale, wide, position)
+        kernel, bias = branch(folded, attention, wide, position)
     kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
     return (kernel, bias) if return_bias else kernel
 
@@ -89,7 +101,7 @@ def _check(module: nn.Module, x: Tensor) -> None:
     if not isinstance(module.attention, tuple(_BRANCHES)):
         raise ValueError(
             f"the branch {type(module.attention).__name__} is no dynamic convolution over a window; "
-            "dynamic_kernel reads 'pssa', 'linear' and 'image'"
+            "dynamic_kernel reads 'pssa', 'linear', 'image' and 'shared'"
         )
 
 
@@ -139,13 +151,14 @@ def _gated(
     return kernel + attended, convolution.bias + bias
 
 
-def _dot(
-    convolution: FoldedConvolution,
-    attention: Any,
-    value_scale: Any,
-    x: Tensor,
-    position: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+def _scale(folded: FoldedOperator) -> Tensor:
+    """(C_out,): what the attention's norm multiplies; ``_check_folded`` has seen that it folds."""
+    assert folded.value_scale is not None
+    return folded.value_scale
+
+
+def _dot(folded: FoldedOperator, attention: Any, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
+    convolution, value_scale = folded.convolution, _scale(folded)
     shifts, heads, groups = attention.shifts, attention.groups * attention.heads, attention.groups
     query = _query(x, attention.query.weight, attention.query.bias, convolution, position)
     key = convolve(x, attention.key.weight, groups=groups)
@@ -159,13 +172,8 @@ def _dot(
     return kernel, convolution.bias.expand(x.shape[0], -1)
 
 
-def _linear(
-    convolution: FoldedConvolution,
-    attention: Any,
-    value_scale: Any,
-    x: Tensor,
-    position: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+def _linear(folded: FoldedOperator, attention: Any, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
+    convolution, value_scale = folded.convolution, _scale(folded)
     geometry = convolution.geometry
     # Only the check of the position needs the query here; the kernel is the same at every pixel of an image.
     query_weight, query_bias = attention.query.weight, attention.query.bias
@@ -181,17 +189,36 @@ def _linear(
     return kernel, convolution.bias + bias
 
 
-def _image(
-    convolution: FoldedConvolution,
-    attention: Any,
-    value_scale: Any,
-    x: Tensor,
-    position: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+def _image(folded: FoldedOperator, attention: Any, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
+    convolution, value_scale = folded.convolution, _scale(folded)
     # Only the check of the position needs a map here; the kernel is the same at every pixel of an image.
     _pixel(attention.value(x), position)
     kernel = convolution.weight + per_channel(value_scale[:, None], x) * attention.kernels(x)
     return kernel, convolution.bias.expand(x.shape[0], -1)
+
+
+def _shared(folded: FoldedOperator, attention: Any, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
+    convolution, shared = folded.convolution, folded.shared
+    assert shared is not None
+    geometry, window = convolution.geometry, Geometry.of(attention.window)
+    whole = geometry.followed_by(window)
+    value = geometry.convolve(x, shared.weight, shared.bias, convolution.groups)
+    _pixel(value, position)
+    weights = _scale(folded).unsqueeze(1) * attention.window.weight.flatten(1)
+    kernel, bias = embed(convolution.weight, geometry, whole), convolution.bias
+    attended, attended_bias = torch.zeros_like(kernel), torch.zeros_like(bias)
+    for offsets, weight in zip(
+        product(*(window.tap_offsets(dim) for dim in range(x.dim() - 2))), weights.unbind(1), strict=True
+    ):
+        # Around the convolution's outputs there is nothing to attend to.
+        if all(0 <= p + o < n for p, o, n in zip(position, offsets, value.shape[2:], strict=True)):
+            moved = geometry.moved([s * o for s, o in zip(geometry.stride, offsets, strict=True)])
+            attended = attended + per_channel(weight[:, None], x) * embed(shared.weight, moved, whole)
+            attended_bias = attended_bias + weight * shared.bias
+    if attention.mean_weight is not None:
+        attended_bias = attended_bias + _scale(folded) * attention.mean_value(value).flatten(1)
+    query = attention.weights(x)
+    return kernel + query.unsqueeze(2) * attended, bias + query.flatten(1) * attended_bias
 
 
 #: How each branch's kernel at a pixel is read; of ``pssa`` that of ``similarity="dot"``.
@@ -199,4 +226,5 @@ _BRANCHES: dict[type[nn.Module], Callable[..., tuple[Tensor, Tensor]]] = {
     PixelShiftAttention: _dot,
     LinearAttention: _linear,
     ImageAttention: _image,
+    SharedValueAttention: _shared,
 }

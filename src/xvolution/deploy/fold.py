@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.functional import per_channel
-from xvolution.nn import GlobalAttention, ImageAttention, LinearAttention, PixelShiftAttention, XVolution
+from xvolution.nn import (
+    GlobalAttention,
+    ImageAttention,
+    LinearAttention,
+    PixelShiftAttention,
+    SharedValueAttention,
+    XVolution,
+)
 from xvolution.nn.convolution import kernel_of
 from xvolution.nn.geometry import Geometry
 
-#: Branches whose output is linear in their value projection, so that a scale after them can move into it.
-_LINEAR_IN_VALUE = (PixelShiftAttention, LinearAttention, GlobalAttention, ImageAttention)
+#: Branches whose output is linear in their value projection, or in their window, so that a scale after them can move into it.
+_LINEAR_IN_VALUE = (PixelShiftAttention, LinearAttention, GlobalAttention, ImageAttention, SharedValueAttention)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # A subclass that does not change what is computed folds as its parent does.
@@ -84,17 +91,32 @@ class FoldedGate:
 
 
 @dataclass
+class SharedValues:
+    """The convolution before its norm, which attention reads where it shares its values: ``v = conv2d(x, weight, bias)``.
+
+    Of these the folded convolution is ``norm(scale * v + shift)``; ``scale`` and ``shift`` are (C_out,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass
 class FoldedOperator:
     """A whole operator: convolution and attention branch.
 
     ``gate`` is set for the Hadamard branch. For the others ``value_scale`` (C_out,) multiplies the rows of their value
-    projection, on which they depend linearly, and ``attention_norm`` is what could not fold.
+    projection or window, on which they depend linearly, and ``attention_norm`` is what could not fold. ``shared`` is set where
+    they read the convolution.
     """
 
     convolution: FoldedConvolution
     gate: FoldedGate | None
     value_scale: Tensor | None
     attention_norm: nn.Module
+    shared: SharedValues | None = None
 
 
 def fold(operator: XVolution) -> FoldedOperator:
@@ -121,11 +143,12 @@ def fold(operator: XVolution) -> FoldedOperator:
     value_scale = None
     if foldable and is_foldable(attention_norm):
         value_scale, attention_shift = affine_of(attention_norm, conv.out_channels, weight)
-        folded.bias = folded.bias + attention_shift
+        folded.bias, shift = folded.bias + attention_shift, shift + attention_shift
         attention_norm = nn.Identity()
     if isinstance(attention, PixelShiftAttention) and attention.similarity == "hadamard":
         return FoldedOperator(folded, _fold_gate(attention, value_scale, attention_norm), None, nn.Identity())
-    return FoldedOperator(folded, None, value_scale, attention_norm)
+    shared = SharedValues(weight, bias, scale, shift) if isinstance(attention, SharedValueAttention) else None
+    return FoldedOperator(folded, None, value_scale, attention_norm, shared)
 
 
 def _merge(folded: FoldedConvolution, branch: Any) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.deploy.fold import FoldedConvolution, FoldedGate, FoldedOperator, embed, shifted_keys, union_of
+from xvolution.deploy.fold import (
+    FoldedConvolution,
+    FoldedGate,
+    FoldedOperator,
+    SharedValues,
+    embed,
+    shifted_keys,
+    union_of,
+)
 from xvolution.deploy.pointwise import project, project_onto
 from xvolution.functional import convolution as convolve
 from xvolution.functional import per_channel, spatial
@@ -240,17 +248,25 @@ class ContentConv(TwoBranchConv):
         raise TypeError(f"{type(self).__name__} does not define its kernels")
 
     def compute(self, x: Tensor) -> Tensor:
-        # A graph for any batch size cannot have one group for each image; it keeps the two terms apart.
-        of_one_size = not torch.compiler.is_compiling() or (torch.compiler.is_exporting() and type(x.shape[0]) is int)
-        if not of_one_size or type(self.conv_norm) is not nn.Identity or x.shape[0] == 0:
+        if not _takes_kernels(x) or type(self.conv_norm) is not nn.Identity:
             return super().compute(x)
-        geometry, images = Geometry.of(self.conv), x.shape[0]
-        kernels, biases = (each.flatten(0, 1) for each in self.kernels(x))
-        batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
-        y = convolve(batch, kernels, biases, geometry.stride, geometry.dilation, images * self.conv.groups)
-        y = y.reshape(images, -1, *y.shape[2:])
-        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+        return _convolve_each(Geometry.of(self.conv), x, *self.kernels(x), self.conv.groups)
+
+
+def _takes_kernels(x: Tensor) -> bool:
+    """Whether images can have a kernel each: a graph for any batch size cannot have one group for each image."""
+    of_one_size = not torch.compiler.is_compiling() or (torch.compiler.is_exporting() and type(x.shape[0]) is int)
+    return of_one_size and x.shape[0] > 0
+
+
+def _convolve_each(geometry: Geometry, x: Tensor, kernels: Tensor, biases: Tensor, groups: int) -> Tensor:
+    """Each image by its own kernel: (N, C_in, H, W), (N, C_out, C_in / groups, kh, kw), (N, C_out) -> (N, C_out, H', W')."""
+    images = x.shape[0]
+    batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
+    y = convolve(batch, kernels.flatten(0, 1), biases.flatten(), geometry.stride, geometry.dilation, images * groups)
+    y = y.reshape(images, -1, *y.shape[2:])
+    channels_last = x.dim() == 4 and x.stride(1) == 1 < x.shape[1]
+    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
 
 class MixedConv(ContentConv):
@@ -289,6 +305,54 @@ class WeightedConv(ContentConv):
         return kernels, self.conv.bias.to(x.dtype).expand(len(x), -1)
 
 
+class SharedValueConv(DeployedXVolution):
+    """The shared branch, layout ``split``: ``v = conv(x)``, ``y = s ⊙ v + b + φ(q) ⊙ (Σ_δ w_δ ⊙ v_δ + g ⊙ mean(v))``."""
+
+    layout = "split"
+    attention: Any
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, folded: FoldedOperator, shared: SharedValues, attention: nn.Module, factory: dict[str, Any]
+    ) -> None:
+        super().__init__(folded.convolution)
+        convolution = folded.convolution
+        self.attention = _materialized(deepcopy(attention), factory)
+        self.conv = _conv(convolution.geometry, shared.weight, shared.bias, convolution.groups, factory)
+        for name, vector in (("scale", shared.scale), ("shift", shared.shift)):
+            self.register_buffer(name, per_channel(vector, self.conv.weight).to(self.conv.weight))
+        self.conv_norm, self.attention_norm = convolution.norm, folded.attention_norm
+        if folded.value_scale is not None:
+            window, mean_weight = self.attention.window.weight, self.attention.mean_weight
+            window.copy_(window.double() * per_channel(folded.value_scale[:, None], window))
+            if mean_weight is not None:
+                mean_weight.copy_(mean_weight.double() * folded.value_scale)
+
+    def compute(self, x: Tensor) -> Tensor:
+        value = self.conv(x)
+        y = self.conv_norm(value * self.scale + self.shift)
+        return add(y, self.attention_norm(self.attention(x, value)))
+
+
+class SharedKernelConv(SharedValueConv):
+    """The same, layout ``single``: ``v = conv(x)``, then a depthwise convolution by a kernel that the image decides."""
+
+    layout = "single"
+
+    def compute(self, x: Tensor) -> Tensor:
+        if not _takes_kernels(x):
+            return super().compute(x)
+        attention, value = self.attention, self.conv(x)
+        geometry, weights = Geometry.of(attention.window), attention.weights(x)
+        kernels = weights.unsqueeze(2) * attention.window.weight.to(x.dtype)
+        kernels = kernels + embed(self.scale.unsqueeze(1), geometry.centre(), geometry).to(x.dtype)
+        biases = self.shift.to(x.dtype).expand_as(weights)
+        if attention.mean_weight is not None:
+            biases = biases + weights * attention.mean_value(value)
+        return _convolve_each(geometry, value, kernels, biases, self.out_channels)
+
+
 def _materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:
     """The branch with torch's own convolutions, where it had parametrized ones."""
     for name, module in list(attention.named_modules()):
@@ -308,6 +372,9 @@ def build(
             deployed: DeployedXVolution = gated(folded.convolution, folded.gate, factory)
         elif attention is None:
             deployed = MergedConv(folded.convolution, factory)
+        elif folded.shared is not None:
+            of_shared = SharedKernelConv if layout == "single" else SharedValueConv
+            deployed = of_shared(folded, folded.shared, attention, factory)
         elif isinstance(attention, LinearAttention) and layout == "single":
             deployed = MixedConv(folded, attention, factory)
         elif isinstance(attention, ImageAttention) and layout == "single":
@@ -327,5 +394,8 @@ def layouts_for(folded: FoldedOperator, attention: nn.Module | None) -> tuple[st
     if isinstance(attention, LinearAttention) and type(folded.attention_norm) is nn.Identity:
         return ("split", "single")
     if isinstance(attention, ImageAttention) and type(folded.attention_norm) is nn.Identity:
+        return ("single", "split")
+    norms = (folded.convolution.norm, folded.attention_norm)
+    if folded.shared is not None and all(type(norm) is nn.Identity for norm in norms):
         return ("single", "split")
     return ("split",)

@@ -9,6 +9,12 @@ from xvolution.nn.pixel_shift import (
     PixelShiftAttention2d,
     PixelShiftAttention3d,
 )
+from xvolution.nn.shared_attention import (
+    SharedValueAttention,
+    SharedValueAttention1d,
+    SharedValueAttention2d,
+    SharedValueAttention3d,
+)
 from xvolution.nn.xvolution import XVOLUTIONS, XVolution, XVolution1d, XVolution2d, XVolution3d
 
 __all__ = [
@@ -29,6 +35,10 @@ __all__ = [
     "PixelShiftAttention1d",
     "PixelShiftAttention2d",
     "PixelShiftAttention3d",
+    "SharedValueAttention",
+    "SharedValueAttention1d",
+    "SharedValueAttention2d",
+    "SharedValueAttention3d",
     "XVolution",
     "XVolution1d",
     "XVolution2d",

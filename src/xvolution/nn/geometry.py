@@ -121,6 +121,23 @@ class Geometry:
             padding.append((pads[0] - before - offsets[0], pads[1] - after + offsets[-1]))
         return replace(self, kernel_size=tuple(kernel_size), padding=tuple(padding), dilation=tuple(dilation))
 
+    def followed_by(self, window: Geometry) -> Geometry:
+        """The window, over the input, of this convolution and one of stride 1 over its outputs."""
+        kernel_size, dilation, padding = [], [], []
+        for dim, (pads, s) in enumerate(zip(self.padding, self.stride, strict=True)):
+            offsets = [o + s * further for o in self.tap_offsets(dim) for further in window.tap_offsets(dim)]
+            first = min(offsets)
+            step = gcd(*(offset - first for offset in offsets)) or 1
+            kernel_size.append((max(offsets) - first) // step + 1)
+            dilation.append(step)
+            padding.append((pads[0] + s * window.padding[dim][0], pads[1] + s * window.padding[dim][1]))
+        return replace(self, kernel_size=tuple(kernel_size), padding=tuple(padding), dilation=tuple(dilation))
+
+    def moved(self, pixels: Sequence[int]) -> Geometry:
+        """The same window that many pixels further on."""
+        padding = tuple((before - n, after + n) for (before, after), n in zip(self.padding, pixels, strict=True))
+        return replace(self, padding=padding)
+
     def tap_slices(self, window: Geometry) -> tuple[slice, ...]:
         """Where the taps of ``window`` lie in the kernel of this geometry, which must contain it (see ``union``)."""
         slices = []

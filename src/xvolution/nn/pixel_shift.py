@@ -148,7 +148,7 @@ class PixelShiftAttention(nn.Module):
         self.query = conv_over(geometry.centre(), in_channels, channels, **{**grouped, "bias": True})
         self.context = pointwise(self.dims, in_channels, channels, **grouped) if query_context else None
         self.key = pointwise(self.dims, in_channels, channels, **grouped)
-        self.mean_weight = _mean_weight(channels, global_term, global_init, factory)
+        self.mean_weight = build_mean_weight(channels, global_term, global_init, factory)
         if similarity == "hadamard":
             self.windows = nn.ModuleList(
                 conv_over(shifts, channels, channels, **{**grouped, "groups": channels}) for shifts in windows
@@ -255,7 +255,7 @@ def _check_similarity(similarity: str, heads: int, gate: str, hadamard_only: dic
         )
 
 
-def _mean_weight(
+def build_mean_weight(
     channels: int, global_term: bool, global_init: float | None, factory: dict[str, Any]
 ) -> nn.Parameter | None:
     """The weights (A,) of the term over all pixels, where there is one."""

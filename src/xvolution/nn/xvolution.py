@@ -23,6 +23,12 @@ from xvolution.nn.pixel_shift import (
     build_norm,
 )
 from xvolution.nn.precision import add
+from xvolution.nn.shared_attention import (
+    SharedValueAttention,
+    SharedValueAttention1d,
+    SharedValueAttention2d,
+    SharedValueAttention3d,
+)
 
 #: Attention branches by name; of each, the one-, two- and three-dimensional class.
 ATTENTION_BRANCHES: dict[str, tuple[Any, Any, Any]] = {
@@ -30,6 +36,7 @@ ATTENTION_BRANCHES: dict[str, tuple[Any, Any, Any]] = {
     "linear": (LinearAttention1d, LinearAttention2d, LinearAttention3d),
     "global": (GlobalAttention1d, GlobalAttention2d, GlobalAttention3d),
     "image": (ImageAttention1d, ImageAttention2d, ImageAttention3d),
+    "shared": (SharedValueAttention1d, SharedValueAttention2d, SharedValueAttention3d),
 }
 
 NormLayer = Callable[[int], nn.Module]
@@ -51,7 +58,8 @@ class XVolution(nn.Module):
 
         y = norm_c(conv(x)) + norm_a(attention(x))          (with num_conv_branches, a sum of such convolutions and norms)
 
-    Both branches look through the same window. With the ``pssa`` branch (Hadamard similarity) the trained operator is exactly
+    Both branches look through the same window; the ``shared`` one reads ``conv(x)``, through a window of its own. With the
+    ``pssa`` branch (Hadamard similarity) the trained operator is exactly
     one standard convolution and a gate; see ``xvolution.reparameterize``.
 
     Args:
@@ -60,21 +68,23 @@ class XVolution(nn.Module):
             pads to ``ceil(n / stride)`` outputs, as TensorFlow does.
         num_conv_branches: convolutions of the convolution branch, each with a norm, that are added up in training and are one
             convolution once deployed, at no cost there.
-        attention: ``"pssa"``, ``"linear"``, ``"global"``, ``"image"``, or a module that maps (N, C_in, H, W) to (N, C_out, H',
-            W'). None leaves the convolution branch alone, which tells what attention adds.
-        attention_ratio: attention channels as a fraction of the output channels; ``image`` has one weight for each of these.
+        attention: ``"pssa"``, ``"linear"``, ``"global"``, ``"image"``, ``"shared"``, or a module that maps (N, C_in, H, W) to
+            (N, C_out, H', W'). None leaves the convolution branch alone, which tells what attention adds.
+        attention_ratio: attention channels as a fraction of the output channels; ``image`` and ``shared`` have one weight for
+            each of these.
         similarity: of ``pssa``: ``"hadamard"`` (merges into one convolution) or ``"dot"`` (the paper's equation 9).
         heads: heads in each group, for ``dot``, ``linear`` and ``global``.
-        window, shift_distance: of ``pssa``; see ``PixelShiftAttention2d``.
-        gate: of ``image`` and of ``pssa`` with Hadamard similarity; a sigmoid when None.
+        window: of ``pssa`` and of ``shared``; see ``PixelShiftAttention2d`` and ``SharedValueAttention2d``.
+        shift_distance: of ``pssa``.
+        gate: of ``image``, of ``shared`` and of ``pssa`` with Hadamard similarity; a sigmoid when None.
         separable: of ``image``: values with one matrix for all shifts; see ``ImageAttention2d``.
         channel_keys: of ``image``: weigh the channels that are read as well as those that are written.
         query_context: of ``pssa`` with Hadamard similarity: let the query see the mean of all pixels; it does when None.
-        global_term: of ``pssa`` with Hadamard similarity: the term over all pixels; there when None.
+        global_term: of ``shared`` and of ``pssa`` with Hadamard similarity: the term over all pixels; there when None.
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
             None both, provided that it is a batch norm, which folds. These five defaults were chosen by measurement
             (``docs/results.md``).
-        global_init: of ``pssa`` with Hadamard similarity: the weights that the term over all pixels starts with.
+        global_init: of the same: the weights that the term over all pixels starts with.
         norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
             drops them all.
         zero_init: start the attention, and every convolution but the first, at zero effect, so that the operator starts as its
@@ -149,6 +159,10 @@ class XVolution(nn.Module):
             for _ in range(num_conv_branches - 1)
         )
         self._check_branches_merge()
+        if attention == "shared" and num_conv_branches > 1:
+            raise ValueError(
+                f"attention='shared' reads the outputs of one convolution, and num_conv_branches is {num_conv_branches}; use 1"
+            )
         gate_options = {
             "gate": gate,
             "query_context": query_context,
@@ -223,7 +237,12 @@ class XVolution(nn.Module):
         if self.attention is None:
             return
         last = self.attention_norm
-        _start_at_zero(getattr(self.attention, "value", last) if isinstance(last, nn.Identity) else last)
+        if not isinstance(last, nn.Identity):
+            _start_at_zero(last)
+        elif isinstance(self.attention, SharedValueAttention):
+            self.attention.start_at_zero()
+        else:
+            _start_at_zero(getattr(self.attention, "value", last))
 
     @property
     def in_channels(self) -> int:
@@ -261,12 +280,13 @@ class XVolution(nn.Module):
         """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
         if x.dim() == self.dims + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        y = self.convolved(x)
+        value = self.conv(x)
+        y = self._normalized(x, value)
         if self.attention is None:
             return y
         if fused.serves(self.attention, self.attention_norm, y):
             return fused.add_branch(y, x, self.attention, self.attention_norm)
-        attended = self.attention_norm(self.attention(x))
+        attended = self.attention_norm(self._attended(x, value))
         if attended.shape != y.shape:
             raise ValueError(
                 f"the attention branch returned {tuple(attended.shape)}, the convolution {tuple(y.shape)}; "
@@ -276,10 +296,21 @@ class XVolution(nn.Module):
 
     def convolved(self, x: Tensor) -> Tensor:
         """The convolution branch: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        y = self.conv_norm(self.conv(x))
+        return self._normalized(x, self.conv(x))
+
+    def attended(self, x: Tensor) -> Tensor:
+        """The attention branch: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self.attention_norm(self._attended(x, self.conv(x)))
+
+    def _normalized(self, x: Tensor, value: Tensor) -> Tensor:
+        y = self.conv_norm(value)
         for branch in self.parallel:
             y = add(y, branch(x))
         return y
+
+    def _attended(self, x: Tensor, value: Tensor) -> Tensor:
+        shared = isinstance(self.attention, SharedValueAttention)
+        return self.attention(x, value) if shared else self.attention(x)
 
     def fuse(self) -> nn.Module:
         """The deployed form, as ``timm.utils.reparameterize_model`` asks for it.
@@ -372,22 +403,33 @@ def _build_attention(
             f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
         )
     of_image = {"separable", "channel_keys"}
-    taken = {"pssa": set(branch_options) - of_image, "image": {"gate", *of_image}}.get(attention or "", ())
+    taken = {
+        "pssa": set(branch_options) - of_image,
+        "image": {"gate", *of_image},
+        "shared": {"gate", "window", "global_term", "global_init"},
+    }.get(attention or "", ())
     neutral = {"similarity": "hadamard", "gate": "identity"}
     given = [
         name
         for name, value in branch_options.items()
         if name not in taken and value not in (None, False, neutral.get(name))
     ]
-    if attention == "image" and common["heads"] != 1:
+    of_channels = attention in ("image", "shared")
+    if of_channels and common["heads"] != 1:
         given.append("heads")
     if given:
         raise ValueError(f"attention={attention!r} does not take {', '.join(given)}; leave it out")
     if attention is None:
         return None
     options = {name: value for name, value in branch_options.items() if name in taken}
-    without_heads = ("attention_ratio", "heads") if attention == "image" else ()
-    return ATTENTION_BRANCHES[attention][dims - 1](
+    options |= {
+        name: value for name, value in common.items() if not (of_channels and name in ("attention_ratio", "heads"))
+    }
+    branch = ATTENTION_BRANCHES[attention][dims - 1]
+    if attention == "shared":
+        options = {name: value for name, value in options.items() if value is not None}
+        return branch(conv.in_channels, conv.out_channels, conv.groups, **options)
+    return branch(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
@@ -396,6 +438,5 @@ def _build_attention(
         conv.dilation,
         conv.groups,
         conv.padding_mode,
-        **{name: value for name, value in common.items() if name not in without_heads},
         **options,
     )

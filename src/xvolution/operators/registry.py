@@ -49,6 +49,7 @@ XVOLUTIONS: dict[str, dict[str, Any]] = {
     "xvolution-linear": {"attention": "linear"},
     "xvolution-global": {"attention": "global"},
     "xvolution-image": {"attention": "image"},
+    "xvolution-shared": {"attention": "shared"},
 }
 
 

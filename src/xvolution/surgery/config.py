@@ -107,8 +107,8 @@ class XVolutionConfig(Conversion):
 
     Attributes:
         stages, kernel_sizes, names, kernel_size: those of ``Conversion``.
-        attention: ``"pssa"``, ``"linear"``, ``"global"``, ``"image"``, None, or a function that takes the ``nn.Conv2d`` to be
-            replaced and returns an attention module of the same input and output shapes.
+        attention: ``"pssa"``, ``"linear"``, ``"global"``, ``"image"``, ``"shared"``, None, or a function that takes the
+            ``nn.Conv2d`` to be replaced and returns an attention module of the same input and output shapes.
         num_conv_branches, attention_ratio, similarity, heads, gate, window, shift_distance, separable, channel_keys,
             query_context, global_term, global_init, query_norm, window_norm: those of ``XVolution2d``; None takes the operator's
             default.
