@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.core.networks import randomize
 from xvolution import XVolution1d, XVolution2d, XVolution3d, XVolutionConfig, collapse, convert, export, reparameterize
-from xvolution.deploy.layouts import DeployedXVolution
+from xvolution.deploy.deployed import DeployedXVolution
 
 
 class SignalBlock(nn.Module):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.core.networks import inputs_for, operators
 from xvolution import reparameterize
-from xvolution.deploy.layouts import DeployedXVolution
+from xvolution.deploy.deployed import DeployedXVolution
 
 CASES = int(os.environ.get("XVOLUTION_FUZZ_CASES", "240"))
 REPORT = os.environ.get("XVOLUTION_FUZZ_REPORT")

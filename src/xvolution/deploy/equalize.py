@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.deploy.layouts import GatedConv, SingleGatedConv, SplitGatedConv
+from xvolution.deploy.gated import GatedConv, SingleGatedConv, SplitGatedConv
 from xvolution.functional import per_channel, spatial
 from xvolution.surgery.modules import call
 

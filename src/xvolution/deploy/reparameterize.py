@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from xvolution.deploy.deployed import DeployedXVolution
 from xvolution.deploy.fold import fold, is_foldable
-from xvolution.deploy.layouts import DeployedXVolution, build, layouts_for
+from xvolution.deploy.layouts import build, layouts_for
 from xvolution.deploy.measure import fastest
 from xvolution.nn import XVolution
 from xvolution.nn.convolution import is_plain
