@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from xvolution.nn import XVOLUTIONS, XVolution
-from xvolution.nn.xvolution import ATTENTION_BRANCHES
+from xvolution.nn.branches import ATTENTION_BRANCHES
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -9,9 +9,9 @@ from torch import nn
 from tests.core.networks import inputs_for, operators
 from xvolution import LinearAttention2d, PixelShiftAttention2d, functional
 from xvolution.nn import ImageAttention
+from xvolution.nn.branches import ATTENTION_BRANCHES
 from xvolution.nn.geometry import CONVOLUTIONS
 from xvolution.nn.pixel_shift import GATES
-from xvolution.nn.xvolution import ATTENTION_BRANCHES
 
 
 def test_shift_reads_the_pixel_at_the_offset():

@@ -91,6 +91,7 @@ def test_wrong_arguments_fail_as_conv2d_does(arguments):
         ({"similarity": "dot", "global_init": 1.0}, "does not take global_init"),
         ({"attention": "image", "window": 5, "heads": 2}, "'image' does not take window, heads"),
         ({"attention": "shared", "separable": True, "heads": 2}, "'shared' does not take separable, heads"),
+        ({"attention": "shared", "window": 0}, "window is 0; it must be a positive integer"),
         ({"attention": "shared", "num_conv_branches": 2}, "reads the outputs of one convolution"),
         ({"attention": "image", "gate": "relu"}, "gate is 'relu'; allowed are"),
         ({"separable": True}, "'pssa' does not take separable"),

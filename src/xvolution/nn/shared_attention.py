@@ -33,7 +33,7 @@ class SharedValueAttention(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: an unknown gate, or ``global_init`` without the term over all pixels.
+        ValueError: an unknown gate, an empty window, or ``global_init`` without the term over all pixels.
 
     Source: the Hadamard branch of ``PixelShiftAttention`` with the image's query in the place of the pixel's, and with the
     convolution's outputs in the place of the keys.
@@ -57,8 +57,11 @@ class SharedValueAttention(nn.Module):
         super().__init__()
         if gate not in GATES:
             raise ValueError(f"gate is {gate!r}; allowed are {', '.join(map(repr, GATES))}")
+        sizes = as_tuple(window, self.dims)
+        if min(sizes) < 1:
+            raise ValueError(f"window is {window}; it must be a positive integer, or one for each dimension")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        geometry = Geometry.create(as_tuple(window, self.dims), padding="same", dims=self.dims)
+        geometry = Geometry.create(sizes, padding="same", dims=self.dims)
         self.gate = gate
         self.query = pointwise(self.dims, in_channels, out_channels, groups=groups, **factory)
         self.window = conv_over(geometry, out_channels, out_channels, groups=out_channels, bias=False, **factory)

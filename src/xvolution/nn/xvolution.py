@@ -11,35 +11,12 @@ from torch import Tensor, nn
 
 from xvolution.functional import Similarity
 from xvolution.nn import fused
+from xvolution.nn.branches import NormLayer, build_attention, hadamard_defaults
 from xvolution.nn.convolution import padding_of
 from xvolution.nn.geometry import CONVOLUTIONS, Geometry, conv_over
-from xvolution.nn.global_attention import GlobalAttention1d, GlobalAttention2d, GlobalAttention3d
-from xvolution.nn.image_attention import ImageAttention1d, ImageAttention2d, ImageAttention3d
-from xvolution.nn.linear_attention import LinearAttention1d, LinearAttention2d, LinearAttention3d
-from xvolution.nn.pixel_shift import (
-    PixelShiftAttention1d,
-    PixelShiftAttention2d,
-    PixelShiftAttention3d,
-    build_norm,
-)
+from xvolution.nn.pixel_shift import build_norm
 from xvolution.nn.precision import add
-from xvolution.nn.shared_attention import (
-    SharedValueAttention,
-    SharedValueAttention1d,
-    SharedValueAttention2d,
-    SharedValueAttention3d,
-)
-
-#: Attention branches by name; of each, the one-, two- and three-dimensional class.
-ATTENTION_BRANCHES: dict[str, tuple[Any, Any, Any]] = {
-    "pssa": (PixelShiftAttention1d, PixelShiftAttention2d, PixelShiftAttention3d),
-    "linear": (LinearAttention1d, LinearAttention2d, LinearAttention3d),
-    "global": (GlobalAttention1d, GlobalAttention2d, GlobalAttention3d),
-    "image": (ImageAttention1d, ImageAttention2d, ImageAttention3d),
-    "shared": (SharedValueAttention1d, SharedValueAttention2d, SharedValueAttention3d),
-}
-
-NormLayer = Callable[[int], nn.Module]
+from xvolution.nn.shared_attention import SharedValueAttention
 
 
 class NormalizedConvolution(nn.Module):
@@ -97,7 +74,7 @@ class XVolution(nn.Module):
 
     Raises:
         ValueError: arguments that ``nn.Conv2d`` refuses, an unknown branch, an option that does not belong to it, or several
-            convolutions with a norm that depends on the whole map.
+            convolutions with a norm that depends on the whole map, or beside ``shared`` attention.
 
     Source: X-volution, section 3.3, figure 2.
     """
@@ -159,10 +136,6 @@ class XVolution(nn.Module):
             for _ in range(num_conv_branches - 1)
         )
         self._check_branches_merge()
-        if attention == "shared" and num_conv_branches > 1:
-            raise ValueError(
-                f"attention='shared' reads the outputs of one convolution, and num_conv_branches is {num_conv_branches}; use 1"
-            )
         gate_options = {
             "gate": gate,
             "query_context": query_context,
@@ -171,7 +144,7 @@ class XVolution(nn.Module):
             "window_norm": window_norm,
         }
         if attention == "pssa" and similarity == "hadamard":
-            defaults = _hadamard_defaults(norm_layer)
+            defaults = hadamard_defaults(norm_layer)
             gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
         branch_options: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
         branch_options |= {"global_init": global_init, "separable": separable, "channel_keys": channel_keys}
@@ -179,7 +152,11 @@ class XVolution(nn.Module):
         for name in ("query_norm", "window_norm"):
             branch_options[name] = norm_layer if gate_options[name] else None
         common = {"attention_ratio": attention_ratio, "heads": heads, **factory}
-        self.attention = _build_attention(attention, self.dims, self.conv, padding, common, branch_options)
+        self.attention = build_attention(attention, self.dims, self.conv, padding, common, branch_options)
+        if isinstance(self.attention, SharedValueAttention) and num_conv_branches > 1:
+            raise ValueError(
+                f"attention='shared' reads the outputs of one convolution, and num_conv_branches is {num_conv_branches}; use 1"
+            )
         norm_of_attention = None if attention is None else norm_layer
         self.attention_norm = build_norm(norm_of_attention, out_channels, self.dims, factory)
         if zero_init:
@@ -281,12 +258,12 @@ class XVolution(nn.Module):
         if x.dim() == self.dims + 1:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         value = self.conv(x)
-        y = self._normalized(x, value)
+        y = self._convolve(x, value)
         if self.attention is None:
             return y
         if fused.serves(self.attention, self.attention_norm, y):
             return fused.add_branch(y, x, self.attention, self.attention_norm)
-        attended = self.attention_norm(self._attended(x, value))
+        attended = self.attention_norm(self._attend(x, value))
         if attended.shape != y.shape:
             raise ValueError(
                 f"the attention branch returned {tuple(attended.shape)}, the convolution {tuple(y.shape)}; "
@@ -296,19 +273,19 @@ class XVolution(nn.Module):
 
     def convolved(self, x: Tensor) -> Tensor:
         """The convolution branch: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        return self._normalized(x, self.conv(x))
+        return self._convolve(x, self.conv(x))
 
     def attended(self, x: Tensor) -> Tensor:
         """The attention branch: (N, C_in, H, W) -> (N, C_out, H', W')."""
-        return self.attention_norm(self._attended(x, self.conv(x)))
+        return self.attention_norm(self._attend(x, self.conv(x)))
 
-    def _normalized(self, x: Tensor, value: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, value: Tensor) -> Tensor:
         y = self.conv_norm(value)
         for branch in self.parallel:
             y = add(y, branch(x))
         return y
 
-    def _attended(self, x: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, value: Tensor) -> Tensor:
         shared = isinstance(self.attention, SharedValueAttention)
         return self.attention(x, value) if shared else self.attention(x)
 
@@ -380,63 +357,3 @@ def _start_at_zero(last: nn.Module) -> None:
         )
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
-
-
-def _hadamard_defaults(norm_layer: NormLayer | None) -> dict[str, Any]:
-    """What measured best on real images (``docs/results.md``); inner norms only where they fold."""
-    folds = isinstance(norm_layer, type) and issubclass(norm_layer, nn.modules.batchnorm._BatchNorm)
-    return {"gate": "sigmoid", "query_context": True, "global_term": True, "query_norm": folds, "window_norm": folds}
-
-
-def _build_attention(
-    attention: str | nn.Module | None,
-    dims: int,
-    conv: Any,
-    padding: int | Sequence[int] | str,
-    common: dict[str, Any],
-    branch_options: dict[str, Any],
-) -> nn.Module | None:
-    if isinstance(attention, nn.Module):
-        return attention
-    if attention is not None and attention not in ATTENTION_BRANCHES:
-        raise ValueError(
-            f"attention is {attention!r}; allowed are {', '.join(map(repr, ATTENTION_BRANCHES))}, None or a module"
-        )
-    of_image = {"separable", "channel_keys"}
-    taken = {
-        "pssa": set(branch_options) - of_image,
-        "image": {"gate", *of_image},
-        "shared": {"gate", "window", "global_term", "global_init"},
-    }.get(attention or "", ())
-    neutral = {"similarity": "hadamard", "gate": "identity"}
-    given = [
-        name
-        for name, value in branch_options.items()
-        if name not in taken and value not in (None, False, neutral.get(name))
-    ]
-    of_channels = attention in ("image", "shared")
-    if of_channels and common["heads"] != 1:
-        given.append("heads")
-    if given:
-        raise ValueError(f"attention={attention!r} does not take {', '.join(given)}; leave it out")
-    if attention is None:
-        return None
-    options = {name: value for name, value in branch_options.items() if name in taken}
-    options |= {
-        name: value for name, value in common.items() if not (of_channels and name in ("attention_ratio", "heads"))
-    }
-    branch = ATTENTION_BRANCHES[attention][dims - 1]
-    if attention == "shared":
-        options = {name: value for name, value in options.items() if value is not None}
-        return branch(conv.in_channels, conv.out_channels, conv.groups, **options)
-    return branch(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        padding,
-        conv.dilation,
-        conv.groups,
-        conv.padding_mode,
-        **options,
-    )
