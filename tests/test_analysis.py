@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from xvolution import XVolution2d
+from xvolution import XVolution2d, dynamic_kernel
 from xvolution.analysis import (
     BranchMaps,
     attention_kernel,
@@ -14,6 +14,7 @@ from xvolution.analysis import (
     receptive_field,
     silenced,
 )
+from xvolution.deploy.fold import fold
 
 
 def trained(operator: XVolution2d) -> XVolution2d:
@@ -89,6 +90,16 @@ def test_attention_kernel_is_the_dynamic_part():
     expected = dynamic.square().sum((1, 2)).sqrt()
     torch.testing.assert_close(attention_kernel(operator, x, (row, column)), expected)
     assert operator.conv.weight.abs().sum() > 0
+
+
+def test_attention_kernel_of_shared_values_is_what_is_left_without_the_convolution():
+    torch.manual_seed(1)
+    operator = trained(XVolution2d(4, 6, 3, padding=1, attention="shared", window=3))
+    x = torch.randn(2, 4, 7, 7)
+    whole, static = dynamic_kernel(operator, x, (3, 2)), fold(operator).convolution.weight.float()
+    whole[:, :, :, 1:4, 1:4] -= static
+    torch.testing.assert_close(attention_kernel(operator, x, (3, 2)), whole.norm(dim=(1, 2)))
+    torch.testing.assert_close(branch_maps(nn.Sequential(operator), x, "0").attention, operator.attended(x).norm(dim=1))
 
 
 def test_statistics_are_those_of_all_images_at_once(model):
