@@ -49,7 +49,7 @@ class SharedValueAttention(nn.Module):
         *,
         window: int | Sequence[int] = 5,
         gate: str = "sigmoid",
-        global_term: bool = True,
+        global_term: bool = False,
         global_init: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

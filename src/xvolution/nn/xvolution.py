@@ -57,7 +57,7 @@ class XVolution(nn.Module):
         separable: of ``image``: values with one matrix for all shifts; see ``ImageAttention2d``.
         channel_keys: of ``image``: weigh the channels that are read as well as those that are written.
         query_context: of ``pssa`` with Hadamard similarity: let the query see the mean of all pixels; it does when None.
-        global_term: of ``shared`` and of ``pssa`` with Hadamard similarity: the term over all pixels; there when None.
+        global_term: of ``shared`` and of ``pssa`` with Hadamard similarity: the term over all pixels; when None, of ``pssa``.
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
             None both, provided that it is a batch norm, which folds. These five defaults were chosen by measurement
             (``docs/results.md``).
