@@ -36,8 +36,8 @@ class XVolution(nn.Module):
         y = norm_c(conv(x)) + norm_a(attention(x))          (with num_conv_branches, a sum of such convolutions and norms)
 
     Both branches look through the same window; the ``shared`` one reads ``conv(x)``, through a window of its own. With the
-    ``pssa`` branch (Hadamard similarity) the trained operator is exactly
-    one standard convolution and a gate; see ``xvolution.reparameterize``.
+    ``pssa`` branch (Hadamard similarity) the trained operator is exactly one standard convolution and a gate; see
+    ``xvolution.reparameterize``.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: those of
