@@ -192,7 +192,7 @@ def _linear(folded: FoldedOperator, attention: Any, x: Tensor, position: Sequenc
 def _image(folded: FoldedOperator, attention: Any, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
     convolution, value_scale = folded.convolution, _scale(folded)
     # Only the check of the position needs a map here; the kernel is the same at every pixel of an image.
-    _pixel(attention.value(x), position)
+    _pixel(convolution.geometry.convolve(x, convolution.weight, groups=convolution.groups), position)
     kernel = convolution.weight + per_channel(value_scale[:, None], x) * attention.kernels(x)
     return kernel, convolution.bias.expand(x.shape[0], -1)
 
