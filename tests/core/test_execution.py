@@ -108,6 +108,7 @@ def test_a_moving_average_of_timm_reparameterizes():
         {"dilation": 2},
         {"stride": 2},
         {"stride": 2, "shift_distance": 2},
+        {"window": 5},
     ],
     ids=str,
 )

@@ -119,20 +119,21 @@ def _mean_key(gate: Gate) -> Tensor:
     return gate.key.mean(tuple(range(2, gate.key.dim())), keepdim=True).to(gate.wide)
 
 
-def wants_single_precision(x: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+def wants_single_precision(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
     """Whether a depthwise convolution of ``x`` is better trained in fp32, though it comes in half precision.
 
     Of a strided or dilated one torch computes the gradients on a CPU in 2 to 60 times the time that fp32 takes, and those of
-    a dilated one's weight wrongly in the channels-last memory format (seen in torch 2.14).
+    a dilated one's weight wrongly in the channels-last memory format (seen in torch 2.14). In that format one larger than 3x3
+    takes up to 3 times as long.
     """
-    if x.device.type != "cpu" or max(*stride, *dilation) == 1:
+    if x.device.type != "cpu" or not (x.element_size() < 4 or torch.is_autocast_enabled("cpu")):
         return False
-    return x.element_size() < 4 or torch.is_autocast_enabled("cpu")
+    return max(*stride, *dilation) > 1 or (max(weight.shape[2:]) > 3 and x.stride(1) == 1)
 
 
 def _window_sum_backward(gate: Gate, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     key, dims = gate.key, gate.key.dim() - 2
-    carrier = torch.float32 if wants_single_precision(key, gate.stride, gate.dilation) else key.dtype
+    carrier = torch.float32 if wants_single_precision(key, gate.window, gate.stride, gate.dilation) else key.dtype
     operands = (each.to(carrier) for each in (grad, key, gate.window))
     key_grad, window_grad, _ = torch.ops.aten.convolution_backward(
         *operands, None, gate.stride, gate.padding, gate.dilation, False, [0] * dims,

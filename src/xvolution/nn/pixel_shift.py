@@ -233,7 +233,7 @@ class PixelShiftAttention3d(PixelShiftAttention):
 
 def convolve_window(window: Any, key: Tensor) -> Tensor:
     """``window(key)``, in fp32 where that gives torch's gradients quickly, or rightly."""
-    if not (window.weight.requires_grad and wants_single_precision(key, window.stride, window.dilation)):
+    if not (window.weight.requires_grad and wants_single_precision(key, window.weight, window.stride, window.dilation)):
         return window(key)
     with without_autocast(key.device):
         return window._conv_forward(key.float(), window.weight.float(), None).to(key.dtype)
