@@ -39,6 +39,40 @@ def test_batches_are_the_padded_crops_of_single_images(image_folder: Path) -> No
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
 
 
+def test_batches_are_the_resized_crops_of_single_images(image_folder: Path) -> None:
+    source = open_data(image_folder).train
+    augmentation = Augmentation(crop="rrc", crop_scale=0.25)
+    held = ImagesInMemory(source, PREPROCESSING, augmentation, seed=3)
+    boxes = torch.tensor([[0, 0, 64, 64, 0], [10, 20, 40, 30, 0], [24, 0, 40, 64, 1], [31, 32, 32, 32, 1]])
+    crops = held.crops(held.images[:4], boxes / torch.tensor([64, 64, 64, 64, 1]))
+    for index, (crop, (top, left, height, width, mirrored)) in enumerate(zip(crops, boxes.tolist(), strict=True)):
+        image = images.resize(source.image(index), [64, 64], images.InterpolationMode.BICUBIC)
+        pixels = images.pil_to_tensor(images.hflip(image) if mirrored else image).float()
+        left = 64 - left - width if mirrored else left
+        expected = images.resized_crop(pixels, top, left, height, width, [32, 32], antialias=False)
+        # The border of a crop takes part in the interpolation, where torchvision repeats its last pixel.
+        torch.testing.assert_close(crop.permute(2, 0, 1)[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], rtol=0, atol=1e-2)
+    (batch, *_) = [held[draws] for draws in EpochBatches(len(source), 8, seed=3)]
+    assert batch["image"].shape == (8, 3, 32, 32)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_resized_crops_have_the_areas_and_shapes_that_timm_draws(tmp_path: Path) -> None:
+    source = open_data(write_folder(tmp_path / "pictures", {"cats": 150, "dogs": 150})).train
+    augmentation = Augmentation(crop="rrc", crop_scale=0.2, hflip=0.0)
+    drawn = ImagesInMemory(source, PREPROCESSING, augmentation, seed=0)._augmentation(0)
+    corner, sides = drawn[:, :2], drawn[:, 2:4]
+    assert corner.min() >= 0
+    assert (corner + sides).max() <= 1 + 1e-6
+    assert not drawn[:, 4].any()
+    area, shape = sides.prod(1), sides[:, 1] / sides[:, 0]
+    assert 0.2 <= area.min() < 0.25
+    assert 0.9 < area.max() <= 1
+    assert 0.749 < shape.min() < 0.8
+    assert 1.25 < shape.max() < 1.334
+    assert abs(area.mean() - 0.59) < 0.05  # uniform, less what is clipped
+
+
 @pytest.mark.parametrize("crop_pct", [1.0, 0.8])
 def test_images_that_judge_are_those_of_the_loader(image_folder: Path, crop_pct: float) -> None:
     source = open_data(image_folder).train
@@ -94,16 +128,15 @@ def test_unreadable_images_are_replaced_by_the_next_one(image_folder: Path) -> N
         ImagesInMemory(source, PREPROCESSING, Augmentation(), seed=0)
 
 
-def test_a_run_in_memory_learns(tiny: Callable[..., TrainConfig]) -> None:
-    result = train(tiny(in_memory=True, epochs=2, limit_train_batches=None))
+@pytest.mark.parametrize("crop", ["pad", "rrc"])
+def test_a_run_in_memory_learns(tiny: Callable[..., TrainConfig], crop: str) -> None:
+    result = train(tiny(in_memory=True, crop=crop, epochs=2, limit_train_batches=None))
     assert result.history[1]["train_loss"] < result.history[0]["train_loss"]
 
 
 @pytest.mark.parametrize(
     ("changes", "flag"),
     [
-        ({"crop": "rrc"}, "--crop"),
-        ({"image_size": 128}, "--crop"),
         ({"auto_augment": "rand-m5"}, "--auto-augment"),
         ({"color_jitter": 0.2}, "--color-jitter"),
         ({"random_erase": 0.2}, "--random-erase"),

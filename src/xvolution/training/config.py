@@ -171,7 +171,8 @@ class TrainConfig(RunConfig):
             or a Hugging Face data set.
         image_size: side length in pixels; by default the images' own where it is small, else 224.
         in_memory: decode the images once, hold them as uint8 on the device that trains and augment whole batches there:
-            much faster where small images leave the network waiting. Padded crops and mirroring alone.
+            much faster where small images leave the network waiting. Crops and mirroring alone; random crops need 4 times the
+            memory, and are interpolated bilinearly.
         crop: pad shifts padded images, rrc crops and resizes at random, auto pads up to 96 pixels.
         crop_scale: smallest area of a random crop, as a fraction of the image.
         auto_augment: timm's name of an augmentation policy, such as rand-m9-mstd0.5.

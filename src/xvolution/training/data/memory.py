@@ -1,4 +1,4 @@
-"""Images held as uint8 tensors on the device that trains, where whole batches are normalized, and shifted and mirrored."""
+"""Images held as uint8 tensors on the device that trains, where whole batches are cropped, mirrored and normalized."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
+from xvolution.training.data.crops import batch_crops
 from xvolution.training.data.dataset import BAD, GOOD, PADDING, Batch
 from xvolution.training.data.sampler import Draw
 from xvolution.training.data.sources import BadImage, ImageSource
@@ -24,13 +24,13 @@ from xvolution.training.errors import InputError
 class ImagesInMemory(Dataset[Batch]):
     """Answers, for the draws of a batch, the batch that `ClassificationDataset` describes, of images that were decoded once.
 
-    To train, every image is padded, shifted and mirrored as the ``pad`` crop does; what is drawn for it depends on seed, epoch
-    and index alone. To judge, images are those of ``evaluation_transform``.
+    To train, every image is resized to a square once, and cropped and mirrored at random; what is drawn for it depends on seed,
+    epoch and index alone. To judge, images are those of ``evaluation_transform``.
 
     Args:
-        source: the images; 3 S² bytes are held for each.
+        source: the images; 3 S² bytes are held for each, and 12 S² for random crops of them.
         preprocessing: side length S, mean and standard deviation.
-        augmentation: its padded crop and its mirroring; nothing else is computed in this way. None for images that judge.
+        augmentation: its crop and its mirroring; nothing else is computed in this way. None for images that judge.
         seed: of the augmentation.
         on_bad_image: "error" raises `BadImage`; "skip" takes the next readable image, with status BAD.
         device: where the images are held and the batches computed.
@@ -48,14 +48,14 @@ class ImagesInMemory(Dataset[Batch]):
         on_bad_image: str = "error",
         device: torch.device | str = "cpu",
     ) -> None:
-        self.size, self.seed = preprocessing.image_size, seed
-        self.padding, self.hflip = 0, 0.0
-        pixels = evaluation_pixels(preprocessing)
+        self.seed, self.crops = seed, None
+        side, pixels = preprocessing.image_size, evaluation_pixels(preprocessing)
         if augmentation is not None:
-            _require_batches(augmentation, preprocessing)
-            self.padding, self.hflip = augmentation.padding(self.size), augmentation.hflip
-            pixels = partial(_resized, preprocessing=preprocessing)
-        self.images, chosen = _decode(source, self.size, pixels, on_bad_image, torch.device(device))
+            _require_batches(augmentation)
+            self.crops = batch_crops(augmentation, side)
+            side = self.crops.held
+            pixels = partial(_resized, size=side, interpolation=preprocessing.interpolation)
+        self.images, chosen = _decode(source, side, pixels, on_bad_image, torch.device(device))
         self.targets = torch.from_numpy(source.labels[chosen]).to(device)
         self.status = torch.where(torch.from_numpy(chosen == np.arange(len(source))), GOOD, BAD)
         self.mean, self.std = (
@@ -70,56 +70,45 @@ class ImagesInMemory(Dataset[Batch]):
         index = torch.tensor([draw.index for draw in draws])
         padding = torch.tensor([draw.padding for draw in draws])
         there = index.to(self.images.device)
-        top, left, mirrored = self._augmentation(draws[0].epoch)[there].unbind(1)
+        images = self.images[there]
+        if self.crops is not None:
+            images = self.crops(images, self._augmentation(draws[0].epoch)[there])
         return {
-            "image": self._normalized(self._shifted(self.images[there], top, left, mirrored)),
+            "image": self._normalized(images),
             "target": self.targets[there],
             "index": index,
             "status": torch.where(padding, PADDING, self.status[index]),
         }
 
     def _augmentation(self, epoch: int) -> Tensor:
-        """(n, 3) int64: for each image of the epoch the rows and columns that it is shifted by, and whether it is mirrored."""
+        """(n, ...): what is drawn for each image of the epoch."""
+        assert self.crops is not None
         if self._drawn is None or self._drawn[0] != epoch:
-            generator = np.random.default_rng((self.seed, epoch, 1))
-            shifts = generator.integers(0, 2 * self.padding, (len(self), 2), endpoint=True)
-            mirrored = generator.random((len(self), 1)) < self.hflip
-            drawn = torch.from_numpy(np.concatenate([shifts, mirrored], 1)).to(self.images.device)
-            self._drawn = (epoch, drawn)
+            drawn = self.crops.draw(np.random.default_rng((self.seed, epoch, 1)), len(self))
+            self._drawn = (epoch, torch.from_numpy(drawn).to(self.images.device))
         return self._drawn[1]
 
-    def _shifted(self, images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-        """(N, S, S, 3): windows of padded images, whose columns run backwards where they are mirrored."""
-        padded = F.pad(images, (0, 0, *4 * [self.padding]))
-        steps = torch.arange(self.size, device=images.device)
-        rows = top[:, None] + steps
-        columns = left[:, None] + torch.where(mirrored[:, None] > 0, steps.flip(0), steps)
-        image = torch.arange(len(images), device=images.device)
-        return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
-
     def _normalized(self, images: Tensor) -> Tensor:
-        """(N, S, S, 3) uint8 -> (N, 3, S, S) float32 in the channels-last memory format."""
+        """(N, S, S, 3) -> (N, 3, S, S) float32 in the channels-last memory format."""
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def _require_batches(augmentation: Augmentation, preprocessing: Preprocessing) -> None:
+def _require_batches(augmentation: Augmentation) -> None:
     for flag, allowed in (
-        ("crop", augmentation.pads(preprocessing.image_size)),
         ("auto-augment", augmentation.auto_augment is None),
         ("color-jitter", augmentation.color_jitter == 0),
         ("random-erase", augmentation.random_erase == 0),
     ):
         if not allowed:
             raise InputError(
-                f"--in-memory pads, shifts and mirrors whole batches, and --{flag} works on one image at a time; leave one of "
-                "the two out (--crop pad is what --in-memory computes)."
+                f"--in-memory crops and mirrors whole batches, and --{flag} works on one image at a time; leave one of "
+                "the two out."
             )
 
 
-def _resized(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """(3, S, S) uint8: what the ``pad`` crop pads and shifts."""
-    side = [preprocessing.image_size] * 2
-    return pil_to_tensor(resize(image, side, InterpolationMode(preprocessing.interpolation)))
+def _resized(image: Image.Image, size: int, interpolation: str) -> Tensor:
+    """(3, size, size) uint8: what is cropped."""
+    return pil_to_tensor(resize(image, [size, size], InterpolationMode(interpolation)))
 
 
 def _decode(
