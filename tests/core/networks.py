@@ -98,7 +98,7 @@ def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
         )
         return {"attention": "image", "gate": gate, "separable": separable, "channel_keys": keys}
     if branch == "shared":
-        gate, window = draw(st.sampled_from([None, "identity", "tanh"])), draw(st.sampled_from([None, 2, 3]))
+        gate, window = draw(st.sampled_from([None, "identity", "tanh", "one"])), draw(st.sampled_from([None, 2, 3]))
         return {"attention": "shared", "gate": gate, "window": window, "global_term": draw(st.booleans())}
     return {"attention": branch, "heads": heads}
 

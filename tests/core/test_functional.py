@@ -12,6 +12,7 @@ from xvolution.nn import ImageAttention
 from xvolution.nn.branches import ATTENTION_BRANCHES
 from xvolution.nn.geometry import CONVOLUTIONS
 from xvolution.nn.pixel_shift import GATES
+from xvolution.nn.shared_attention import SHARED_GATES
 
 
 def test_shift_reads_the_pixel_at_the_offset():
@@ -170,19 +171,23 @@ def test_fast_paths_equal_the_reference(data):
 @given(st.data())
 def test_attention_to_the_convolution_equals_the_reference(data):
     groups, dims = data.draw(st.sampled_from([1, 2])), data.draw(st.sampled_from([1, 2, 2, 3]))
-    window, gate = [data.draw(st.integers(1, 5)) for _ in range(dims)], data.draw(st.sampled_from(list(GATES)))
+    window, gate = [data.draw(st.integers(1, 5)) for _ in range(dims)], data.draw(st.sampled_from(SHARED_GATES))
     term = {"global_term": data.draw(st.booleans()), "dtype": torch.float64}
     branch = ATTENTION_BRANCHES["shared"][dims - 1](4, 6, groups, window=window, gate=gate, **term)
     x = torch.randn(2, 4, *(9, 10, 9)[:dims], dtype=torch.float64, requires_grad=True)
     value = torch.randn(2, 6, *(5, 4, 6)[:dims], dtype=torch.float64, requires_grad=True)
-    weights = (branch.query.weight, branch.query.bias, branch.window.weight.squeeze(1), branch.mean_weight)
+    query = branch.query or nn.Conv2d(4, 6, 1, groups=groups, dtype=torch.float64)  # unread where φ = 1
+    query_weight = query.weight.reshape(6, -1, *(1,) * dims)
+    weights = (query_weight, query.bias, branch.window.weight.squeeze(1), branch.mean_weight)
     fast = branch(x, value)
-    reference = functional.shared_value_attention(x, value, *weights, gate=GATES[gate], groups=groups)
+    reference = functional.shared_value_attention(
+        x, value, *weights, gate=GATES.get(gate, torch.ones_like), groups=groups
+    )
     torch.testing.assert_close(fast, reference, rtol=1e-12, atol=1e-12)
     inputs, probe = [x, value, *branch.parameters()], torch.randn_like(fast)
     for one, other in zip(
-        torch.autograd.grad((fast * probe).sum(), inputs),
-        torch.autograd.grad((reference * probe).sum(), inputs),
+        torch.autograd.grad((fast * probe).sum(), inputs, materialize_grads=True),
+        torch.autograd.grad((reference * probe).sum(), inputs, materialize_grads=True),
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)

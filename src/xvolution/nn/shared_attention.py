@@ -12,6 +12,9 @@ from xvolution.functional import as_tuple, per_channel
 from xvolution.nn.geometry import Geometry, conv_over, image_mean, pointwise
 from xvolution.nn.pixel_shift import GATES, build_mean_weight, convolve_window
 
+#: Those of a query, and φ = 1, without one: the same window for all images, the control for what attention adds to it.
+SHARED_GATES = (*GATES, "one")
+
 
 class SharedValueAttention(nn.Module):
     """Maps the input (N, C_in, H, W) and the convolution's output (N, C_out, H', W') to (N, C_out, H', W')::
@@ -27,7 +30,7 @@ class SharedValueAttention(nn.Module):
     Args:
         in_channels, out_channels, groups: of the convolution beside it.
         window: size of the window over the convolution's outputs, around which are zeros.
-        gate: φ, ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
+        gate: φ, ``"identity"``, ``"sigmoid"`` or ``"tanh"``; ``"one"`` is φ = 1, a window that no query weighs: the control.
         global_term: add the term over all pixels, one weight for each channel.
         global_init: what these weights start with; ``GLOBAL_INIT`` when None.
         device, dtype: of the parameters.
@@ -55,20 +58,24 @@ class SharedValueAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if gate not in GATES:
-            raise ValueError(f"gate is {gate!r}; allowed are {', '.join(map(repr, GATES))}")
+        if gate not in SHARED_GATES:
+            raise ValueError(f"gate is {gate!r}; allowed are {', '.join(map(repr, SHARED_GATES))}")
         sizes = as_tuple(window, self.dims)
         if min(sizes) < 1:
             raise ValueError(f"window is {window}; it must be a positive integer, or one for each dimension")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         geometry = Geometry.create(sizes, padding="same", dims=self.dims)
         self.gate = gate
-        self.query = pointwise(self.dims, in_channels, out_channels, groups=groups, **factory)
+        self.query = (
+            None if gate == "one" else pointwise(self.dims, in_channels, out_channels, groups=groups, **factory)
+        )
         self.window = conv_over(geometry, out_channels, out_channels, groups=out_channels, bias=False, **factory)
         self.mean_weight = build_mean_weight(out_channels, global_term, global_init, factory)
 
     def weights(self, x: Tensor) -> Tensor:
         """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1)."""
+        if self.query is None:
+            return x.new_ones(len(x), self.window.out_channels, *(1,) * self.dims)
         return GATES[self.gate](self.query(image_mean(x)))
 
     def forward(self, x: Tensor, value: Tensor) -> Tensor:

@@ -41,9 +41,10 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 #: Forms of X-volution that have a name of their own; ``xvolution`` is the default form, ``conv-conv`` the control of the paper's
-#: ablation (section 4): the same structure without attention.
+#: ablation (section 4): the same structure without attention. ``conv-window`` is that of ``xvolution-shared``.
 XVOLUTIONS: dict[str, dict[str, Any]] = {
     "conv-conv": {"attention": None, "num_conv_branches": 2},
+    "conv-window": {"attention": "shared", "gate": "one"},
     "xvolution": {},
     "xvolution-dot": {"similarity": "dot"},
     "xvolution-linear": {"attention": "linear"},
