@@ -53,7 +53,8 @@ class XVolution(nn.Module):
         heads: heads in each group, for ``dot``, ``linear`` and ``global``.
         window: of ``pssa`` and of ``shared``; see ``PixelShiftAttention2d`` and ``SharedValueAttention2d``.
         shift_distance: of ``pssa``.
-        gate: of ``image``, of ``shared`` and of ``pssa`` with Hadamard similarity; a sigmoid when None.
+        gate: of ``image``, of ``shared`` and of ``pssa`` with Hadamard similarity; a sigmoid when None. ``"one"``, of ``shared``
+            alone, leaves the query out.
         separable: of ``image``: values with one matrix for all shifts; see ``ImageAttention2d``.
         channel_keys: of ``image``: weigh the channels that are read as well as those that are written.
         query_context: of ``pssa`` with Hadamard similarity: let the query see the mean of all pixels; it does when None.

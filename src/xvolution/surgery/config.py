@@ -123,7 +123,7 @@ class XVolutionConfig(Conversion):
     attention_ratio: float = 0.25
     similarity: Literal["hadamard", "dot"] = "hadamard"
     heads: int = 1
-    gate: Literal["identity", "sigmoid", "tanh"] | None = None
+    gate: Literal["identity", "sigmoid", "tanh", "one"] | None = None
     window: int | None = None
     shift_distance: int | tuple[int, ...] | None = None
     separable: bool = False
