@@ -100,6 +100,8 @@ def branch_options(draw: st.DrawFn, branch: str) -> dict[str, Any]:
     if branch == "shared":
         gate, window = draw(st.sampled_from([None, "identity", "tanh", "one"])), draw(st.sampled_from([None, 2, 3]))
         return {"attention": "shared", "gate": gate, "window": window, "global_term": draw(st.booleans())}
+    if branch == "global":
+        return {"attention": "global", "heads": heads, "query_key_norm": draw(st.booleans())}
     return {"attention": branch, "heads": heads}
 
 

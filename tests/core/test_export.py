@@ -19,6 +19,7 @@ BRANCHES = [
     {"similarity": "dot"},
     {"attention": "linear"},
     {"attention": "global"},
+    {"attention": "global", "query_key_norm": True},
     {"attention": "image"},
     {"attention": "image", "separable": True},
     {"attention": "image", "channel_keys": True},

@@ -8,18 +8,29 @@ from xvolution.nn import GlobalAttention2d
 from xvolution.operators import global_attention
 
 
+@pytest.mark.parametrize("query_key_norm", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_outputs_and_gradients_are_those_of_the_formula(stride):
+def test_outputs_and_gradients_are_those_of_the_formula(stride, query_key_norm):
     torch.manual_seed(0)
-    module = global_attention(6, 8, 3, stride, 1, heads=2, dtype=torch.float64)
+    module = global_attention(6, 8, 3, stride, 1, heads=2, query_key_norm=query_key_norm, dtype=torch.float64)
     assert isinstance(module, GlobalAttention2d)
+    temperatures = (None, None)
+    if query_key_norm:
+        temperatures = module.temperature
+        torch.nn.init.uniform_(temperatures, 1, 5)
 
     def formula(x):
-        # Every pixel attends to every pixel: softmax(q k / √d) v, head by head.
+        # Every pixel attends to every pixel: softmax(q k / √d) v, or softmax(τ cos(q, k)) v, head by head.
         query, key, value = (conv(x) for conv in (module.query, module.key, module.value))
         parts = []
-        for q, k, v in zip(*(maps.flatten(2).chunk(2, 1) for maps in (query, key, value)), strict=True):
-            weights = (q.transpose(1, 2) @ k / q.shape[1] ** 0.5).softmax(-1)
+        tokens = (maps.flatten(2).chunk(2, 1) for maps in (query, key, value))
+        for q, k, v, temperature in zip(*tokens, temperatures, strict=True):
+            logits = q.transpose(1, 2) @ k
+            if temperature is None:
+                logits = logits / q.shape[1] ** 0.5
+            else:
+                logits = temperature * logits / (q.norm(dim=1)[:, :, None] * k.norm(dim=1)[:, None])
+            weights = logits.softmax(-1)
             parts.append(v @ weights.transpose(1, 2))
         return torch.cat(parts, 1).unflatten(2, query.shape[2:])
 

@@ -60,8 +60,9 @@ def build_attention(
         )
     of_image = {"separable", "channel_keys"}
     taken = {
-        "pssa": set(branch_options) - of_image,
+        "pssa": set(branch_options) - of_image - {"query_key_norm"},
         "image": {"gate", *of_image},
+        "global": {"query_key_norm"},
         "shared": {"gate", "window", "global_term", "global_init"},
     }.get(attention or "", ())
     neutral = {"similarity": "hadamard", "gate": "identity"}

@@ -7,10 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from xvolution.nn.geometry import Geometry, conv_over
 from xvolution.nn.pixel_shift import attention_channels, check_heads
 from xvolution.nn.precision import narrow, widen, without_autocast
+
+#: What the temperature of normalized queries and keys starts with: cosines of 1 and 0 then differ by it in the logits.
+TEMPERATURE = 10.0
 
 
 class GlobalAttention(nn.Module):
@@ -24,6 +28,8 @@ class GlobalAttention(nn.Module):
             convolution beside it; it places the H' * W' positions.
         attention_ratio: query and key channels A as a fraction of the output channels.
         heads: heads in each group.
+        query_key_norm: logits are cosines of query and key times a temperature that each head learns, so that they stay bounded
+            (Liu et al., Swin Transformer V2, arXiv 2111.09883, section 3.2); else products over the root of the channels.
         device, dtype: of the parameters.
 
     Raises:
@@ -47,6 +53,7 @@ class GlobalAttention(nn.Module):
         *,
         attention_ratio: float = 0.25,
         heads: int = 1,
+        query_key_norm: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -59,6 +66,8 @@ class GlobalAttention(nn.Module):
         self.query = conv_over(centre, in_channels, channels, **options)
         self.key = conv_over(centre, in_channels, channels, **options)
         self.value = conv_over(centre, in_channels, out_channels, **options)
+        start = torch.full((groups * heads,), TEMPERATURE, device=device, dtype=dtype)
+        self.temperature = nn.Parameter(start) if query_key_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
@@ -68,12 +77,20 @@ class GlobalAttention(nn.Module):
             for maps in widen(source, self.key(x), self.value(x))
         ]
         with without_autocast(x.device):
-            attended = nn.functional.scaled_dot_product_attention(*tokens)
+            attended = self._attend(*tokens)
         attended = attended.transpose(-1, -2).flatten(1, 2).unflatten(2, source.shape[2:])
         return attended if attended.dtype == source.dtype else narrow(attended, self.value.weight.dtype)
 
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Tokens (N, heads, H' W', A / heads), twice, and (N, heads, H' W', C_out / heads) -> the latter's shape."""
+        if self.temperature is None:
+            return F.scaled_dot_product_attention(query, key, value)
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        query = query * self.temperature.to(query.dtype)[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+
     def extra_repr(self) -> str:
-        return f"heads={self.heads}, groups={self.groups}"
+        return f"heads={self.heads}, groups={self.groups}, query_key_norm={self.temperature is not None}"
 
 
 class GlobalAttention1d(GlobalAttention):

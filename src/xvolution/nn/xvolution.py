@@ -57,6 +57,7 @@ class XVolution(nn.Module):
             alone, leaves the query out.
         separable: of ``image``: values with one matrix for all shifts; see ``ImageAttention2d``.
         channel_keys: of ``image``: weigh the channels that are read as well as those that are written.
+        query_key_norm: of ``global``: cosines of query and key times a learned temperature as logits.
         query_context: of ``pssa`` with Hadamard similarity: let the query see the mean of all pixels; it does when None.
         global_term: of ``shared`` and of ``pssa`` with Hadamard similarity: the term over all pixels; when None, of ``pssa``.
         query_norm, window_norm: of ``pssa`` with Hadamard similarity: put a ``norm_layer`` on q, on the window sum; when
@@ -114,6 +115,7 @@ class XVolution(nn.Module):
         shift_distance: int | Sequence[int] | None = None,
         separable: bool = False,
         channel_keys: bool = False,
+        query_key_norm: bool = False,
         query_context: bool | None = None,
         global_term: bool | None = None,
         global_init: float | None = None,
@@ -149,6 +151,7 @@ class XVolution(nn.Module):
             gate_options = {name: defaults[name] if value is None else value for name, value in gate_options.items()}
         branch_options: dict[str, Any] = {"similarity": similarity, "window": window, "shift_distance": shift_distance}
         branch_options |= {"global_init": global_init, "separable": separable, "channel_keys": channel_keys}
+        branch_options["query_key_norm"] = query_key_norm
         branch_options |= {name: value for name, value in gate_options.items() if value is not None}
         for name in ("query_norm", "window_norm"):
             branch_options[name] = norm_layer if gate_options[name] else None

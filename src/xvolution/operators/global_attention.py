@@ -33,6 +33,7 @@ def global_attention(
     *,
     attention_ratio: float = 1.0,
     heads: int | None = None,
+    query_key_norm: bool = False,
 ) -> GlobalAttention2d:
     """``GlobalAttention2d`` on the centres of the convolution's windows, with softmax and without positions.
 
@@ -42,6 +43,7 @@ def global_attention(
         bias: of the value, which is the bias of the output, since the weights of a softmax are one in sum.
         attention_ratio: query and key channels as a fraction of the output channels.
         heads: heads in each group; None takes 8, or its largest divisor that divides the output channels.
+        query_key_norm: cosines of query and key times a learned temperature as logits.
 
     Returns:
         A module of (N, C_in, H, W) -> (N, C_out, H', W').
@@ -52,7 +54,8 @@ def global_attention(
     geometry_of(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
     heads = gcd(8, out_channels // groups) if heads is None else heads
     window: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, padding_mode)
-    options: dict[str, Any] = {"attention_ratio": attention_ratio, "heads": heads, "device": device, "dtype": dtype}
+    options: dict[str, Any] = {"attention_ratio": attention_ratio, "heads": heads, "query_key_norm": query_key_norm}
+    options |= {"device": device, "dtype": dtype}
     attention = GlobalAttention2d(in_channels, out_channels, *window, **options)
     if not bias:
         attention.value.register_parameter("bias", None)

@@ -110,8 +110,8 @@ class XVolutionConfig(Conversion):
         attention: ``"pssa"``, ``"linear"``, ``"global"``, ``"image"``, ``"shared"``, None, or a function that takes the
             ``nn.Conv2d`` to be replaced and returns an attention module of the same input and output shapes.
         num_conv_branches, attention_ratio, similarity, heads, gate, window, shift_distance, separable, channel_keys,
-            query_context, global_term, global_init, query_norm, window_norm: those of ``XVolution2d``; None takes the operator's
-            default.
+            query_key_norm, query_context, global_term, global_init, query_norm, window_norm: those of ``XVolution2d``; None takes
+            the operator's default.
         norm_layer: normalization of the attention branch and of further convolutions: the name of a class in ``torch.nn``, a
             function of the number of channels, or None.
         zero_init: start the attention and further convolutions at zero effect, so that the converted model computes what it
@@ -128,6 +128,7 @@ class XVolutionConfig(Conversion):
     shift_distance: int | tuple[int, ...] | None = None
     separable: bool = False
     channel_keys: bool = False
+    query_key_norm: bool = False
     query_context: bool | None = None
     global_term: bool | None = None
     global_init: float | None = None
