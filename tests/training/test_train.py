@@ -5,12 +5,19 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch.optim.swa_utils import update_bn
 
-from xvolution.training import TrainConfig, evaluate, load_model, train
+from xvolution.training import InputError, TrainConfig, evaluate, load_model, open_data, train
+from xvolution.training.data import ClassificationData
+from xvolution.training.data.transforms import Augmentation
 from xvolution.training.run import TrainResult
 
 
@@ -99,3 +106,28 @@ def test_the_same_seed_gives_the_same_weights(tiny: Callable[..., TrainConfig]) 
 def test_compiled(tiny: Callable[..., TrainConfig]) -> None:
     result = train(tiny(epochs=1, limit_train_batches=1, limit_val_batches=1, compile=True))
     load_model(result.weights)
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"in_memory": True, "crop": "rrc"}], ids=str)
+def test_norms_are_judged_by_statistics_of_images_as_they_are_judged(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = tiny(recalibrate_norms=100, **changes)
+    result = train(config)
+    model, metadata = load_model(result.checkpoint)
+    splits = open_data(config.data)
+    data = ClassificationData(splits, metadata.preprocessing, Augmentation(), config.batch_size, config.seed)
+    expected = deepcopy(model)
+    update_bn((batch["image"] for batch in data.statistics_batches(100)), expected)
+    assert not model.training
+    for (name, found), other in zip(model.named_buffers(), expected.buffers(), strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-5, msg=name)
+    assert evaluate(result.checkpoint).loss == pytest.approx(result.history[-1]["val_loss"], rel=1e-5)
+    usual = train(replace(config, recalibrate_norms=0, output=str(tmp_path / "usual")))
+    assert [row["train_loss"] for row in usual.history] == [row["train_loss"] for row in result.history]
+    assert usual.history[-1]["val_loss"] != result.history[-1]["val_loss"]
+
+
+def test_no_more_images_are_measured_than_there_are(tiny: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(InputError, match="--recalibrate-norms is 5000, and there are 1438 training images"):
+        train(tiny(recalibrate_norms=5000))

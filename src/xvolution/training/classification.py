@@ -8,6 +8,8 @@ import torch
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader
 
 from xvolution.training.config import TrainConfig
 from xvolution.training.data.dataset import BAD, Batch
@@ -38,6 +40,7 @@ class Classification(TrainingModule):
             SoftTargetCrossEntropy() if self.mixup else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         )
         self._skipped = 0
+        self._statistics_batches: DataLoader[Batch] | None = None
         if config.compile:
             self.model.compile()
 
@@ -61,6 +64,19 @@ class Classification(TrainingModule):
 
     def on_validation_epoch_start(self) -> None:
         self.metrics.reset()
+        if self.config.recalibrate_norms:
+            self._recalibrate_norms()
+
+    def _recalibrate_norms(self) -> None:
+        trainer: Any = self.trainer  # Lightning's class does not declare its data module
+        if self._statistics_batches is None:
+            self._statistics_batches = trainer.datamodule.statistics_batches(self.config.recalibrate_norms)
+        images = (
+            batch["image"].to(self.device).contiguous(memory_format=self._memory_format)
+            for batch in self._statistics_batches
+        )
+        with trainer.precision_plugin.val_step_context():
+            update_bn(images, self.judged)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.metrics.update(self.judged(batch["image"].contiguous(memory_format=self._memory_format)), batch)

@@ -181,6 +181,8 @@ class TrainConfig(RunConfig):
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off.
         label_smoothing: probability mass taken from the true class.
+        recalibrate_norms: before each judging, measure the statistics of batch norms again over so many training images, as they
+            are judged: what is averaged while training is of augmented images. 0 keeps that.
         channels_last: keep images and weights in the channels-last memory format.
         compile: compile the network with torch.compile.
     """
@@ -200,6 +202,7 @@ class TrainConfig(RunConfig):
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.0
+    recalibrate_norms: int = 0
     channels_last: bool = False
     compile: bool = False
 
@@ -207,6 +210,7 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         require(self, "image_size", self.image_size is None or self.image_size >= 8, "at least 8 pixels")
+        require(self, "recalibrate_norms", self.recalibrate_norms >= 0, "0 or a number of images")
         mixes = self.mixup > 0 or self.cutmix > 0
         require(self, "batch_size", not mixes or self.batch_size % 2 == 0, "even with mixup or cutmix")
 

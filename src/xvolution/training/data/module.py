@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -92,18 +93,33 @@ class ClassificationData(ResumableData):
             persistent_workers=self.workers > 0,
         )
 
+    def statistics_batches(self, images: int) -> DataLoader[Batch]:
+        """The same so many training images at every call, drawn by the seed, as they are when the network is judged.
+
+        Raises:
+            InputError: there are fewer.
+        """
+        if images > len(self.splits.train):
+            raise InputError(
+                f"--recalibrate-norms is {images}, and there are {len(self.splits.train)} training images; give at most as many."
+            )
+        drawn = np.random.default_rng((self.seed, images)).permutation(len(self.splits.train))[:images]
+        return self._judging_batches(self.splits.train.subset(drawn))
+
     def _images_in_memory(self, source: ImageSource, augmentation: Augmentation | None) -> ImagesInMemory:
         device = self.trainer.strategy.root_device if self.trainer is not None else "cpu"
         return ImagesInMemory(source, self.preprocessing, augmentation, self.seed, self.on_bad_image, device)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = self.process()
+        return self._judging_batches(self.splits.val, *self.process())
+
+    def _judging_batches(self, source: ImageSource, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
         if self.in_memory:
-            images = self._images_in_memory(self.splits.val, None)
+            images = self._images_in_memory(source, None)
             batches = EvaluationBatches(len(images), self.batch_size, rank, world_size)
             return DataLoader(images, batch_size=None, sampler=batches)
         return evaluation_loader(
-            self.splits.val,
+            source,
             self.preprocessing,
             self.batch_size,
             workers=self.workers,
