@@ -13,6 +13,7 @@ from xvolution.training.data import ClassificationData, DataSplits, open_data
 from xvolution.training.data.labels import require_labels
 from xvolution.training.data.module import default_workers
 from xvolution.training.data.transforms import SMALL, Augmentation, Preprocessing
+from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
 from xvolution.training.metadata import Metadata, provenance
 
@@ -31,6 +32,11 @@ def train(config: TrainConfig) -> TrainResult:
     spec = model_spec(config, len(splits.train.class_names))
     for part in (splits.train, splits.val):
         require_labels(part, spec.num_classes, config.data)
+    if config.recalibrate_norms > len(splits.train):
+        raise InputError(
+            f"--recalibrate-norms is {config.recalibrate_norms}, and there are {len(splits.train)} training images; give at most "
+            "as many."
+        )
     size = config.image_size or splits.image_size
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
     announce(model)

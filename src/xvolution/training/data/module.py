@@ -94,15 +94,7 @@ class ClassificationData(ResumableData):
         )
 
     def statistics_batches(self, images: int) -> DataLoader[Batch]:
-        """The same so many training images at every call, drawn by the seed, as they are when the network is judged.
-
-        Raises:
-            InputError: there are fewer.
-        """
-        if images > len(self.splits.train):
-            raise InputError(
-                f"--recalibrate-norms is {images}, and there are {len(self.splits.train)} training images; give at most as many."
-            )
+        """So many training images, the same at every call, as they are when the network is judged."""
         drawn = np.random.default_rng((self.seed, images)).permutation(len(self.splits.train))[:images]
         return self._judging_batches(self.splits.train.subset(drawn))
 
