@@ -125,6 +125,8 @@ def test_norms_are_judged_by_statistics_of_images_as_they_are_judged(
     assert evaluate(result.checkpoint).loss == pytest.approx(result.history[-1]["val_loss"], rel=1e-5)
     usual = train(replace(config, recalibrate_norms=0, output=str(tmp_path / "usual")))
     assert [row["train_loss"] for row in usual.history] == [row["train_loss"] for row in result.history]
+    trained_as_usual, _ = load_model(usual.checkpoint)
+    assert all(map(torch.equal, trained_as_usual.parameters(), model.parameters()))
     assert usual.history[-1]["val_loss"] != result.history[-1]["val_loss"]
 
 

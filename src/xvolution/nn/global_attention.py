@@ -66,8 +66,9 @@ class GlobalAttention(nn.Module):
         self.query = conv_over(centre, in_channels, channels, **options)
         self.key = conv_over(centre, in_channels, channels, **options)
         self.value = conv_over(centre, in_channels, out_channels, **options)
-        start = torch.full((groups * heads,), TEMPERATURE, device=device, dtype=dtype)
-        self.temperature = nn.Parameter(start) if query_key_norm else None
+        self.temperature = None
+        if query_key_norm:
+            self.temperature = nn.Parameter(torch.full((groups * heads,), TEMPERATURE, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
-from xvolution.training.data.crops import batch_crops
+from xvolution.training.data.crops import Crops, batch_crops
 from xvolution.training.data.dataset import BAD, GOOD, PADDING, Batch
 from xvolution.training.data.sampler import Draw
 from xvolution.training.data.sources import BadImage, ImageSource
@@ -48,7 +48,8 @@ class ImagesInMemory(Dataset[Batch]):
         on_bad_image: str = "error",
         device: torch.device | str = "cpu",
     ) -> None:
-        self.seed, self.crops = seed, None
+        self.seed = seed
+        self.crops: Crops | None = None
         side, pixels = preprocessing.image_size, evaluation_pixels(preprocessing)
         if augmentation is not None:
             _require_batches(augmentation)
