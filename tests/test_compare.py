@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from xvolution.compare import cell as cell_module
 from xvolution.compare.cell import run_task
 from xvolution.compare.grid import Cell, cells
 from xvolution.compare.launch import LocalLauncher, run_cells
+from xvolution.compare.page import render
 from xvolution.compare.results import gather
 from xvolution.compare.verdict import headline, verdict
 from xvolution.training import InputError, Interrupted, RunError, TrainConfig
@@ -268,6 +270,49 @@ def test_a_report_without_any_result(tmp_path: Path) -> None:
     figures = gather(config, cells(config), {}, None)
     assert figures["headline"] == "No variant is finished beside conv yet."
     assert [row["verdict"] for row in figures["variants"]] == ["the baseline", "not finished"]
+
+
+def finish(cell: Cell, right: float) -> None:
+    """Leave what a cell leaves that classified a share of 1,000 images rightly."""
+    correct = np.random.default_rng(cell.train.seed).permutation(1000) < round(1000 * right)
+    cell.folder.mkdir(parents=True)
+    np.savez(cell.folder / "correct.npz", index=np.arange(1000), correct=correct)
+    result = {
+        "label": cell.variant.label, **cell.variant.to_dict(), "digest": cell.digest, "seed": cell.train.seed, "images": 1000,
+        "command": cell.command, "top1": right, "top5": right + 0.1, "loss": 2 - right, "parameters": 10, "flops": 100,
+        "deployed_parameters": 9, "deployed_flops": 90, "seconds_per_epoch": 1.0, "peak_memory_bytes": 2**20,
+        "peak_memory_of": "process", "device": "cpu", "threads": 1,
+        "history": [{"epoch": 1, "train_loss": 1.0, "val_top1": right, "seconds": 1.0}],
+    }  # fmt: skip
+    (cell.folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def test_variants_are_compared_with_each_other_too(tmp_path: Path) -> None:
+    variants = (*VARIANTS, Variant("control", "conv-conv"), Variant("late", "involution"))
+    config = configured(tmp_path, variants=variants, seeds=(0, 1, 2))
+    right = {"conv": 0.3, "xvolution": 0.5, "control": 0.45}
+    grid = cells(config)
+    for cell in grid:
+        share = right.get(cell.variant.label)
+        if share is not None and (cell.variant.label, cell.train.seed) != ("control", 1):
+            finish(cell, share + 0.01 * cell.train.seed)
+    conditions = {"command": ["xvolution"], "commit": None, "versions": {}}
+    device = {"processor": "some", "cores": 2, "system": "a system"}
+    figures = gather(config, grid, {**conditions, "device": device}, None)
+    (pair,) = figures["pairs"]
+    assert (pair["label"], pair["against"]) == ("control", "xvolution")
+    assert pair["bootstrap"]["seeds"] == 2
+    assert pair["bootstrap"]["estimate"] == pytest.approx(-0.05)
+    assert pair["difference"] == pair["differences"]["top1"]
+    assert pair["differences"]["loss"]["estimate"] == pytest.approx(0.05)
+    conv, xvolution, _, late = figures["variants"]
+    assert xvolution["differences"]["loss"]["estimate"] == pytest.approx(-0.2)
+    assert conv["differences"] == late["differences"] == {}
+    page = Text()
+    page.feed(render(figures))
+    text = " ".join(" ".join(page.shown).split())
+    assert "row minus column xvolution control −5.00" in text
+    assert "−0.2000 (−0.2000 to −0.2000)" in text
 
 
 def row(

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xvolution.compare.task import Metric
-from xvolution.compare.verdict import ENOUGH_SEEDS
+from xvolution.compare.verdict import ENOUGH_SEEDS, claimed
 
 INK = "#010203"  # replaced by currentColor in the SVG
 STYLE: dict[Any, Any] = {
@@ -124,21 +124,20 @@ def _band(axes: Axes, by_seed: Sequence[Sequence[float]], colour: str, marker: s
 
 def differences(rows: Sequence[dict[str, Any]], baseline: str, metric: Metric) -> str:
     """Difference from the baseline in the metric with its interval, one line for each variant; empty where there is none yet."""
-    shown = [row for row in rows if row["bootstrap"] or row["difference"]]
+    shown = [(row["label"], found) for row in rows if (found := claimed(row)) is not None]
     if not shown:
         return ""
     colours = dict(zip((row["label"] for row in rows), looks(rows, baseline), strict=True))
     with style():
         figure = Figure(figsize=(9.0, 0.42 * len(shown) + 0.9))
         axes = figure.add_subplot()
-        for place, row in enumerate(shown):
-            found = row["bootstrap"] or row["difference"]
-            colour, marker = colours[row["label"]]
+        for place, (label, found) in enumerate(shown):
+            colour, marker = colours[label]
             ends = (found["low"], found["high"]) if found["low"] is not None else (found["estimate"],) * 2
             axes.plot([100 * end for end in ends], [place, place], color=colour, linewidth=2.2)
             axes.plot(100 * found["estimate"], place, color=colour, marker=marker, markersize=7)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(shown)), [row["label"] for row in shown])
+        axes.set_yticks(range(len(shown)), [label for label, _ in shown])
         axes.set(xlabel=f"{metric.name} minus that of {baseline}, points", ylim=(len(shown) - 0.5, -0.5))
         axes.grid(axis="x", color=INK, alpha=0.12)
         axes.spines["left"].set_visible(False)

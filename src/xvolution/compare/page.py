@@ -10,7 +10,7 @@ import jinja2
 from xvolution.compare.figures import accuracy_over_cost, differences, training_curves
 from xvolution.compare.statistics import LEVEL
 from xvolution.compare.task import Metric
-from xvolution.compare.verdict import ENOUGH_SEEDS, MINUS, WORTH, count
+from xvolution.compare.verdict import ENOUGH_SEEDS, MINUS, WORTH, claimed, count, differs
 
 
 def environment(package: str) -> jinja2.Environment:
@@ -27,7 +27,7 @@ def environment(package: str) -> jinja2.Environment:
     made.filters.update(
         percent=lambda value: f"{100 * value:.2f}\u00a0%",
         scientific=lambda value: f"{value:.1e}".replace("e-0", "e-"),
-        signed=lambda value: f"{value:+.2f}".replace("-", MINUS),
+        signed=lambda value, digits=2: f"{value:+.{digits}f}".replace("-", MINUS),
         shell=shlex.join,
         si=lambda value: f"{value / 1e9:.2f}\u00a0G" if value >= 1e9 else f"{value / 1e6:.2f}\u00a0M",
     )
@@ -51,8 +51,8 @@ def render(figures: dict[str, Any]) -> str:
         "cost": accuracy_over_cost(rows, baseline, metric) if done else "",
         "curves": training_curves(rows, figures["cells"], baseline, metric) if done else "",
     }
-    return (
-        environment("xvolution.compare")
-        .get_template("report.html.jinja")
-        .render(**figures, metric=metric, pictures=pictures, level=LEVEL, enough=ENOUGH_SEEDS, worth=WORTH, count=count)
-    )
+    constants = {"level": LEVEL, "enough": ENOUGH_SEEDS, "worth": WORTH}
+    functions = {"count": count, "claimed": claimed, "differs": differs}
+    pair_of = {(pair["label"], pair["against"]): pair for pair in figures["pairs"]}
+    template = environment("xvolution.compare").get_template("report.html.jinja")
+    return template.render(**figures, metric=metric, pictures=pictures, pair_of=pair_of, **constants, **functions)

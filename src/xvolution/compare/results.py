@@ -7,6 +7,7 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from typing import Any
 
 from xvolution.compare.config import CompareConfig
@@ -43,6 +44,7 @@ def gather(
         "seeds": list(config.seeds),
         "images": max((result["images"] for result in done.values()), default=0),
         "variants": rows,
+        "pairs": _pairs(config, task, by_label, done),
         "cells": list(done.values()),
         "planned_cells": len(grid),
         "failures": [
@@ -79,8 +81,7 @@ def _row(
         "command": first.command,
         "score": None,
         "metrics": {},
-        "difference": None,
-        "bootstrap": None,
+        **_difference(task, by_label[label], by_label[config.baseline], done),
         "latency": None,
     }
     row |= {name: _median(own, name) if own else None for name in MEDIANS}
@@ -90,15 +91,48 @@ def _row(
         row["metrics"] = {
             metric.key: statistics.mean(result[metric.key] for result in own.values()) for metric in task.metrics
         }
-    if own and base and label != config.baseline:
-        scores = [{seed: result[task.metric.key] for seed, result in each.items()} for each in (own, base)]
-        row["difference"] = _values(paired_difference(*scores))
-        row["bootstrap"] = _values(
-            _bootstrap(task, by_label[label], by_label[config.baseline], own.keys() & base.keys())
-        )
     if latency is not None:
         row["latency"] = latency["forms"].get(label)
     return row
+
+
+def _pairs(
+    config: CompareConfig, task: Task[Any], by_label: Mapping[str, list[Cell]], done: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Differences between every two variants that are not the baseline: whether one is the better, or its control as good."""
+    pairs = []
+    for against, label in combinations((label for label in by_label if label != config.baseline), 2):
+        found = _difference(task, by_label[label], by_label[against], done)
+        if found["difference"] is not None:
+            pairs.append({"label": label, "against": against, **found})
+    return pairs
+
+
+def _difference(
+    task: Task[Any], own: Sequence[Cell], base: Sequence[Cell], done: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What ``own`` has more than ``base``, over the seeds that both have finished.
+
+    Returns:
+        ``differences``: of each metric, by seeds; ``difference``: that of the first; ``bootstrap``: of the first, by seeds and
+        images. Empty and None without a common seed, and of a variant with itself.
+    """
+    results, base_results = _results(own, done), _results(base, done)
+    seeds = results.keys() & base_results.keys()
+    if not seeds or own is base:
+        return {"difference": None, "differences": {}, "bootstrap": None}
+    differences = {
+        metric.key: _values(
+            paired_difference(*({seed: side[seed][metric.key] for seed in seeds} for side in (results, base_results)))
+        )
+        for metric in task.metrics
+    }
+    folders = ([cell.folder for cell in side if cell.train.seed in seeds] for side in (own, base))
+    return {
+        "difference": differences[task.metric.key],
+        "differences": differences,
+        "bootstrap": _values(task.bootstrap(*folders)),
+    }
 
 
 def _results(cells: Sequence[Cell], done: Mapping[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -109,13 +143,6 @@ def _median(results: Mapping[int, dict[str, Any]], name: str) -> float:
     """Over seeds; a count stays a whole number between two seeds."""
     values = [each[name] for each in results.values()]
     return round(statistics.median(values)) if isinstance(values[0], int) else statistics.median(values)
-
-
-def _bootstrap(task: Task[Any], own: Sequence[Cell], base: Sequence[Cell], seeds: set[int]) -> Interval | None:
-    """None where no seed is common, or the seeds were not judged by the same images."""
-    if not seeds:
-        return None
-    return task.bootstrap(*([cell.folder for cell in side if cell.train.seed in seeds] for side in (own, base)))
 
 
 def _values(interval: Interval | None) -> dict[str, Any] | None:

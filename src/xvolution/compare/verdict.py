@@ -36,8 +36,13 @@ def verdict(row: dict[str, Any], baseline: str, rows: Sequence[dict[str, Any]]) 
 
 
 def claimed(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The interval that a row's sentence rests on: over seeds and images where it is there, else over seeds."""
+    """The interval that words about a row or a pair rest on: over seeds and images where it is there, else over seeds."""
     return row["bootstrap"] or row["difference"]
+
+
+def differs(interval: dict[str, Any]) -> bool:
+    """Whether enough seeds show a difference, to either side."""
+    return interval["seeds"] >= ENOUGH_SEEDS and not interval["low"] <= 0 <= interval["high"]
 
 
 def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int, metric: str) -> str:
