@@ -26,7 +26,7 @@ from xvolution.compare.grid import Cell, cells
 from xvolution.compare.launch import LocalLauncher, run_cells
 from xvolution.compare.page import render
 from xvolution.compare.results import gather
-from xvolution.compare.verdict import headline, verdict
+from xvolution.compare.verdict import differs, headline, verdict
 from xvolution.training import InputError, Interrupted, RunError, TrainConfig
 
 TINY: dict[str, Any] = {
@@ -341,6 +341,16 @@ def row(
 )
 def test_rows_in_words(given: dict[str, Any], sentence: str) -> None:
     assert verdict(given, "conv", [row("conv", 0.70, 1.0), given]) == sentence
+
+
+@pytest.mark.parametrize(
+    ("interval", "seeds", "shown"),
+    [((0.4, 1.2), 3, True), ((-1.2, -0.4), 3, True), ((-0.4, 0.8), 3, False), ((0.4, 1.2), 2, False)],
+)
+def test_a_difference_is_shown_to_either_side_by_enough_seeds(
+    interval: tuple[float, float], seeds: int, shown: bool
+) -> None:
+    assert differs(row("x", 0.7, 1.0, interval, seeds)["bootstrap"]) is shown
 
 
 def test_a_gain_that_another_gives_for_less_is_not_worth_it() -> None:
