@@ -17,7 +17,7 @@ from xvolution.training.run import TrainResult
 
 TINY: dict[str, Any] = {
     "model": "resnet18",
-    "model_kwargs": {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]},
+    "model_kwargs": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 32]},
     "small_images": True,
     "image_size": 16,
     "batch_size": 32,

@@ -69,6 +69,11 @@ class Geometry:
         return len(self.kernel_size)
 
     @property
+    def skips_pixels(self) -> bool:
+        """Whether this is a 1x1 window with a stride: a 1x1 convolution of every s-th pixel."""
+        return max(self.kernel_size) == 1 < max(self.stride)
+
+    @property
     def reach(self) -> tuple[tuple[int, int], ...]:
         """Pixels that the window reaches before and after its centre, in each dimension."""
         centre = centre_of(self.kernel_size)
@@ -102,7 +107,13 @@ class Geometry:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
         """The convolution of (N, C_in, H, W) over this window: (N, C_out, H', W')."""
-        return convolution(self.pad(x), weight, bias, self.stride, self.dilation, groups)
+        x = self.pad(x)
+        if not self.skips_pixels:
+            return convolution(x, weight, bias, self.stride, self.dilation, groups)
+        # On CPUs with AVX2 alone torch (2.14) writes past its memory in the gradients of a strided 1x1 convolution of
+        # less than 8 channels in channels_last.
+        pixels: tuple[Any, ...] = (..., *(slice(None, None, s) for s in self.stride))
+        return convolution(x[pixels], weight, bias, groups=groups)
 
     def tap_offsets(self, dim: int) -> list[int]:
         """Offsets of the taps from the centre along one dimension, in pixels."""
@@ -156,7 +167,7 @@ class Geometry:
 
 
 class ExplicitPadding(nn.Module):
-    """Mixin of the convolutions whose padding is a ``Geometry``'s: pixels before and after, negative ones cropping."""
+    """Mixin of the convolutions that a ``Geometry`` computes: it pads before and after, or crops, and skips pixels."""
 
     geometry: Geometry
     groups: int
@@ -193,13 +204,15 @@ _EXPLICITLY_PADDED: dict[int, Any] = {1: ExplicitlyPaddedConv1d, 2: ExplicitlyPa
 def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options: Any) -> Any:
     """A convolution over ``geometry``: a plain ``nn.Conv1d``, ``2d`` or ``3d`` wherever that can express the padding.
 
+    A 1x1 window with a stride is computed by ``Geometry.convolve`` too, which says why.
+
     Args:
         geometry: the window.
         in_channels, out_channels: channels.
         options: ``groups``, ``bias``, ``device``, ``dtype`` of ``nn.Conv2d``.
     """
     explicit = any(before != after or before < 0 for before, after in geometry.padding)
-    if explicit or geometry.same_spans is not None:
+    if explicit or geometry.same_spans is not None or geometry.skips_pixels:
         return _EXPLICITLY_PADDED[geometry.dims](in_channels, out_channels, geometry, **options)
     padding = tuple(before for before, _ in geometry.padding)
     return CONVOLUTIONS[geometry.dims](in_channels, out_channels, **_window(geometry, padding), **options)
