@@ -16,8 +16,8 @@ from xvolution.bench.operators import RESNET, OperatorBench
 from xvolution.bench.page import write_page
 from xvolution.bench.results import Case, Results, measure_all, read_results
 from xvolution.bench.scaling import ScalingBench, exponent, exponents
-from xvolution.bench.settings import cpu_threads
 from xvolution.cli import main
+from xvolution.deploy.latency import cpu_threads
 from xvolution.training.errors import InputError
 
 

@@ -1,18 +1,16 @@
 """What is written runs elsewhere and computes the same, at any batch and image size."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from tests.core.networks import SmallNet, randomize
 from xvolution import ExportError, XVolution2d, XVolutionConfig, convert, export, reparameterize
+from xvolution.deploy.runtimes import base
+from xvolution.deploy.runtimes.torch_export import LoadedProgram
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-
-export_module = sys.modules["xvolution.deploy.export"]
 
 BRANCHES = [
     {"gate": "sigmoid", "global_term": True, "window_norm": True},
@@ -91,12 +89,7 @@ def test_a_network_of_one_size_keeps_the_batch_open(tmp_path):
 def test_nothing_stays_when_the_file_computes_something_else(tmp_path, monkeypatch):
     target = tmp_path / "model.pt2"
     target.write_bytes(b"an older file")
-
-    def write_wrong(program, path, opset_version):
-        path.write_bytes(b"wrong")
-        return lambda inputs: [torch.zeros(inputs[0].shape[0], 5)]
-
-    monkeypatch.setitem(export_module._WRITERS, ".pt2", write_wrong)
+    monkeypatch.setattr(LoadedProgram, "_run", lambda self, inputs: [torch.zeros(inputs[0].shape[0], 5)])
     with pytest.raises(ExportError, match="computes something else than the model"):
         export(deployed_network(), target, torch.randn(2, 3, 16, 16))
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
@@ -120,7 +113,7 @@ def test_bad_arguments_are_refused_with_a_sentence(tmp_path, name, inputs, error
 def test_train_mode_and_missing_packages_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"call model\.eval"):
         export(SmallNet(), tmp_path / "model.onnx", torch.zeros(1, 3, 8, 8))
-    monkeypatch.setattr(export_module, "find_spec", lambda package: None)
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
     with pytest.raises(ExportError, match=r"needs onnx, onnxscript, onnxruntime; install xvolution\[export\]"):
         export(SmallNet().eval(), tmp_path / "model.onnx", torch.zeros(1, 3, 8, 8))
 
@@ -150,3 +143,77 @@ def test_a_kernel_for_each_image_is_one_convolution_for_a_fixed_batch(tmp_path, 
             and [1, 1] not in [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
         ]
         assert len(spatial) == convolutions
+
+
+def small_network(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval().to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("ending", "dtype"),
+    [
+        ("onnx", torch.float16),
+        ("xml", torch.float16),
+        ("xml", torch.float64),
+        ("pt2", torch.float16),
+        ("pt2", torch.bfloat16),
+        ("pt2", torch.float64),
+    ],
+)
+def test_what_rounding_explains_in_a_dtype_is_allowed(tmp_path, ending, dtype):
+    if ending == "xml":
+        pytest.importorskip("openvino")
+    report = export(small_network(dtype), tmp_path / f"model.{ending}", torch.randn(2, 3, 16, 16, dtype=dtype))
+    assert report.dynamic == "batch and image size"
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-8])
+def test_half_precision_allows_rounding_and_no_more(tmp_path, monkeypatch, scale):
+    run = LoadedProgram._run
+    monkeypatch.setattr(LoadedProgram, "_run", lambda self, inputs: [y * (1 + 30 * scale) for y in run(self, inputs)])
+    dtype = torch.float16 if scale == 1e-3 else torch.float64
+    with pytest.raises(ExportError, match="computes something else than the model"):
+        export(small_network(dtype), tmp_path / "model.pt2", torch.randn(2, 3, 16, 16, dtype=dtype), atol=0)
+
+
+@pytest.mark.parametrize("ending", ["onnx", "xml"])
+def test_a_dtype_that_the_runtime_lacks_is_refused_with_those_it_has(tmp_path, ending):
+    if ending == "xml":
+        pytest.importorskip("openvino")
+    model, x = small_network(torch.bfloat16), torch.randn(2, 3, 16, 16, dtype=torch.bfloat16)
+    with pytest.raises(
+        ExportError, match=r"cannot run bfloat16, .*; allowed are float16, float32, float64: .*float\(\)"
+    ):
+        export(model, tmp_path / f"model.{ending}", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_operator_that_the_runtime_lacks_in_a_dtype_is_one_sentence(tmp_path):
+    with pytest.raises(ExportError, match=r"cannot open model\.onnx: .*Conv.* may work in float32: model\.float\(\)"):
+        export(small_network(torch.float64), tmp_path / "model.onnx", torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    linear = nn.Linear(4, 4).double().eval()
+    assert export(linear, tmp_path / "model.onnx", torch.randn(2, 4, dtype=torch.float64)).relative_error <= 1e-10
+
+
+def test_the_file_has_the_opset_that_was_asked_for(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    for opset in (16, 18, 21):
+        export(small_network(), tmp_path / "model.onnx", torch.randn(2, 3, 16, 16), opset_version=opset)
+        (written,) = onnx.load(tmp_path / "model.onnx").opset_import
+        assert written.version == opset
+
+
+def test_an_opset_that_cannot_be_written_is_refused(tmp_path, capfd):
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ExportError, match=r"opset_version is 11, but .* write opset 18, .*; give opset_version=18, or"):
+        export(small_network(), tmp_path / "model.onnx", x, opset_version=11)
+    with pytest.raises(ExportError, match=r"a \.pt2 file has none; leave it out"):
+        export(small_network(), tmp_path / "model.pt2", x, opset_version=18)
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_inputs_without_an_image_axis_leave_nothing_open(tmp_path):
+    report = export(nn.Linear(4, 2).eval(), tmp_path / "model.onnx", torch.randn(2, 4))
+    assert (report.dynamic, report.reason) == ("none", "")

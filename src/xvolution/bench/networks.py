@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from xvolution.bench.forms import cost, inference, timed
 from xvolution.bench.operators import BASELINE
 from xvolution.bench.results import Case, Record
-from xvolution.bench.settings import cpu_threads, require_at_least, require_known, thread_count
+from xvolution.bench.settings import require_at_least, require_known, thread_count
 from xvolution.deploy import export, reparameterize
+from xvolution.deploy.latency import cpu_threads
+from xvolution.deploy.runtimes import RUNTIMES
 from xvolution.surgery import XVolutionConfig, convert
 from xvolution.training.errors import InputError
 
 FORMS: dict[str, tuple[int, ...]] = {"stage 3": (3,), "all stages": (1, 2, 3, 4)}
-RUNTIMES = ("training", "torch", "onnxruntime", "openvino")
+MEASURED_IN = ("training", "torch", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class NetworkBench:
 
     Args:
         networks: names of timm's ResNets.
-        runtimes: training (one step: forward, backward, SGD), and inference in torch, onnxruntime and openvino.
+        runtimes: training (one step: forward, backward, SGD), and inference in torch or in a runtime that ``export``
+            writes for, by its name.
         batches: images in a batch.
         image_size: side length in pixels.
         threads: of the CPU; 0 is all.
@@ -42,14 +45,14 @@ class NetworkBench:
     """
 
     networks: Sequence[str] = ("resnet18", "resnet50")
-    runtimes: Sequence[str] = RUNTIMES
+    runtimes: Sequence[str] = MEASURED_IN
     batches: Sequence[int] = (1, 8)
     image_size: int = 224
     threads: int = 1
     rounds: int = 11
 
     def __post_init__(self) -> None:
-        require_known("runtimes", self.runtimes, RUNTIMES)
+        require_known("runtimes", self.runtimes, ("training", "torch", *RUNTIMES))
         missing = [name for name in self.networks if not timm.is_model(name)]
         if missing:
             raise InputError(f"--networks is {', '.join(missing)}; timm has no such model. Give names like resnet50.")
@@ -122,21 +125,8 @@ def _runner(model: nn.Module, settings: dict[str, Any], images: Tensor, path: Pa
     runtime, threads = settings["runtime"], settings["threads"]
     if runtime == "torch":
         return inference(model, images)
-    if runtime == "onnxruntime":
-        import onnxruntime
-
-        export(model, path.with_suffix(".onnx"), example_inputs=images)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), options, providers=["CPUExecutionProvider"])
-        feed = {session.get_inputs()[0].name: images.numpy()}
-        return lambda: session.run(None, feed)
-    import openvino
-
-    export(model, path.with_suffix(".xml"), example_inputs=images)
-    network = openvino.Core().read_model(path.with_suffix(".xml"))
-    network.reshape(list(images.shape))
-    properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(network, "CPU", properties).create_infer_request()
-    array = images.numpy()
-    return lambda: request.infer([array])
+    written = RUNTIMES[runtime]
+    path = path.with_suffix(written.ending)
+    export(model, path, example_inputs=images)
+    loaded = written.load(path, threads=threads, input_shapes=[images.shape])
+    return lambda: loaded(images)

@@ -14,8 +14,9 @@ from torch import nn
 from xvolution.bench.forms import cost, inference, peak_bytes, refusal, timed
 from xvolution.bench.operators import BASELINE
 from xvolution.bench.results import Case, Record
-from xvolution.bench.settings import cpu_threads, require_at_least, require_known, thread_count
+from xvolution.bench.settings import require_at_least, require_known, thread_count
 from xvolution.deploy import reparameterize
+from xvolution.deploy.latency import cpu_threads
 from xvolution.nn import XVolution
 from xvolution.operators import conversion, operator_names
 

@@ -1,12 +1,9 @@
-"""What every bench checks and sets: values that flags may have, and the CPU's threads."""
+"""What every bench checks and sets: values that flags may have, and how many threads."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-import torch
+from collections.abc import Sequence
 
 from xvolution.training.errors import InputError
 
@@ -29,14 +26,3 @@ def require_at_least(flag: str, given: int | Sequence[int], least: int) -> None:
 def thread_count(threads: int) -> int:
     """The number of threads; all cores for 0."""
     return threads or os.cpu_count() or 1
-
-
-@contextmanager
-def cpu_threads(number: int) -> Iterator[None]:
-    """torch with so many threads, and as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

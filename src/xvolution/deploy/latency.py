@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -113,3 +114,14 @@ def measure_latency(
         for name in names[offset:] + names[:offset]:
             samples[name].append(_sample(callables[name], calls[name]))
     return LatencyComparison({name: Latency(tuple(seconds)) for name, seconds in samples.items()})
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """torch with so many threads, and as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

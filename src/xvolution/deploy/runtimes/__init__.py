@@ -1,0 +1,23 @@
+"""Runtimes that deployed networks are written for, compared in and timed in: one file each.
+
+To add one: a subclass of ``Runtime`` in a file of its own, decorated with ``register``, and its import here.
+"""
+
+from xvolution.deploy.runtimes.base import RUNTIMES, ExportError, LoadedFile, Runtime, register, runtime_for
+from xvolution.deploy.runtimes.onnx_files import OnnxReader
+from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime
+from xvolution.deploy.runtimes.openvino_runtime import OpenVino
+from xvolution.deploy.runtimes.torch_export import TorchExport
+
+__all__ = [
+    "RUNTIMES",
+    "ExportError",
+    "LoadedFile",
+    "OnnxReader",
+    "OnnxRuntime",
+    "OpenVino",
+    "Runtime",
+    "TorchExport",
+    "register",
+    "runtime_for",
+]

@@ -1,0 +1,188 @@
+"""What a runtime is: a program that runs written networks. One file a runtime; the register knows them by name and by ending."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+
+class ExportError(RuntimeError):
+    """The model cannot be exported, or the exported file cannot be run or computes something else."""
+
+
+class LoadedFile(ABC):
+    """A written network, ready to run: called with its inputs in their order, it returns its outputs in theirs."""
+
+    def __init__(self, runtime: Runtime[Any], path: Path) -> None:
+        self.runtime = runtime
+        self.path = path
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Run the network.
+
+        Args:
+            inputs: tensors of the shapes and dtypes that the file takes.
+
+        Returns:
+            The outputs, on the CPU unless the runtime is torch itself.
+
+        Raises:
+            ExportError: the runtime cannot run the file on these inputs.
+        """
+        with one_sentence(f"{self.runtime.title} cannot run {self.path.name}"):
+            return self._run(inputs)
+
+    @abstractmethod
+    def _run(self, inputs: tuple[Tensor, ...]) -> list[Tensor]: ...
+
+
+FileT_co = TypeVar("FileT_co", bound=LoadedFile, covariant=True)
+
+
+class Runtime(ABC, Generic[FileT_co]):
+    """Writes networks for one runtime and runs them there, in the precision of the network: fp32 stays fp32.
+
+    Subclasses import their packages inside their methods, so that xvolution itself needs torch alone.
+
+    Attributes:
+        name: by which callers ask for it.
+        title: as its makers spell it, for sentences.
+        ending: of its files, with the dot.
+        packages: that it needs, by the name they are imported under.
+        extra: of xvolution, which installs them.
+        computes_in: dtype of a network to the dtype that the runtime computes it in; other dtypes are refused.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    ending: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
+    extra: ClassVar[str] = "export"
+    computes_in: ClassVar[Mapping[torch.dtype, torch.dtype]]
+
+    def write(self, program: ExportedProgram, path: str | os.PathLike[str], opset_version: int | None = None) -> None:
+        """Write a program that ``torch.export`` captured.
+
+        Args:
+            program: the captured network.
+            path: the file, in a folder that exists; a runtime may put more files beside it, with the same stem or name.
+            opset_version: of ONNX, for runtimes that go through it; the exporter's own when None.
+
+        Raises:
+            ExportError: a missing package, or a network that the runtime's exporter cannot write.
+            OSError: the file cannot be written.
+        """
+        self.require_packages()
+        with one_sentence(f"the exporter to {self.ending} cannot write {Path(path).name}"):
+            self._write(program, Path(path), opset_version)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        input_shapes: Sequence[Sequence[int]] | None = None,
+    ) -> FileT_co:
+        """Open a file and prepare it for being run.
+
+        Args:
+            path: a file of this runtime.
+            threads: of the CPU that one call may use; the runtime's default when None.
+            input_shapes: the only shapes that it will be called with, one for each input; a runtime that compiles for shapes
+                compiles for these, the others take any all the same.
+
+        Raises:
+            ValueError: ``threads`` is below 1.
+            FileNotFoundError: there is no such file.
+            ExportError: a missing package, or a file that the runtime does not take.
+        """
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; give at least 1, or None for the runtime's default")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        self.require_packages()
+        with one_sentence(f"{self.title} cannot open {Path(path).name}"):
+            return self._load(Path(path), threads, input_shapes)
+
+    def require_packages(self) -> None:
+        """Raise ``ExportError`` with what to install unless all packages are there."""
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            raise ExportError(f"exporting to {self.ending} needs {', '.join(missing)}; install xvolution[{self.extra}]")
+
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the runtime that is installed."""
+
+    @abstractmethod
+    def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None: ...
+
+    @abstractmethod
+    def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> FileT_co: ...
+
+
+#: The runtimes by name, in the order in which they were registered.
+RUNTIMES: dict[str, Runtime[LoadedFile]] = {}
+
+RuntimeClass = TypeVar("RuntimeClass", bound=type[Runtime[Any]])
+
+
+def register(runtime_class: RuntimeClass) -> RuntimeClass:
+    """Add a runtime to ``RUNTIMES``; a decorator of its class.
+
+    Raises:
+        ValueError: another runtime has its name or its ending.
+    """
+    runtime = runtime_class()
+    for other in RUNTIMES.values():
+        if runtime.name == other.name or runtime.ending == other.ending:
+            raise ValueError(
+                f"runtime {runtime.name!r} for {runtime.ending} collides with {other.name!r} for {other.ending}; "
+                "names and endings must differ"
+            )
+    RUNTIMES[runtime.name] = runtime
+    return runtime_class
+
+
+def runtime_for(path: str | os.PathLike[str]) -> Runtime[LoadedFile]:
+    """The runtime that the ending of a file's name stands for.
+
+    Raises:
+        ValueError: no runtime has such an ending.
+    """
+    name = Path(path).name
+    for runtime in RUNTIMES.values():
+        if name.endswith(runtime.ending):
+            return runtime
+    endings = sorted(runtime.ending for runtime in RUNTIMES.values())
+    raise ValueError(f"cannot export to {name!r}; the name must end in {', '.join(endings)}")
+
+
+@contextmanager
+def one_sentence(failed: str) -> Iterator[None]:
+    """Turn whatever an exporter or a runtime raises into an ``ExportError`` that begins with what failed.
+
+    Exporters and runtimes raise errors of many kinds, some in classes of their own. What the operating system says about
+    files (OSError) stays as it is.
+    """
+    try:
+        yield
+    except (ExportError, OSError):
+        raise
+    except Exception as error:
+        raise ExportError(f"{failed}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

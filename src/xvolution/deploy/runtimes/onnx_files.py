@@ -1,0 +1,154 @@
+"""Making ONNX files, for the runtimes that read them: standard operators, the opset that was asked for, metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from xvolution.deploy.runtimes.base import ExportError, FileT_co, Runtime, one_sentence
+
+#: Writes an ONNX file at the path it is given.
+OnnxWriter = Callable[[Path], None]
+
+
+class OnnxReader(Runtime[FileT_co]):
+    """A runtime whose files are ONNX files, or are made from them."""
+
+    def write_from(self, write_onnx: OnnxWriter, path: str | os.PathLike[str]) -> None:
+        """Write a network that somebody else makes an ONNX file of.
+
+        Args:
+            write_onnx: writes the ONNX file.
+            path: the runtime's own file.
+
+        Raises:
+            ExportError: a missing package, or a network that the exporter or the runtime does not take.
+            OSError: the file cannot be written.
+        """
+        self.require_packages()
+        with one_sentence(f"{self.title} cannot take {Path(path).name}"):
+            self._write_from(write_onnx, Path(path))
+
+    def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
+        self._write_from(partial(write_program, program, opset_version=opset_version), path)
+
+    @abstractmethod
+    def _write_from(self, write_onnx: OnnxWriter, path: Path) -> None: ...
+
+
+def write_program(program: ExportedProgram, path: Path, opset_version: int | None = None) -> None:
+    """Write a captured program by torch's ONNX exporter; weights above 2 GB go into a file beside it.
+
+    Raises:
+        ExportError: the exporter cannot convert the program, not to this opset, or not with standard operators alone.
+    """
+    with one_sentence("the ONNX exporter cannot convert the model"), _quiet():
+        converted = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset_version, optimize=True)
+    if converted is None:
+        raise ExportError("the ONNX exporter returned nothing; check that onnx and onnxscript are up to date")
+    converted.save(path)
+    _check_graph(path, opset_version)
+
+
+def write_traced(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    path: Path,
+    *,
+    opset_version: int,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_axes: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Write a module by torch's tracing exporter, for networks that ``torch.export`` cannot capture.
+
+    Args:
+        model: in eval mode.
+        inputs: its arguments, of which the graph is traced.
+        path: the file.
+        opset_version: of ONNX.
+        input_names: of the graph.
+        output_names: of the graph.
+        dynamic_axes: input or output to its open axes and their names.
+
+    Raises:
+        ExportError: the exporter cannot trace the module, not to this opset, or not with standard operators alone.
+    """
+    with one_sentence("torch's tracing exporter cannot write the model"), _quiet(), torch.no_grad():
+        torch.onnx.export(
+            model,
+            inputs,
+            str(path),
+            dynamo=False,
+            opset_version=opset_version,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            dynamic_axes={name: dict(axes) for name, axes in dynamic_axes.items()},
+        )
+    _check_graph(path, opset_version)
+
+
+def write_properties(path: str | os.PathLike[str], properties: Mapping[str, str]) -> None:
+    """Put strings into an ONNX file's metadata, in the place of what was there; a data file beside it is left alone.
+
+    Raises:
+        ExportError: onnx is missing, or the file is no ONNX network.
+        OSError: the file cannot be read or written.
+    """
+    with one_sentence(f"cannot put metadata into {Path(path).name}"):
+        import onnx
+
+        network = onnx.load(os.fspath(path), load_external_data=False)
+        onnx.helper.set_model_props(network, dict(properties))
+        # Into a folder of its own first, so that a file that cannot be written whole leaves the old one.
+        with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=f".{Path(path).name}.") as folder:
+            temporary = Path(folder) / Path(path).name
+            onnx.save(network, os.fspath(temporary))
+            os.replace(temporary, path)
+
+
+def _check_graph(path: Path, opset_version: int | None) -> None:
+    import onnx
+
+    network = onnx.load(path, load_external_data=False)
+    standard = ("", "ai.onnx")
+    foreign = {node.domain for node in network.graph.node}.difference(standard)
+    if foreign:
+        raise ExportError(
+            f"the ONNX graph holds operators of {', '.join(sorted(foreign))}; only standard ones can be deployed"
+        )
+    written = max(entry.version for entry in network.opset_import if entry.domain in standard)
+    if opset_version not in (None, written):
+        raise ExportError(
+            f"opset_version is {opset_version}, but the ONNX exporter would write opset {written}, since it cannot convert "
+            f"all operators of this model to {opset_version}; give opset_version={written}, or leave it out"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters report on their progress by warnings, loggers and prints; what fails is raised or checked here."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,69 @@
+"""OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from xvolution.deploy.runtimes.base import LoadedFile, register
+from xvolution.deploy.runtimes.onnx_files import OnnxReader, OnnxWriter
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel
+
+
+class CompiledFile(LoadedFile):
+    """An OpenVINO file, compiled for this processor."""
+
+    def __init__(self, runtime: OpenVino, path: Path, compiled: CompiledModel) -> None:
+        super().__init__(runtime, path)
+        self._compiled = compiled
+
+    def _run(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        outputs = self._compiled([x.detach().cpu().numpy() for x in inputs])
+        return [torch.from_numpy(y) for y in outputs.to_tuple()]
+
+
+@register
+class OpenVino(OnnxReader[CompiledFile]):
+    """``.xml`` files with their weights in a ``.bin`` beside them, made from ONNX files and run in fp32."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    ending = ".xml"
+    packages = ("onnx", "onnxscript", "openvino")
+    # Weights and inputs in fp16 stay so, and set the error; those in fp64 are computed in fp32.
+    computes_in: ClassVar = {torch.float32: torch.float32, torch.float16: torch.float16, torch.float64: torch.float32}
+
+    def version(self) -> str:
+        import openvino
+
+        return openvino.__version__
+
+    def _write_from(self, write_onnx: OnnxWriter, path: Path) -> None:
+        import openvino
+
+        with tempfile.TemporaryDirectory() as folder:
+            onnx_path = Path(folder) / "model.onnx"
+            write_onnx(onnx_path)
+            model = openvino.convert_model(onnx_path)
+            openvino.save_model(model, path, compress_to_fp16=False)
+
+    def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> CompiledFile:
+        import openvino
+
+        # Some processors run OpenVINO in bf16 by default, which would be compared and timed instead of the graph.
+        properties: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        model = core.read_model(path)
+        if input_shapes is not None:
+            shapes = zip(model.inputs, input_shapes, strict=True)
+            model.reshape({port: openvino.PartialShape(list(shape)) for port, shape in shapes})
+        return CompiledFile(self, path, core.compile_model(model, "CPU", properties))

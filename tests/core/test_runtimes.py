@@ -1,0 +1,177 @@
+"""One file a runtime: what is registered exports, compares and times with nothing else changed."""
+
+import pytest
+import torch
+from torch import nn
+
+from xvolution import ExportError, export
+from xvolution.deploy.latency import measure_latency
+from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxRuntime, Runtime, register
+from xvolution.deploy.runtimes.onnx_files import write_properties
+from xvolution.surgery.outputs import tensors_in
+
+
+class ToyFile(LoadedFile):
+    def __init__(self, runtime, path, module):
+        super().__init__(runtime, path)
+        self.module = module
+
+    def _run(self, inputs):
+        with torch.no_grad():
+            return tensors_in(self.module(*inputs))
+
+
+class Toy(Runtime):
+    """Writes the weights and runs the captured module with what it reads."""
+
+    name = "toy"
+    title = "Toy"
+    ending = ".toy"
+    packages = ()
+    computes_in = {torch.float32: torch.float32}  # noqa: RUF012
+
+    def version(self):
+        return "1.0"
+
+    def _write(self, program, path, opset_version):
+        self.module = program.module()
+        torch.save(self.module.state_dict(), path)
+
+    def _load(self, path, threads, input_shapes):
+        self.module.load_state_dict(torch.load(path, weights_only=True))
+        return ToyFile(self, path, self.module)
+
+
+@pytest.fixture
+def toy():
+    register(Toy)
+    yield RUNTIMES["toy"]
+    del RUNTIMES["toy"]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 3, 12, 12)
+
+
+def test_a_runtime_is_its_class_and_its_registration(tmp_path, toy, network, x):
+    report = export(network, tmp_path / "model.toy", x)
+    assert (report.format, report.dynamic, report.reason) == ("toy", "batch and image size", "")
+    assert torch.load(report.path, weights_only=True).keys() == network.state_dict().keys()
+    (y,) = toy.load(report.path)(x)
+    torch.testing.assert_close(y, network(x))
+    with pytest.raises(ExportError, match="Toy cannot run float16"):
+        export(network.half(), tmp_path / "half.toy", x.half())
+    with pytest.raises(ValueError, match=r"must end in \.onnx, \.pt2, \.toy, \.xml"):
+        export(network, tmp_path / "model.tflite", x)
+
+
+def test_names_and_endings_differ(toy):
+    with pytest.raises(ValueError, match=r"runtime 'toy' for \.toy collides"):
+        register(Toy)
+    with pytest.raises(ValueError, match=r"runtime 'other' for \.onnx collides with 'onnxruntime'"):
+        register(type("Other", (Toy,), {"name": "other", "ending": ".onnx"}))
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "sentence"),
+    [
+        (Toy, "_write", r"the exporter to \.toy cannot write model\.toy: of a kind of its own"),
+        (Toy, "_load", r"Toy cannot open model\.toy: of a kind of its own"),
+        (ToyFile, "_run", r"Toy cannot run model\.toy: of a kind of its own"),
+    ],
+)
+def test_whatever_a_runtime_raises_is_one_sentence(tmp_path, toy, network, x, monkeypatch, owner, method, sentence):
+    class ForeignError(Exception):
+        pass
+
+    def fail(*arguments):
+        raise ForeignError("of a kind of its own\nand a trace")
+
+    monkeypatch.setattr(owner, method, fail)
+    with pytest.raises(ExportError, match=f"^{sentence}$"):
+        export(network, tmp_path / "model.toy", x)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("refused", "dynamic"), [("size", "batch"), ("batch", "none")])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_graph_of_fewer_sizes_stays_with_fewer_open_axes(
+    tmp_path, toy, network, x, monkeypatch, refused, dynamic, wrong
+):
+    run = ToyFile._run
+
+    def run_known_sizes(self, inputs):
+        (images,) = inputs
+        known = images.shape[2:] == x.shape[2:] if refused == "size" else images.shape == x.shape
+        if not known and not wrong:
+            raise RuntimeError("no such size")
+        return [y if known else y + 1 for y in run(self, inputs)]
+
+    monkeypatch.setattr(ToyFile, "_run", run_known_sizes)
+    report = export(network, tmp_path / "model.toy", x)
+    assert report.dynamic == dynamic
+    assert ("computes something else than the model" if wrong else "no such size") in report.reason
+    assert [file.name for file in tmp_path.iterdir()] == ["model.toy"]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+def test_files_are_loaded_for_some_threads_and_timed(tmp_path, network, x, name):
+    runtime = RUNTIMES[name]
+    for package in runtime.packages:
+        pytest.importorskip(package)
+    path = tmp_path / f"model{runtime.ending}"
+    export(network, path, x)
+    threads = torch.get_num_threads()
+    loaded = {
+        "any": runtime.load(path),
+        "one": runtime.load(path, threads=1),
+        "fixed": runtime.load(path, threads=1, input_shapes=[x.shape]),
+    }
+    for run in loaded.values():
+        (y,) = run(x)
+        torch.testing.assert_close(y, network(x).detach(), rtol=1e-4, atol=1e-5)
+    assert torch.get_num_threads() == threads
+    measured = measure_latency({key: lambda run=run: run(x) for key, run in loaded.items()}, rounds=2)
+    assert set(measured.latencies) == set(loaded)
+    assert runtime.version()[0].isdigit()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+def test_what_cannot_be_loaded_is_said(tmp_path, network, x, name):
+    runtime = RUNTIMES[name]
+    for package in runtime.packages:
+        pytest.importorskip(package)
+    path = tmp_path / f"model{runtime.ending}"
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        runtime.load(path)
+    path.write_text("no network")
+    with pytest.raises(ExportError, match=rf"{runtime.title} cannot open model\{runtime.ending}: "):
+        runtime.load(path)
+    with pytest.raises(ValueError, match="threads is 0; give at least 1"):
+        runtime.load(path, threads=0)
+    export(network, path, x)
+    with pytest.raises(ExportError, match=rf"{runtime.title} cannot run model\{runtime.ending}: "):
+        runtime.load(path)(torch.randn(2, 5, 12, 12))
+
+
+def test_an_onnx_file_tells_names_shapes_and_metadata_and_keeps_its_data_file(tmp_path, network, x):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    export(network, path, x)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    write_properties(path, {"about": "dogs"})
+    write_properties(path, {"about": "cats"})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    session = OnnxRuntime().load(path)
+    assert session.properties == {"about": "cats"}
+    assert session.input_shapes == ((None, 3, None, None),)
+    assert (len(session.input_names), len(session.output_names)) == (1, 1)
+    torch.testing.assert_close(session(x)[0], network(x).detach(), rtol=1e-4, atol=1e-5)
