@@ -10,6 +10,7 @@ pytest.importorskip("torchvision")
 from tests.test_detection_models import PARTS, VERSIONS, images, small_detector
 from xvolution import ExportError
 from xvolution.deploy import ReparameterizationError, layouts_of, reparameterize, unfolded_of
+from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxSession
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import export_detector
 from xvolution.models.detect_match import match_detections
@@ -77,12 +78,49 @@ def test_onnx_runtime_finds_the_same(tmp_path, architecture: str) -> None:
 def test_a_file_that_finds_something_else_is_not_written(tmp_path, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
-    module = __import__("xvolution.models.detect_export", fromlist=["_RUNNERS"])
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
-    monkeypatch.setitem(module._RUNNERS, ".onnx", lambda path, names: lambda image: nothing)
+    nothing = [torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0)]
+    monkeypatch.setattr(OnnxSession, "_run", lambda self, inputs: nothing)
     with pytest.raises(ExportError, match="finds something else"):
         export_detector(detector, tmp_path / "detector.onnx", images()[0])
     assert not list(tmp_path.iterdir())
+
+
+def test_openvino_finds_the_same(tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
+    detector = small_detector("fasterrcnn", 1, PARTS["fasterrcnn"]).eval()
+    deployed = deploy_detector(detector, images(), layout="split")
+    report = export_detector(deployed, tmp_path / "detector.xml", images()[0], score_threshold=0.0)
+    assert (report.format, report.content, report.reason) == ("xml", "detector", "")
+    assert report.agreement.matched >= 5
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["detector.bin", "detector.xml"]
+
+
+def test_a_detector_that_cannot_be_traced_is_its_pyramid(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
+    monkeypatch.setattr(torch.onnx, "export", _refusing_to_trace(torch.onnx.export))
+    report = export_detector(detector, tmp_path / "detector.onnx", images()[0], properties={"classes": "cat"})
+    assert (report.content, report.agreement) == ("pyramid", None)
+    assert report.reason == "torch's tracing exporter cannot write the model: no such operator"
+    properties = OnnxRuntime().load(report.path).properties
+    assert properties == {"classes": "cat", "content": "pyramid", "reason": report.reason}
+    assert [file.name for file in tmp_path.iterdir()] == ["detector.onnx"]
+
+
+def _refusing_to_trace(export):
+    def refuse(*arguments, dynamo, **options):
+        if not dynamo:
+            raise RuntimeError("no such operator")
+        return export(*arguments, dynamo=dynamo, **options)
+
+    return refuse
+
+
+def test_other_endings_are_refused(tmp_path) -> None:
+    detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
+    with pytest.raises(ValueError, match=r"must end in \.onnx or \.xml"):
+        export_detector(detector, tmp_path / "detector.pt2", images()[0])
 
 
 def test_the_pyramid_alone(tmp_path) -> None:

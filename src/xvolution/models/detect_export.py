@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy import ExportError, export
+from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxReader, OnnxRuntime
+from xvolution.deploy.runtimes.onnx_files import write_properties, write_traced
 from xvolution.models.detect_match import Agreement, match_detections
 
 #: Outputs of an exported detector; ``masks`` where there are any.
@@ -23,8 +22,6 @@ OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 # The operators that torchvision's boxes, NMS and RoIAlign need are complete from here on.
 _OPSET = 17
-
-Finder = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -80,120 +77,91 @@ def export_detector(
         ExportError: train mode, or a file that computes something else than the model.
     """
     path = Path(path)
-    if path.suffix not in (".onnx", ".xml"):
-        raise ValueError(f"cannot export a detector to {path.name!r}; the name must end in .onnx or .xml")
+    runtime = _runtime(path)
     if image.dim() != 3 or image.shape[0] != 3:
         raise ValueError(f"the example image has the shape {tuple(image.shape)}; it must be (3, H, W)")
     if any(module.training for module in detector.modules()):
         raise ExportError("the detector is in train mode; call detector.eval() before exporting it")
-    reason = "asked for" if not whole else ""
+    runtime.require_packages()
+    reason = "asked for"
     path.parent.mkdir(parents=True, exist_ok=True)
     if whole:
         try:
-            return _export_whole(detector, path, image, score_threshold, properties or {})
-        except _CannotExport as error:
+            agreement = _export_whole(detector, runtime, path, image, score_threshold, properties or {})
+        except _Disagreement:
+            raise
+        except ExportError as error:
             reason = str(error)
+        else:
+            return DetectorExport(path, runtime.ending[1:], "detector", "image size", agreement)
     return _export_pyramid(detector, path, image, reason, properties or {})
 
 
-class _CannotExport(Exception):
-    """An exporter or a runtime does not know an operator of the whole detector."""
+class _Disagreement(ExportError):
+    """The file of the whole detector runs, and finds something else."""
+
+
+def _runtime(path: Path) -> OnnxReader[LoadedFile]:
+    """By the path's ending; detectors are traced to ONNX, so it must be one that takes ONNX."""
+    readers = {runtime.ending: runtime for runtime in RUNTIMES.values() if isinstance(runtime, OnnxReader)}
+    if path.suffix not in readers:
+        raise ValueError(
+            f"cannot export a detector to {path.name!r}; the name must end in {' or '.join(sorted(readers))}"
+        )
+    return readers[path.suffix]
 
 
 def _export_whole(
-    detector: nn.Module, path: Path, image: Tensor, threshold: float, properties: dict[str, str]
-) -> DetectorExport:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        onnx_path = Path(folder) / path.with_suffix(".onnx").name
-        names = _trace(detector, image, onnx_path)
-        _write_properties(onnx_path, {**properties, "content": "detector"})
-        find = _RUNNERS[path.suffix](onnx_path, names)
-        agreement = _agree(detector, find, image, threshold)
-        if not agreement.holds():
-            raise ExportError(f"{path.name} finds something else than the detector: {agreement}; nothing was written")
-        if path.suffix == ".xml":
-            onnx_path.unlink()
-        for written in sorted(Path(folder).iterdir()):
-            os.replace(written, path.parent / written.name)
-    return DetectorExport(path, path.suffix[1:], "detector", "image size", agreement)
+    detector: nn.Module,
+    runtime: OnnxReader[LoadedFile],
+    path: Path,
+    image: Tensor,
+    threshold: float,
+    properties: dict[str, str],
+) -> Agreement:
+    """Write the file if it finds what the detector finds; how well the detections agree.
 
-
-def _trace(detector: nn.Module, image: Tensor, path: Path) -> list[str]:
-    """Write the ONNX file; names of its outputs in their order."""
-    with torch.no_grad():
-        found = detector([image])[0]
-    names = list(found)
-    sizes = {"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}}
-    if "masks" in names:
-        sizes["masks"] = {0: "detections", 2: "height", 3: "width"}
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                detector,
-                ([image],),
-                str(path),
-                dynamo=False,
-                opset_version=_OPSET,
-                input_names=["image"],
-                output_names=names,
-                dynamic_axes=sizes,
-            )
-    except Exception as error:  # the exporter raises errors of many kinds
-        raise _CannotExport(f"torch's exporter cannot write the whole detector: {_first_line(error)}") from error
-    return names
-
-
-def _agree(detector: nn.Module, find: Finder, image: Tensor, threshold: float) -> Agreement:
-    # Another shape, and another orientation, than the one that was traced.
+    Raises:
+        ExportError: the exporter or the runtime does not take the whole detector.
+        _Disagreement: the file finds something else.
+    """
+    # Another shape, and another orientation, than the one that is traced.
     other = torch.nn.functional.interpolate(image[None], (image.shape[2] + 16, image.shape[1]), mode="bilinear")[0]
     trials = [image, other]
     with torch.no_grad():
         expected = [detector([trial])[0] for trial in trials]
-    try:
-        actual = [find(trial) for trial in trials]
-    except Exception as error:  # runtimes raise errors of their own classes
-        raise _CannotExport(f"the runtime cannot run the whole detector: {_first_line(error)}") from error
-    return match_detections(expected, actual, threshold)
+    names = list(expected[0])
+
+    def write_onnx(onnx_path: Path) -> None:
+        _trace(detector, image, names, onnx_path)
+        write_properties(onnx_path, {**properties, "content": "detector"})
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        runtime.write_from(write_onnx, temporary)
+        find = runtime.load(temporary)
+        actual = [dict(zip(names, find(trial), strict=True)) for trial in trials]
+        agreement = match_detections(expected, actual, threshold)
+        if not agreement.holds():
+            raise _Disagreement(f"{path.name} finds something else than the detector: {agreement}; nothing was written")
+        for written in sorted(Path(folder).iterdir()):
+            os.replace(written, path.parent / written.name)
+    return agreement
 
 
-def _run_onnx(path: Path, names: Sequence[str]) -> Finder:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises a class of its own for each status code
-        raise _CannotExport(f"ONNX Runtime cannot open the whole detector: {_first_line(error)}") from error
-
-    def find(image: Tensor) -> dict[str, Tensor]:
-        outputs = session.run(list(names), {"image": image.numpy()})
-        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
-
-    return find
-
-
-def _run_openvino(path: Path, names: Sequence[str]) -> Finder:
-    import openvino
-
-    try:
-        model = openvino.convert_model(path)
-        openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=False)
-        # Some processors run OpenVINO in bf16 by default, which would be compared here instead of the graph.
-        options = {"INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(path.with_suffix(".xml"), "CPU", options)
-    except Exception as error:  # conversion and compilation raise errors of many kinds
-        raise _CannotExport(f"OpenVINO cannot take the whole detector: {_first_line(error)}") from error
-
-    def find(image: Tensor) -> dict[str, Tensor]:
-        outputs = compiled([image.numpy()])
-        return {name: torch.from_numpy(outputs[name].copy()) for name in names}
-
-    return find
-
-
-_RUNNERS: dict[str, Callable[[Path, Sequence[str]], Finder]] = {".onnx": _run_onnx, ".xml": _run_openvino}
+def _trace(detector: nn.Module, image: Tensor, names: Sequence[str], path: Path) -> None:
+    axes = {"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}}
+    if "masks" in names:
+        axes["masks"] = {0: "detections", 2: "height", 3: "width"}
+    write_traced(
+        detector,
+        ([image],),
+        path,
+        opset_version=_OPSET,
+        input_names=["image"],
+        output_names=names,
+        dynamic_axes=axes,
+    )
 
 
 def _export_pyramid(
@@ -201,23 +169,6 @@ def _export_pyramid(
 ) -> DetectorExport:
     images, _ = detector.transform([image])
     report = export(detector.backbone, path, images.tensors)
-    if path.suffix == ".onnx":
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_bytes(path.read_bytes())
-            _write_properties(temporary, {**properties, "content": "pyramid", "reason": reason})
-            os.replace(temporary, path)
-    return DetectorExport(path, path.suffix[1:], "pyramid", report.dynamic, None, reason)
-
-
-def _write_properties(path: Path, properties: dict[str, str]) -> None:
-    import onnx
-
-    network = onnx.load(os.fspath(path))
-    onnx.helper.set_model_props(network, properties)
-    onnx.save(network, os.fspath(path))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if path.suffix == OnnxRuntime.ending:
+        write_properties(path, {**properties, "content": "pyramid", "reason": reason})
+    return DetectorExport(path, report.format, "pyramid", report.dynamic, None, reason)
