@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from record import write_record
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from xvolution import XVolutionConfig, reparameterize
 from xvolution.deploy.equalize import equalize
 from xvolution.deploy.quantize import quantize
+from xvolution.deploy.runtimes import OnnxRuntime
 from xvolution.training import TrainConfig, load_model, open_data, train
 from xvolution.training.data.transforms import Preprocessing, evaluation_transform
 from xvolution.training.onnx_model import OnnxClassifier
@@ -127,7 +127,7 @@ def main() -> None:
             "seeds": 1,
             "val_images": len(images),
             "calibration_images": options.calibration,
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": OnnxRuntime().version(),
             "recipe": {
                 name: value for name, value in asdict(recipe).items() if name not in ("xvolution", "data", "output")
             },

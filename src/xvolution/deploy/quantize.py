@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy.export import export
-
-_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+from xvolution.deploy.runtimes import ExportError, OnnxRuntime
+from xvolution.deploy.runtimes.base import first_line
+from xvolution.deploy.runtimes.onnx_files import write_properties
 
 
 class QuantizationError(RuntimeError):
@@ -103,9 +103,10 @@ def _checked(path: Path, calibration: Iterable[Tensor], method: str) -> list[Ten
         raise ValueError(f"cannot quantize to {path.name!r}; the name must end in .onnx")
     if method not in ("minmax", "entropy", "percentile"):
         raise ValueError(f"method is {method!r}; allowed are 'minmax', 'entropy' and 'percentile'")
-    missing = [package for package in _NEEDS if find_spec(package) is None]
-    if missing:
-        raise QuantizationError(f"quantizing needs {', '.join(missing)}; install xvolution[export]")
+    try:
+        OnnxRuntime().require_packages()
+    except ExportError as error:
+        raise QuantizationError(str(error)) from error
     batches = list(calibration)
     if not all(isinstance(batch, Tensor) and batch.dim() >= 3 and len(batch) for batch in batches) or not batches:
         raise ValueError("calibration must hold at least one batch of images (N, C, H, W), each a tensor")
@@ -146,22 +147,18 @@ def _quantize_file(original: Path, quantized: Path, folder: Path, batches: Seque
             }[method],
         )
     except Exception as error:  # ONNX and its runtime raise errors of many kinds for a file that may be anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise QuantizationError(f"ONNX Runtime cannot quantize {original.name}: {reason}") from error
-    written = onnx.load(os.fspath(quantized))
-    del written.metadata_props[:]
-    written.metadata_props.extend(network.metadata_props)
-    onnx.save(written, os.fspath(quantized))
+        raise QuantizationError(f"ONNX Runtime cannot quantize {original.name}: {first_line(error)}") from error
+    write_properties(quantized, {entry.key: entry.value for entry in network.metadata_props})
 
 
 def _run(path: Path, batches: Sequence[Tensor]) -> Tensor:
     """All outputs of a file, flattened to (images, values)."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    outputs = [session.run(None, {name: batch.numpy()}) for batch in batches]
-    return torch.cat([torch.cat([torch.from_numpy(y).flatten(1) for y in ys], 1) for ys in outputs]).double()
+    try:
+        run = OnnxRuntime().load(path)
+        outputs = [run(batch) for batch in batches]
+    except ExportError as error:
+        raise QuantizationError(str(error)) from error
+    return torch.cat([torch.cat([y.flatten(1) for y in ys], 1) for ys in outputs]).double()
 
 
 def _size(path: Path) -> int:
