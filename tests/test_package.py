@@ -15,6 +15,7 @@ HEAVY = {
     "datasets",
     "matplotlib",
     "onnx",
+    "onnxruntime",
     "torchmetrics",
     "jsonargparse",
     "openvino",

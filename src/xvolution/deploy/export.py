@@ -83,16 +83,15 @@ def export(
     inputs = _checked(model, runtime, example_inputs)
     allowed = (_tolerance(model, runtime, inputs) if rtol is None else rtol, atol)
     path.parent.mkdir(parents=True, exist_ok=True)
-    failures: list[ExportError] = []
+    failure: ExportError | None = None
     for name in _DYNAMIC_AXES if dynamic and any(map(_is_batch, inputs)) else ("none",):
         try:
             error = _write(model, runtime, path, inputs, _DYNAMIC_AXES[name], opset_version, allowed)
-        except ExportError as failure:  # the next choice asks for less
-            failures.append(failure)
+        except ExportError as refusal:  # the next choice asks for less
+            failure = refusal
         else:
-            reason = str(failures[-1]) if failures else ""
-            return ExportReport(path, runtime.ending[1:], name, error.absolute, error.relative, reason)
-    raise ExportError(f"{failures[-1]}{_advice(_dtypes(model, inputs))}") from failures[-1]
+            return ExportReport(path, runtime.ending[1:], name, error.absolute, error.relative, str(failure or ""))
+    raise ExportError(f"{failure}; nothing was written{_advice(_dtypes(model, inputs))}") from failure
 
 
 def _checked(model: nn.Module, runtime: Runtime[LoadedFile], example_inputs: Any) -> tuple[Tensor, ...]:
@@ -184,7 +183,7 @@ def _compared(
         if error.relative > rtol and error.absolute > atol:
             raise ExportError(
                 f"{path.name} computes something else than the model: difference {error.absolute:.1e} (relative "
-                f"{error.relative:.1e}, allowed {rtol:.0e}) for inputs {_shapes(trial)}; nothing was written"
+                f"{error.relative:.1e}, allowed {rtol:.0e}) for inputs {_shapes(trial)}"
             )
         errors.append(error)
     return errors
