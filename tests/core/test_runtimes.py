@@ -6,7 +6,7 @@ from torch import nn
 
 from xvolution import ExportError, export
 from xvolution.deploy.latency import measure_latency
-from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxRuntime, Runtime, register
+from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxRuntime, Runtime, base, register
 from xvolution.deploy.runtimes.onnx_files import write_properties
 from xvolution.surgery.outputs import tensors_in
 
@@ -125,7 +125,7 @@ def test_a_graph_of_fewer_sizes_stays_with_fewer_open_axes(
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
 def test_files_are_loaded_for_some_threads_and_timed(tmp_path, network, x, name):
     runtime = RUNTIMES[name]
-    for package in runtime.packages:
+    for package in (*runtime.packages, *runtime.writer_packages):
         pytest.importorskip(package)
     path = tmp_path / f"model{runtime.ending}"
     export(network, path, x)
@@ -147,7 +147,7 @@ def test_files_are_loaded_for_some_threads_and_timed(tmp_path, network, x, name)
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
 def test_what_cannot_be_loaded_is_said(tmp_path, network, x, name):
     runtime = RUNTIMES[name]
-    for package in runtime.packages:
+    for package in (*runtime.packages, *runtime.writer_packages):
         pytest.importorskip(package)
     path = tmp_path / f"model{runtime.ending}"
     with pytest.raises(FileNotFoundError, match="there is no file"):
@@ -160,6 +160,20 @@ def test_what_cannot_be_loaded_is_said(tmp_path, network, x, name):
     export(network, path, x)
     with pytest.raises(ExportError, match=rf"{runtime.title} cannot run model\{runtime.ending}: "):
         runtime.load(path)(torch.randn(2, 5, 12, 12))
+
+
+def test_opening_needs_no_exporter(tmp_path, network, x, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    export(network, path, x)
+    find_spec = base.find_spec
+    monkeypatch.setattr(base, "find_spec", lambda package: find_spec(package) if package == "onnxruntime" else None)
+    assert len(OnnxRuntime().load(path)(x)) == 1
+    with pytest.raises(ExportError, match=r"exporting to \.onnx needs onnx, onnxscript; install xvolution\[export\]"):
+        export(network, path, x)
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
+    with pytest.raises(ExportError, match=r"opening \.onnx needs onnxruntime; install xvolution\[export\]"):
+        OnnxRuntime().load(path)
 
 
 def test_an_onnx_file_tells_names_shapes_and_metadata_and_keeps_its_data_file(tmp_path, network, x):

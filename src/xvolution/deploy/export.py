@@ -95,7 +95,7 @@ def export(
 
 
 def _checked(model: nn.Module, runtime: Runtime[LoadedFile], example_inputs: Any) -> tuple[Tensor, ...]:
-    runtime.require_packages()
+    runtime.require_writer()
     if any(module.training for module in model.modules()):
         raise ExportError("the model is in train mode; call model.eval() before exporting it")
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)

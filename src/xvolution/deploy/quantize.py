@@ -104,7 +104,7 @@ def _checked(path: Path, calibration: Iterable[Tensor], method: str) -> list[Ten
     if method not in ("minmax", "entropy", "percentile"):
         raise ValueError(f"method is {method!r}; allowed are 'minmax', 'entropy' and 'percentile'")
     try:
-        OnnxRuntime().require_packages()
+        OnnxRuntime().require_writer()
     except ExportError as error:
         raise QuantizationError(str(error)) from error
     batches = list(calibration)

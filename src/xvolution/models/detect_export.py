@@ -82,7 +82,7 @@ def export_detector(
         raise ValueError(f"the example image has the shape {tuple(image.shape)}; it must be (3, H, W)")
     if any(module.training for module in detector.modules()):
         raise ExportError("the detector is in train mode; call detector.eval() before exporting it")
-    runtime.require_packages()
+    runtime.require_writer()
     reason = "asked for"
     path.parent.mkdir(parents=True, exist_ok=True)
     if whole:

@@ -57,7 +57,8 @@ class Runtime(ABC, Generic[FileT_co]):
         name: by which callers ask for it.
         title: as its makers spell it, for sentences.
         ending: of its files, with the dot.
-        packages: that it needs, by the name they are imported under.
+        packages: that run its files, by the name they are imported under.
+        writer_packages: that write them, beyond those.
         extra: of xvolution, which installs them.
         computes_in: dtype of a network to the dtype that the runtime computes it in; other dtypes are refused.
     """
@@ -66,6 +67,7 @@ class Runtime(ABC, Generic[FileT_co]):
     title: ClassVar[str]
     ending: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
+    writer_packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
     computes_in: ClassVar[Mapping[torch.dtype, torch.dtype]]
 
@@ -81,7 +83,7 @@ class Runtime(ABC, Generic[FileT_co]):
             ExportError: a missing package, or a network that the runtime's exporter cannot write.
             OSError: the file cannot be written.
         """
-        self.require_packages()
+        self.require_writer()
         with one_sentence(f"the exporter to {self.ending} cannot write {Path(path).name}"):
             self._write(program, Path(path), opset_version)
 
@@ -109,15 +111,18 @@ class Runtime(ABC, Generic[FileT_co]):
             raise ValueError(f"threads is {threads}; give at least 1, or None for the runtime's default")
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file {path}")
-        self.require_packages()
+        self._require("opening", self.packages)
         with one_sentence(f"{self.title} cannot open {Path(path).name}"):
             return self._load(Path(path), threads, input_shapes)
 
-    def require_packages(self) -> None:
-        """Raise ``ExportError`` with what to install unless all packages are there."""
-        missing = [package for package in self.packages if find_spec(package) is None]
+    def require_writer(self) -> None:
+        """Raise ``ExportError`` with what to install unless files can be written here, and run to compare them."""
+        self._require("exporting to", (*self.writer_packages, *self.packages))
+
+    def _require(self, what: str, packages: tuple[str, ...]) -> None:
+        missing = [package for package in packages if find_spec(package) is None]
         if missing:
-            raise ExportError(f"exporting to {self.ending} needs {', '.join(missing)}; install xvolution[{self.extra}]")
+            raise ExportError(f"{what} {self.ending} needs {', '.join(missing)}; install xvolution[{self.extra}]")
 
     @abstractmethod
     def version(self) -> str:

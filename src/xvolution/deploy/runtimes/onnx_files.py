@@ -38,7 +38,7 @@ class OnnxReader(Runtime[FileT_co]):
             ExportError: a missing package, or a network that the exporter or the runtime does not take.
             OSError: the file cannot be written.
         """
-        self.require_packages()
+        self.require_writer()
         with one_sentence(f"{self.title} cannot take {Path(path).name}"):
             self._write_from(write_onnx, Path(path))
 

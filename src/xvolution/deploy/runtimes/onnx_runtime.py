@@ -50,7 +50,8 @@ class OnnxRuntime(OnnxReader[OnnxSession]):
     name = "onnxruntime"
     title = "ONNX Runtime"
     ending = ".onnx"
-    packages = ("onnx", "onnxscript", "onnxruntime")
+    packages = ("onnxruntime",)
+    writer_packages = ("onnx", "onnxscript")
     computes_in: ClassVar = {dtype: dtype for dtype in (torch.float32, torch.float16, torch.float64)}
 
     def version(self) -> str:

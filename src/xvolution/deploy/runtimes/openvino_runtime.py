@@ -36,7 +36,8 @@ class OpenVino(OnnxReader[CompiledFile]):
     name = "openvino"
     title = "OpenVINO"
     ending = ".xml"
-    packages = ("onnx", "onnxscript", "openvino")
+    packages = ("openvino",)
+    writer_packages = ("onnx", "onnxscript")
     # Weights and inputs in fp16 stay so, and set the error; those in fp64 are computed in fp32.
     computes_in: ClassVar = {torch.float32: torch.float32, torch.float16: torch.float16, torch.float64: torch.float32}
 
