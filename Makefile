@@ -48,7 +48,7 @@ docs: $(INSTALLED)
 
 # Hours: every architecture of timm and torchvision. Stopped and started again, it goes on where it was.
 coverage: $(INSTALLED)
-	$(BIN)/python -m xvolution.bench.coverage --output results/coverage.json --page docs/coverage.md $(COVERAGE_ARGS)
+	$(BIN)/python -m benchmarks.coverage --output results/coverage.json --page docs/coverage.md $(COVERAGE_ARGS)
 
 # For an idle machine. Stopped and started again, it goes on where it was.
 bench: $(INSTALLED)

@@ -1,6 +1,6 @@
 """Does X-volution help Mask R-CNN on Penn-Fudan, and what does it cost? The plain detector beside it, seed by seed.
 
-    python experiments/penn_fudan.py --data ../shared/data/penn-fudan --backbone-weights runs/backbone/model.safetensors
+    python -m experiments.penn_fudan --data ../shared/data/penn-fudan --backbone-weights runs/backbone/model.safetensors
 
 Trains both with the recipe of ``configs/penn_fudan.yaml``, both at once, each on as many threads as OMP_NUM_THREADS says. Deploys
 the last epoch's weights, evaluates the training and the deployed form, and compares what the two find image by image. The
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import write_record
 
+from benchmarks.record import write_record
 from xvolution.models.detect_match import match_detections
 from xvolution.training.checkpoint import load_detector, read_checkpoint
 from xvolution.training.coco.dataset import DetectionDataset

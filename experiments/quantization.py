@@ -1,6 +1,6 @@
 """What does 8-bit quantization cost a deployed X-volution network, beside the plain one? ResNet-18 on Tiny-ImageNet.
 
-    python experiments/quantization.py --data ../shared/data/tiny-imagenet --runs runs/quantization
+    python -m experiments.quantization --data ../shared/data/tiny-imagenet --runs runs/quantization
 
 Trains both networks with one seed (a finished run in the ``--runs`` folder is taken as it is), deploys them with norms folded,
 quantizes with images of the training split, and evaluates on ``val``.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import write_record
 from torch import Tensor, nn
 
+from benchmarks.record import write_record
 from xvolution import XVolutionConfig, reparameterize
 from xvolution.deploy.equalize import equalize
 from xvolution.deploy.quantize import quantize

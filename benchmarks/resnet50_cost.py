@@ -1,6 +1,6 @@
 """What X-volution costs a ResNet-50: parameters, FLOPs and latency, plain, in training form and deployed.
 
-python experiments/resnet50_cost.py --output results/resnet50.json
+python -m benchmarks.resnet50_cost --output results/resnet50.json
 """
 
 from __future__ import annotations
@@ -12,22 +12,12 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from record import write_record
 from torch import nn
 
+from benchmarks.randomize import randomize_norms
+from benchmarks.record import write_record
 from xvolution import XVolutionConfig, convert, reparameterize
 from xvolution.bench import count_flops, count_parameters, measure_latency
-
-
-def randomized(model: nn.Module) -> nn.Module:
-    """Eval mode with random batch norm statistics, which stand for trained ones."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.uniform_(-0.2, 0.2)
-                module.running_var.uniform_(0.7, 1.5)
-                module.weight.uniform_(0.5, 1.0)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -35,7 +25,7 @@ def measure(plain: nn.Module, stages: tuple[int, ...] | None, x: torch.Tensor) -
     """Convert, compare, deploy and time one network."""
     converted = convert(plain, XVolutionConfig(stages=stages))
     unchanged = float((converted(x) - plain(x)).abs().max())
-    trained = randomized(converted)
+    trained = randomize_norms(converted)
     deployed = reparameterize(trained, x, fold_norms=True)
     folded = reparameterize(plain, x, fold_norms=True)
     latency = measure_latency(
@@ -48,7 +38,7 @@ def measure(plain: nn.Module, stages: tuple[int, ...] | None, x: torch.Tensor) -
     )
     error = float((deployed(x) - trained(x)).abs().max() / trained(x).abs().max())
     return {
-        "replaced": len(converted.summary.replaced),
+        "replaced": len(vars(converted)["summary"].replaced),
         "largest_difference_after_conversion": unchanged,
         "relative_error_after_reparameterization": error,
         "parameters": {"plain": count_parameters(plain), "x-volution": count_parameters(converted)},
@@ -74,7 +64,7 @@ def main() -> None:
     x = torch.randn(1, 3, options.size, options.size)
     builders = {"torchvision": lambda: torchvision.models.resnet50(), "timm": lambda: timm.create_model("resnet50")}
     results = {
-        f"{source} resnet50, {'stage 3' if stages else 'all stages'}": measure(randomized(build()), stages, x)
+        f"{source} resnet50, {'stage 3' if stages else 'all stages'}": measure(randomize_norms(build()), stages, x)
         for source, build in builders.items()
         for stages in ((3,), None)
     }

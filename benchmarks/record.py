@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def write_record(path: Path, result: dict[str, Any]) -> None:
     ).stdout
     record = {
         **result,
-        "command": f"python experiments/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": commit.strip(),
         "device": f"{_processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "xvolution": __version__},

@@ -5,17 +5,22 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from xvolution.bench import coverage, coverage_check
-from xvolution.bench.coverage import Limits, examine_all, main
-from xvolution.bench.coverage_check import examine, left_behind
-from xvolution.bench.coverage_networks import Architecture, architectures
-from xvolution.bench.coverage_page import render
+from benchmarks.coverage import __main__ as command
+from benchmarks.coverage import check
+from benchmarks.coverage.__main__ import main
+from benchmarks.coverage.check import examine
+from benchmarks.coverage.networks import Architecture, architectures
+from benchmarks.coverage.outlook import left_behind
+from benchmarks.coverage.page import render
+from benchmarks.coverage.run import Limits, Results, examine_all
 
+ROOT = Path(__file__).parents[2]
 RESNET = Architecture("timm", "test_resnet")
 VIT = Architecture("timm", "test_vit")
 
@@ -25,9 +30,9 @@ def results(tmp_path_factory):
     """A results file with a convolutional network, a transformer and a segmentation network."""
     path = tmp_path_factory.mktemp("coverage") / "coverage.json"
     # In a process of its own, as users start it: a fork of one that has trained, as other tests do, cannot run a backward pass.
-    command = [sys.executable, "-m", "xvolution.bench.coverage", "--output", str(path), "--jobs", "1", "--only"]
+    start = [sys.executable, "-m", "benchmarks.coverage", "--output", str(path), "--jobs", "1", "--only"]
     for name in ("timm/test_resnet", "timm/test_vit", "torchvision/lraspp_mobilenet_v3_large"):
-        subprocess.run([*command, name], check=True)
+        subprocess.run([*start, name], check=True, cwd=ROOT)
     return path
 
 
@@ -69,7 +74,7 @@ def test_a_transformer_has_nothing_to_convert(results):
 
 
 def test_finished_names_are_not_repeated(results, monkeypatch, capsys):
-    monkeypatch.setattr(coverage, "examine_all", lambda wanted, *rest: print("wanted", [a.key for a in wanted]))
+    monkeypatch.setattr(command, "examine_all", lambda wanted, *rest: print("wanted", [a.key for a in wanted]))
     main(["--output", str(results), "--only", "test_resnet"])
     main(["--output", str(results), "--only", "timm/test_*net"])
     printed = capsys.readouterr().out.splitlines()
@@ -81,8 +86,8 @@ def test_finished_names_are_not_repeated(results, monkeypatch, capsys):
 def test_failed_names_are_repeated_on_request(tmp_path, monkeypatch, capsys):
     path = tmp_path / "coverage.json"
     failed = {"family": "resnet", "task": "classification", "status": "failed", "reason": "killed"}
-    coverage.Results(path).add(RESNET, failed)
-    monkeypatch.setattr(coverage, "examine_all", lambda wanted, *rest: print([a.key for a in wanted]))
+    Results(path).add(RESNET, failed)
+    monkeypatch.setattr(command, "examine_all", lambda wanted, *rest: print([a.key for a in wanted]))
     assert main(["--output", str(path), "--only", "test_resnet"]) == 1
     assert main(["--output", str(path), "--only", "test_resnet", "--retry"]) == 1
     assert capsys.readouterr().out.splitlines()[::2] == ["[]", "['timm/test_resnet']"]
@@ -90,7 +95,7 @@ def test_failed_names_are_repeated_on_request(tmp_path, monkeypatch, capsys):
 
 def test_other_versions_are_not_mixed(tmp_path, capsys):
     path = tmp_path / "coverage.json"
-    coverage.Results(path).add(VIT, {"status": "equal"})
+    Results(path).add(VIT, {"status": "equal"})
     stored = json.loads(path.read_text())
     stored["versions"]["timm"] = "0.0.1"
     path.write_text(json.dumps(stored))
@@ -135,13 +140,13 @@ def test_what_goes_wrong_is_a_sentence(examination, reason):
 
 def test_a_deployed_form_that_differs_fails(monkeypatch):
     def wrong(network, **options):
-        deployed = coverage_check_reparameterize(network, **options)
+        deployed = original(network, **options)
         with torch.no_grad():
             next(m for m in deployed.modules() if hasattr(m, "layout")).conv.bias += 0.1
         return deployed
 
-    coverage_check_reparameterize = coverage_check.reparameterize
-    monkeypatch.setattr(coverage_check, "reparameterize", wrong)
+    original = check.reparameterize
+    monkeypatch.setattr(check, "reparameterize", wrong)
     record = examine(RESNET)
     assert record["status"] == "failed"
     assert "outputs differ in float64" in record["reason"]
@@ -173,4 +178,4 @@ def test_the_page_counts_and_repeats_itself(results):
 )
 def test_in_float64_every_operator_has_to_agree(operator, network, equal):
     errors = {"conversion_error": 0.0, "deployment_error": network, "operator_error": operator}
-    assert coverage_check._is_equal({"dtype": "float64", **errors}) is equal
+    assert check._is_equal({"dtype": "float64", **errors}) is equal

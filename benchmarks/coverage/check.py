@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution import XVolutionConfig, convert, reparameterize
-from xvolution.bench.coverage_networks import Architecture, Example, candidates
+from benchmarks.coverage.networks import Architecture, Example, candidates
+from benchmarks.coverage.outlook import nothing_to_convert, outlook
+from benchmarks.randomize import batch_norms, randomize_attention, randomize_scales, randomize_statistics
+from xvolution import convert, reparameterize
 from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
-from xvolution.surgery.selection import convolutions, select
 
 #: In float64, relative error of each operator on its own input; and what rounding may grow to through the network.
 OPERATOR_LIMIT = 1e-12
@@ -42,9 +42,9 @@ def examine(architecture: Architecture) -> dict[str, Any]:
 
 def _examine(architecture: Architecture) -> dict[str, Any]:
     with _step("building"):
-        selected, left = _outlook(architecture)
+        selected, left = outlook(architecture)
     if not selected:
-        return {"replaced": 0, "left": left} | _nothing_to_convert(left)
+        return {"replaced": 0, "left": left} | nothing_to_convert(left)
     dtype = torch.float64 if architecture.task == "detection" else torch.float32
     record: dict[str, Any] = {"replaced": len(selected), "left": left, **_measured(architecture, dtype)}
     if not _is_equal(record) and dtype == torch.float32:
@@ -68,53 +68,6 @@ def _is_equal(record: dict[str, Any]) -> bool:
     return error <= TOLERANCE[dtype]
 
 
-def _outlook(architecture: Architecture) -> tuple[list[str], dict[str, int]]:
-    """What a conversion selects, and what it leaves (see ``left_behind``)."""
-    try:
-        # Without memory for weights, which most networks without convolutions do not have to spend then.
-        with torch.device("meta"):
-            network = architecture.build()
-        selected = select(network, XVolutionConfig())
-        left = left_behind(network, selected)
-        if set(left) <= {"1x1", "stem"}:
-            return selected, left
-    except (RuntimeError, ValueError, TypeError):  # a constructor that computes with its weights
-        pass
-    # Whether a subclass computes a plain convolution is told from its numbers.
-    network = architecture.build()
-    selected = select(network, XVolutionConfig())
-    return selected, left_behind(network, selected)
-
-
-def left_behind(network: nn.Module, selected: list[str]) -> dict[str, int]:
-    """How many convolutions stay, by reason: ``1x1``, ``stem``, or the class that is no plain convolution."""
-    convertible = {name for name, _ in convolutions(network)}
-    chosen = set(selected)
-    reasons: Counter[str] = Counter()
-    for name, module in network.named_modules():
-        kernel = getattr(module, "kernel_size", None)
-        if name in chosen or not isinstance(getattr(module, "weight", None), Tensor) or kernel is None:
-            continue
-        sides = (kernel,) if isinstance(kernel, int) else tuple(kernel)
-        if max(sides) == 1:
-            reasons["1x1"] += 1
-        else:
-            reasons["stem" if name in convertible else type(module).__name__] += 1
-    return dict(sorted(reasons.items()))
-
-
-def _nothing_to_convert(left: dict[str, int]) -> dict[str, str]:
-    others = {reason: count for reason, count in left.items() if reason not in ("1x1", "stem")}
-    if others:
-        listed = ", ".join(f"{count} {reason}" for reason, count in others.items())
-        return {"status": "left", "reason": f"no plain convolution behind the stem; left alone: {listed}"}
-    if not left:
-        return {"status": "nothing to convert", "reason": "no convolution at all"}
-    if "stem" not in left:
-        return {"status": "nothing to convert", "reason": "1x1 convolutions only"}
-    return {"status": "nothing to convert", "reason": "no spatial convolution behind the stem"}
-
-
 def _measured(architecture: Architecture, dtype: torch.dtype) -> dict[str, Any]:
     torch.manual_seed(0)
     network, example, expected = _prepared(architecture, dtype)
@@ -123,7 +76,7 @@ def _measured(architecture: Architecture, dtype: torch.dtype) -> dict[str, Any]:
     names = [row.name for row in vars(network)["summary"].replaced]
     with _step("running the converted network"):
         converted = _evaluate(network, example)
-    _randomize_attention([network.get_submodule(name) for name in names])
+    randomize_attention([network.get_submodule(name) for name in names])
     unreached = _backward(network, names, example)
     with _step("running the converted network"):
         trained = _evaluate_randomized(network, example)
@@ -175,7 +128,7 @@ def _prepared(architecture: Architecture, dtype: torch.dtype) -> tuple[nn.Module
     randomized: nn.Module | None = None
     for network, example in candidates(architecture, dtype):
         if network is not randomized:
-            _randomize_scales(network)
+            randomize_scales(network)
             randomized = network
         try:
             with torch.no_grad():
@@ -201,7 +154,7 @@ def _evaluate_randomized(network: nn.Module, example: Example) -> Any:
     Raises:
         ExaminationError: there are none, or they are not finite.
     """
-    hooks = [norm.register_forward_pre_hook(_randomize_statistics) for norm in _batch_norms(network)]
+    hooks = [norm.register_forward_pre_hook(randomize_statistics) for norm in batch_norms(network)]
     _evaluate(network, example)
     for hook in hooks:
         hook.remove()
@@ -212,21 +165,6 @@ def _evaluate_randomized(network: nn.Module, example: Example) -> Any:
     return outputs
 
 
-def _randomize_statistics(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-    """Running statistics at random around those of the input, so that activations keep their scale through a deep network."""
-    (x,) = inputs
-    x = x.transpose(0, 1).flatten(1)
-    mean, variance = x.mean(1), x.var(1, correction=0)
-    # Few pixels of two random images vary too little: divided by their deviation, rounding grows with every layer.
-    variance = torch.maximum(variance, 0.5 * (mean.square() + variance).mean()).clamp(min=1e-2)
-    norm.running_mean.copy_(mean + variance.sqrt() * (torch.rand_like(mean) - 0.5))
-    norm.running_var.copy_(variance * 2 ** (2 * torch.rand_like(variance) - 1))
-
-
-def _batch_norms(network: nn.Module) -> list[Any]:
-    return [m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
-
-
 def _train_forward(network: nn.Module, example: Example) -> Any:
     network.train()
     for module in network.modules():
@@ -235,30 +173,6 @@ def _train_forward(network: nn.Module, example: Example) -> Any:
             module.eval()
     torch.manual_seed(0)
     return network(*example.training)
-
-
-def _randomize_scales(network: nn.Module) -> None:
-    """Scales away from one, biases and zero-initialized weights away from zero: what starts at zero hides every error."""
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if not parameter.is_floating_point() or not parameter.numel():
-                continue
-            if name.rpartition(".")[2].startswith("bias"):
-                parameter.uniform_(-0.1, 0.1)
-            elif parameter.numel() == max(parameter.shape, default=1):
-                parameter.uniform_(0.5, 1.5)
-            elif not parameter.any():
-                parameter.normal_(0, 0.02)
-
-
-def _randomize_attention(operators: list[Any]) -> None:
-    """The attention branches at about a third of the convolutions' scale."""
-    for operator in operators:
-        _randomize_scales(operator.attention)
-        _randomize_scales(operator.attention_norm)
-        with torch.no_grad():
-            for parameter in operator.attention_norm.parameters():
-                parameter *= 0.3
 
 
 def _backward(network: nn.Module, names: list[str], example: Example) -> int:

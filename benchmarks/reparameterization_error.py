@@ -1,6 +1,6 @@
 """Worst relative error of the deployed form over random operators, in fp64 and fp32.
 
-    python experiments/reparameterization_error.py --cases 1000 --output results/reparameterization.json
+    python -m benchmarks.reparameterization_error --cases 1000 --output results/reparameterization.json
 
 Geometry, padding mode, groups, branch and options are drawn at random; every batch norm has random statistics.
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import write_record
 from torch import nn
 
+from benchmarks.randomize import randomize_norms
+from benchmarks.record import write_record
 from xvolution import XVolution2d, reparameterize
 
 BRANCHES = ("hadamard", "hadamard", "hadamard", "dot", "linear", "global", "image", "shared")
@@ -55,15 +56,9 @@ def draw_operator(rng: random.Random) -> XVolution2d:
     else:
         options = {"attention": branch, "heads": rng.choice([1, 2])}
     operator = XVolution2d(8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()
-    with torch.no_grad():
-        for module in operator.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.uniform_(-0.5, 0.5)
-                module.running_var.uniform_(0.5, 2.0)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.5, 0.5)
-        if getattr(operator.attention, "mean_weight", None) is not None:
-            operator.attention.mean_weight.uniform_(-1, 1)
+    randomize_norms(operator)
+    if getattr(operator.attention, "mean_weight", None) is not None:
+        nn.init.uniform_(operator.attention.mean_weight, -1, 1)
     return operator
 
 
