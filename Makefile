@@ -43,19 +43,19 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The pages of the results are made on the way, by benchmarks/pages.py.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Hours: every architecture of timm and torchvision. Stopped and started again, it goes on where it was.
 coverage: $(INSTALLED)
-	$(BIN)/python -m benchmarks.coverage --output results/coverage.json --page docs/coverage.md $(COVERAGE_ARGS)
+	$(BIN)/python -m benchmarks.coverage --output results/coverage.json $(COVERAGE_ARGS)
 
 # For an idle machine. Stopped and started again, it goes on where it was.
 bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench operators
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench scaling
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench networks
-	$(BIN)/xvolution bench page
 
 clean:
-	rm -rf $(VENV) site demo dist
+	rm -rf $(VENV) build site demo dist

@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("results/coverage.json"), help="results; names in it are done"
     )
-    parser.add_argument("--page", type=Path, help="also write the results as this Markdown page")
+    parser.add_argument(
+        "--page", type=Path, help="also write the results as this Markdown page, as the documentation has it"
+    )
     parser.add_argument("--only", help="shell pattern of names, such as 'resnet*' or 'torchvision/*'")
     parser.add_argument("--retry", action="store_true", help="repeat the names that failed")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: 2)")

@@ -26,8 +26,8 @@ _INTRODUCTION = """\
 # Coverage
 
 Every architecture name of timm and torchvision (classification, segmentation, detection, video, optical flow) with random
-weights, converted with the default configuration. Written by `make coverage` from `results/coverage.json`; names that it has
-not reached yet are missing.
+weights, converted with the default configuration. Made from `results/coverage.json`, which `make coverage` writes; names that
+it has not reached yet are missing.
 
 For each one: scales, biases and batch norm statistics are drawn at random, then
 

@@ -22,7 +22,7 @@ USAGE = """usage: xvolution bench {operators,networks,scaling,page} [options]
   operators  an operator in the place of one convolution: inference, training, memory
   networks   whole ResNets, plain and with X-volution: training, PyTorch, ONNX Runtime, OpenVINO
   scaling    time and memory over the number of pixels
-  page       docs/performance.md from the results
+  page       a Markdown page from the results
 
 Measured cases stay in the results file: stopped and started again, a bench goes on where it was.
 xvolution bench KIND --help tells the options.
@@ -46,7 +46,7 @@ def bench_command(arguments: Sequence[str]) -> None:
 def _page(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog="xvolution bench page", description="Write the page of what was measured.")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder with bench-*.json.")
-    parser.add_argument("--output", type=Path, default=Path("docs/performance.md"), help="Markdown file.")
+    parser.add_argument("--output", type=Path, default=Path("performance.md"), help="Markdown file.")
     values = parser.parse_args(list(arguments))
     from xvolution.bench.page import write_page
 

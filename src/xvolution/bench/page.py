@@ -1,4 +1,4 @@
-"""`xvolution bench page`: docs/performance.md from the results files."""
+"""`xvolution bench page`: a Markdown page from the results files."""
 
 from __future__ import annotations
 

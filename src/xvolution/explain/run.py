@@ -16,7 +16,6 @@ from torch import nn
 
 from xvolution.analysis import attending_operators, half_radius
 from xvolution.bench.conditions import device_conditions, versions
-from xvolution.compare.page import environment
 from xvolution.explain.figures import (
     as_pictures,
     attention_picture,
@@ -25,6 +24,7 @@ from xvolution.explain.figures import (
     receptive_field_picture,
 )
 from xvolution.explain.measure import JudgedImages, Measurements, measure, receptive_fields
+from xvolution.explain.page import render
 from xvolution.training import InputError, load_model
 from xvolution.training.data import ImageSource, evaluation_loader, open_data
 from xvolution.training.evaluation import labelled_images, pick_device
@@ -128,9 +128,7 @@ def explain(
     }
     page, results = Path(output) / "index.html", Path(output) / "results.json"
     write_text(results, json.dumps(figures, indent=2) + "\n")
-    write_text(
-        page, environment("xvolution.explain").get_template("page.html.jinja").render(**figures, pictures=pictures)
-    )
+    write_text(page, render(figures, pictures))
     return Explanation(page, results, figures)
 
 

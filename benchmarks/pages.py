@@ -1,0 +1,61 @@
+"""The pages of the documentation that are made of results: ``python -m benchmarks.pages --output build/pages``.
+
+``mkdocs.yml`` names ``benchmarks/pages_hook.py``, which runs this and puts the pages into the site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.coverage.page import write_page as write_coverage
+from xvolution.bench.page import write_page as write_performance
+from xvolution.compare import page as comparison
+from xvolution.explain import page as explanation
+from xvolution.explain.figures import loss_bars
+from xvolution.training.files import write_text
+
+#: What the results of a comparison, and of an explanation, are known by.
+COMPARISON = {"variants", "cells", "pairs"}
+EXPLANATION = {"operators", "drawn", "static"}
+
+
+def write_pages(results: Path, output: Path) -> None:
+    """Write ``performance.md`` with its picture, ``coverage.md``, and ``reports/``: a page for each comparison and explanation.
+
+    Args:
+        results: folder of the JSON records; ``results/a/b.json`` becomes ``reports/a-b.html``.
+        output: folder of the pages.
+    """
+    write_performance(results, output / "performance.md")
+    write_coverage(results / "coverage.json", output / "coverage.md")
+    for path in sorted(results.rglob("*.json")):
+        report = report_of(json.loads(path.read_text(encoding="utf-8")))
+        if report is not None:
+            name = "-".join(path.relative_to(results).with_suffix("").parts)
+            write_text(output / "reports" / f"{name}.html", report)
+
+
+def report_of(figures: Mapping[str, Any]) -> str | None:
+    """The page of one record; None where the record is neither a comparison nor an explanation."""
+    if figures.keys() >= COMPARISON:
+        return comparison.render(dict(figures))
+    if figures.keys() >= EXPLANATION:
+        return explanation.render(figures, {"losses": loss_bars(figures["operators"], figures["trained"]["loss"])})
+    return None
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description="Write the pages of the results.")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON records")
+    parser.add_argument("--output", type=Path, default=Path("build/pages"), help="folder of the pages")
+    options = parser.parse_args()
+    write_pages(options.results, options.output)
+
+
+if __name__ == "__main__":
+    main()
