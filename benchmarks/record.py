@@ -1,23 +1,32 @@
-"""A result with everything that is needed to get it again."""
+"""A result with everything that is needed to get it again, or to doubt it."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from xvolution import __version__
+from xvolution.bench.conditions import device_conditions, versions
+from xvolution.training.files import write_text
+
+PACKAGES = ("xvolution", "torch", "torchvision", "timm")
+#: What makes the same machine compute otherwise.
+VARIABLES = ("OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
-def write_record(path: Path, result: dict[str, Any]) -> None:
-    """Write ``result`` as JSON with command, commit, processor and versions beside it."""
+def write_record(path: Path, result: Mapping[str, Any]) -> None:
+    """Write ``result`` as JSON with command, commit, machine and versions beside it.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout
@@ -25,19 +34,22 @@ def write_record(path: Path, result: dict[str, Any]) -> None:
         **result,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": commit.strip(),
-        "device": f"{_processor()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "xvolution": __version__},
+        "machine": {
+            **device_conditions(),
+            "instruction_sets": _instruction_sets(),
+            "torch_uses": torch.backends.cpu.get_cpu_capability(),
+        },
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "versions": versions(PACKAGES),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(record, indent=1, default=str) + "\n")
 
 
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _instruction_sets() -> list[str]:
+    """Those of this processor that decide which kernels run: AVX2, AVX-512, AMX. Empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return sorted(flag for flag in flags if flag.startswith(("avx2", "avx512", "avx_vnni", "amx")))
