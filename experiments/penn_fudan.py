@@ -20,11 +20,11 @@ import torch
 
 from benchmarks.record import write_record
 from xvolution.models.detect_match import match_detections
-from xvolution.training.checkpoint import load_detector, read_checkpoint
+from xvolution.training import deploy, load_model
+from xvolution.training.checkpoint import read_checkpoint
 from xvolution.training.coco.dataset import DetectionDataset
 from xvolution.training.coco.source import open_part
 from xvolution.training.data.sampler import Draw
-from xvolution.training.detection_deployment import deploy_detector_file
 
 OPERATORS = ("conv", "xvolution")
 RECIPE = Path("configs/penn_fudan.yaml")
@@ -59,7 +59,7 @@ def measure(operator: str, seed: int, options: argparse.Namespace) -> dict[str, 
     folder = options.runs / f"{operator}-{seed}"
     # The last epoch: the best one would be chosen by the images that judge it.
     forms = {"training": folder / "last.ckpt", "deployed": folder / "deployed.safetensors"}
-    deployed = deploy_detector_file(forms["training"], [forms["deployed"]])
+    deployed = deploy(forms["training"], [forms["deployed"]])
     return {
         "operator": operator,
         "seed": seed,
@@ -92,7 +92,7 @@ def evaluated(path: Path, options: argparse.Namespace) -> dict[str, Any]:
 @torch.inference_mode()
 def agreement(forms: dict[str, Path], data: str) -> dict[str, Any]:
     """The detections of both forms on every image of the validation part, matched."""
-    training, deployed = (load_detector(path)[0] for path in forms.values())
+    training, deployed = (load_model(path)[0] for path in forms.values())
     images = DetectionDataset(open_part(data, "val", masks=True))
     inputs = [[images[Draw(index)]["image"]] for index in range(len(images))]
     found = [(training(image)[0], deployed(image)[0]) for image in inputs]

@@ -24,7 +24,7 @@ from xvolution.deploy.quantize import quantize
 from xvolution.deploy.runtimes import OnnxRuntime
 from xvolution.training import TrainConfig, load_model, open_data, train
 from xvolution.training.data.transforms import Preprocessing, evaluation_transform
-from xvolution.training.onnx_model import OnnxClassifier
+from xvolution.training.classification.onnx_classifier import OnnxClassifier
 
 STAGES = (2, 3)
 BATCH = 100

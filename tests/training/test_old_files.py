@@ -15,7 +15,7 @@ from xvolution import XVolution2d
 from xvolution.models.detection import build_detector
 from xvolution.operators import conversion_from_dict
 from xvolution.training import TrainConfig, deploy, evaluate, load_model, train
-from xvolution.training.metadata import DetectorMetadata, metadata_from_dict
+from xvolution.training.detection.metadata import DetectorMetadata
 
 FORMAT1 = Path(__file__).parents[1] / "files" / "format1"
 MODELS = ["default", "shared"]
@@ -89,8 +89,7 @@ def test_a_conversion_builds_the_same_parameters(entry: dict[str, Any]) -> None:
 
 
 def test_a_detector_is_built_from_its_metadata() -> None:
-    metadata = metadata_from_dict(json.loads((FORMAT1 / "detector.json").read_text()))
-    assert isinstance(metadata, DetectorMetadata)
+    metadata = DetectorMetadata.from_dict(json.loads((FORMAT1 / "detector.json").read_text()))
     assert (metadata.class_names, metadata.category_ids) == (["cat", "dog"], [1, 2])
     detector = build_detector(metadata.model)
     converted = [name for name, module in detector.named_modules() if isinstance(module, XVolution2d)]

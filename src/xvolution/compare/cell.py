@@ -16,14 +16,16 @@ import torch
 from filelock import FileLock, Timeout
 
 from xvolution.compare.grid import Cell, read_json
-from xvolution.compare.task import task_of
+from xvolution.compare.register import comparison_of
 from xvolution.compare.variants import Variant
-from xvolution.training.config import AnyConfig, config_from_dict
+from xvolution.training.api import evaluate
+from xvolution.training.config import RunConfig
 from xvolution.training.errors import Interrupted, RunError
 from xvolution.training.files import write_text
 from xvolution.training.memory import peak_memory
 from xvolution.training.metadata import provenance
 from xvolution.training.once import train_once
+from xvolution.training.tasks import config_from_dict
 
 
 def write_task(cell: Cell, threads: int | None, workers: int | None) -> None:
@@ -72,16 +74,28 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     Returns:
         What `result.json` holds: accuracy or average precision as fractions, sizes in bytes, times in seconds.
     """
-    train, task = cell.train, task_of(cell.train)
+    train, task = cell.train, comparison_of(cell.train)
     trained = train_once(train)
     memory = peak_memory()
+    judged = evaluate(
+        trained.checkpoint,
+        train.data,
+        holdout=train.holdout,
+        seed=train.holdout_seed,
+        batch_size=train.batch_size,
+        workers=train.workers,
+        device="cpu" if train.accelerator == "cpu" else "auto",
+        on_bad_image=train.on_bad_image,
+        limit_batches=train.limit_val_batches,
+    )
     return {
         "label": cell.variant.label,
         **cell.variant.to_dict(),
         "seed": train.seed,
         "digest": cell.digest,
         "command": cell.command,
-        **task.judge(train, trained.checkpoint, cell.folder),
+        **task.judge(train, judged, cell.folder),
+        "images": judged.images,
         **task.costs(trained.checkpoint),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in trained.history),
         "peak_memory_bytes": memory.bytes,
@@ -93,7 +107,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _device(train: AnyConfig) -> str:
+def _device(train: RunConfig) -> str:
     if train.accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return "cpu"

@@ -13,21 +13,20 @@ from torch import Tensor, nn
 
 from xvolution.bench import count_flops, count_parameters
 from xvolution.compare.statistics import Interval, bootstrap_difference
-from xvolution.compare.task import Form, Metric, Task
+from xvolution.compare.task import ComparedTask, Form, Metric
 from xvolution.deploy import layouts_of, reparameterize
 from xvolution.models import build_model
-from xvolution.training.checkpoint import load_model
+from xvolution.training.classification.evaluate import EvaluationResult
+from xvolution.training.classification.train import model_spec
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import open_data
-from xvolution.training.evaluation import evaluate
 from xvolution.training.files import atomic_path
-from xvolution.training.run import model_spec
+from xvolution.training.tasks import CLASSIFY
 
 
-class Classifiers(Task[TrainConfig]):
-    """See `Task`."""
+class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
+    """See `ComparedTask`."""
 
-    name = "classify"
     metrics = (Metric("top1", "top-1"), Metric("top5", "top-5"), Metric("loss", "loss", fraction=False))
     timed_on = ""
     judged_anew = ""
@@ -45,25 +44,14 @@ class Classifiers(Task[TrainConfig]):
 
         return build
 
-    def judge(self, train: TrainConfig, checkpoint: Path, folder: Path) -> dict[str, Any]:
-        judged = evaluate(
-            checkpoint,
-            train.data,
-            holdout=train.holdout,
-            seed=train.holdout_seed,
-            batch_size=train.batch_size,
-            workers=train.workers,
-            device="cpu" if train.accelerator == "cpu" else "auto",
-            on_bad_image=train.on_bad_image,
-            limit_batches=train.limit_val_batches,
-        )
+    def judge(self, train: TrainConfig, judged: EvaluationResult, folder: Path) -> dict[str, Any]:
         labels = torch.as_tensor(open_data(train.data, train.holdout, train.holdout_seed).val.labels)[judged.indices]
         with atomic_path(folder / "correct.npz") as path, open(path, "wb") as file:
             np.savez(file, index=judged.indices.numpy(), correct=(judged.predictions == labels).numpy())
-        return {"top1": judged.top1, "top5": judged.top5, "loss": judged.loss, "images": judged.images}
+        return {"top1": judged.top1, "top5": judged.top5, "loss": judged.loss}
 
     def costs(self, checkpoint: Path) -> dict[str, Any]:
-        model, metadata = load_model(checkpoint)
+        model, metadata = CLASSIFY.load(checkpoint)
         example = metadata.example_images()
         least = layouts_of(reparameterize(model))
         deployed = reparameterize(model, example_inputs=example, layout=least, fold_norms=True)
@@ -82,7 +70,7 @@ class Classifiers(Task[TrainConfig]):
     ) -> dict[str, Form]:
         forms = {}
         for label, checkpoint in checkpoints.items():
-            model, metadata = load_model(checkpoint, device)
+            model, metadata = CLASSIFY.load(checkpoint, device)
             example = metadata.example_images(batch_size=batch_size).to(device)
             deployed = reparameterize(model, example_inputs=example, layout="auto", fold_norms=True)
             layouts = sorted(set(layouts_of(deployed).values()))
@@ -97,6 +85,9 @@ class Classifiers(Task[TrainConfig]):
             return None
         correct, baseline = (np.stack([each for _, each in side]) for side in judged)
         return bootstrap_difference(correct, baseline)
+
+
+CLASSIFIERS = Classifiers()
 
 
 def _run(model: nn.Module, batch: Tensor) -> Tensor:

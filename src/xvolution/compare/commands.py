@@ -12,11 +12,12 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.preset_files import preset, preset_names
 from xvolution.compare.variants import parse_variants, variants_from
-from xvolution.training.commands import TASKS, add_run_flags, configured, task_defaults, task_of
-from xvolution.training.config import AnyConfig, TrainConfig
+from xvolution.training.commands import add_run_flags, configured, task_named
+from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
+from xvolution.training.tasks import CLASSIFY, task_called
 
-OF_THE_GRID = ("task", "operator", "operator_options", "seed", "output", "resume", "progress")
+OF_THE_GRID = ("operator", "operator_options", "seed", "output", "resume", "progress")
 OWN = ("jobs", "jobs_per_device", "threads", "launcher", "slurm", "latency_batch", "latency_rounds", "output")
 
 
@@ -37,7 +38,7 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     """
     given = _preset_of(arguments)
     recipe = given.get("recipe") or {}
-    defaults = task_defaults(task_of(arguments, str(recipe.get("task", "classify"))))
+    defaults = task_called(task_named(arguments, str(recipe.get("task", CLASSIFY.name)))).defaults()
     parsed = compare_parser(defaults).parse_args(["--config", json.dumps(recipe), *arguments])
     values: dict[str, Any] = parsed.as_dict()
     values.pop("preset")
@@ -56,13 +57,12 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     return config, dry
 
 
-def compare_parser(defaults: AnyConfig) -> ArgumentParser:
+def compare_parser(defaults: RunConfig) -> ArgumentParser:
     """The flags of a comparison, and those of `xvolution train` for its recipe, with the defaults of its task."""
-    detectors = " Detectors have recipes of their own: see xvolution compare --task detect --help."
     parser = ArgumentParser(
         prog="xvolution compare",
-        description="Which operator helps on my data, and what does it cost? Trains each with several seeds and reports."
-        + (detectors if isinstance(defaults, TrainConfig) else ""),
+        description="Which operator helps on my data, and what does it cost? Trains each with several seeds and reports. "
+        "Each task has recipes of its own: see xvolution compare --task detect --help.",
         default_env=False,
         allow_abbrev=False,
     )
@@ -74,12 +74,6 @@ def compare_parser(defaults: AnyConfig) -> ArgumentParser:
     )
     parser.add_argument("--seeds", type=str | None, help="how many, or a list such as [3,4,5]; 3 by default.")
     parser.add_argument("--baseline", type=str | None, help="label the others are measured against; conv by default.")
-    parser.add_argument(
-        "--task",
-        choices=TASKS,
-        default=getattr(defaults, "task", "classify"),
-        help="compare by top-1, by box AP (detect) or by mask AP (segment).",
-    )
     parser.add_argument("--jobs", type=int | None, help="trainings at once; one for each device by default.")
     parser.add_argument("--jobs-per-device", type=int, default=1, help="trainings that share a GPU.")
     parser.add_argument("--threads", type=int | None, help="of each training; cores are dealt out by default.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xvolution.compare.variants import Variant, with_baseline
-from xvolution.training.config import AnyConfig
+from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 
 
@@ -16,7 +16,7 @@ class CompareConfig:
     """A grid of trainings: every variant with every seed, all by one recipe.
 
     Args:
-        recipe: of every training, of a classifier or a detector; its operator, seed, output and resume are the grid's to say.
+        recipe: of every training, of any task; its operator, seed, output and resume are the grid's to say.
         variants: what is compared; the baseline is put first, and added when it is missing.
         seeds: each trains every variant. Runs of one seed see the same images in the same order.
         baseline: label of the variant that the others are measured against.
@@ -31,7 +31,7 @@ class CompareConfig:
         latency_rounds: samples of each latency; 0 measures none.
     """
 
-    recipe: AnyConfig
+    recipe: RunConfig
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     baseline: str = "conv"

@@ -15,25 +15,25 @@ from torch import Tensor, nn
 from xvolution.bench import count_parameters
 from xvolution.bench.detectors import count_detector_flops
 from xvolution.compare.statistics import DRAWS, Interval, resampled_difference
-from xvolution.compare.task import Form, Metric, Task
+from xvolution.compare.task import ComparedTask, Form, Metric
 from xvolution.deploy import layouts_of, reparameterize
 from xvolution.models.detect_deploy import deploy_detector
-from xvolution.training.checkpoint import load_detector
 from xvolution.training.coco.data import detection_loader
 from xvolution.training.coco.resampling import resampled_precision
 from xvolution.training.coco.source import DetectionSource, open_detection
 from xvolution.training.config import DetectionConfig
-from xvolution.training.detection import new_detector
-from xvolution.training.detection_evaluation import evaluate_detector
+from xvolution.training.detection.evaluate import DetectionEvaluation
+from xvolution.training.detection.train import new_detector
 from xvolution.training.errors import InputError
 from xvolution.training.files import atomic_path
+from xvolution.training.tasks import DETECT
 
 _BOX = (Metric("box_ap", "box AP"), Metric("box_ap50", "box AP50"), Metric("box_ap75", "box AP75"))
 _MASK = (Metric("mask_ap", "mask AP"), Metric("mask_ap50", "mask AP50"), Metric("mask_ap75", "mask AP75"))
 
 
-class Detectors(Task[DetectionConfig]):
-    """See `Task`.
+class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
+    """See `ComparedTask`.
 
     Args:
         kind: of average precision that detectors are ranked by, box or mask.
@@ -44,7 +44,6 @@ class Detectors(Task[DetectionConfig]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.name = "segment" if kind == "mask" else "detect"
         self.metrics = (*_MASK, *_BOX[:2]) if kind == "mask" else _BOX
 
     def network(self, recipe: DetectionConfig) -> str:
@@ -58,18 +57,7 @@ class Detectors(Task[DetectionConfig]):
         categories = len(splits.train.class_names)
         return lambda train: new_detector(replace(train, pretrained=False), categories)[0]
 
-    def judge(self, train: DetectionConfig, checkpoint: Path, folder: Path) -> dict[str, Any]:
-        judged = evaluate_detector(
-            checkpoint,
-            train.data,
-            holdout=train.holdout,
-            seed=train.holdout_seed,
-            batch_size=train.batch_size,
-            workers=train.workers or 0,
-            device="cpu" if train.accelerator == "cpu" else "auto",
-            on_bad_image=train.on_bad_image,
-            limit_batches=train.limit_val_batches,
-        )
+    def judge(self, train: DetectionConfig, judged: DetectionEvaluation, folder: Path) -> dict[str, Any]:
         evaluation = judged.judged.evaluation(self.kind)
         ids = np.array(evaluation.params.imgIds)
         # The same generator in every cell: draw i takes the same images for all of them.
@@ -77,10 +65,10 @@ class Detectors(Task[DetectionConfig]):
         with atomic_path(folder / "resampled.npz") as path, open(path, "wb") as file:
             figure = judged.figures[self.metric.key]
             np.savez(file, image_ids=ids, figure=figure, drawn=resampled_precision(evaluation, counts))
-        return {**{metric.key: judged.figures[metric.key] for metric in self.metrics}, "images": judged.images}
+        return {metric.key: judged.figures[metric.key] for metric in self.metrics}
 
     def costs(self, checkpoint: Path) -> dict[str, Any]:
-        model, metadata = load_detector(checkpoint)
+        model, metadata = DETECT.load(checkpoint)
         # In float64 no rounding makes detections of nearly equal scores change places, which would look like another detector.
         least = layouts_of(reparameterize(model))
         deployed = deploy_detector(model.double(), layout=least, fold_norms=True)
@@ -108,7 +96,7 @@ class Detectors(Task[DetectionConfig]):
         images = [image.to(device) for image in batch["image"]]
         forms = {}
         for label, checkpoint in checkpoints.items():
-            model, _ = load_detector(checkpoint, device)
+            model, _ = DETECT.load(checkpoint, device)
             deployed = deploy_detector(model, images, "auto", fold_norms=True)
             found = sum(len(each["boxes"]) for each in _run(deployed, images))
             sizes = [list(image.shape[1:]) for image in images]
@@ -124,6 +112,9 @@ class Detectors(Task[DetectionConfig]):
         values, baseline = (np.array([float(each["figure"]) for each in side]) for side in sides)
         drawn, drawn_baseline = (np.stack([each["drawn"] for each in side]) for side in sides)
         return resampled_difference(values, baseline, drawn, drawn_baseline, len(images))
+
+
+DETECTORS, DETECTORS_WITH_MASKS = Detectors("box"), Detectors("mask")
 
 
 def _run(detector: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:

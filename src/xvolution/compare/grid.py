@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from xvolution.compare.config import CompareConfig
-from xvolution.compare.task import task_of
 from xvolution.compare.variants import Variant
 from xvolution.training.commands import train_flags
-from xvolution.training.config import AnyConfig
+from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 
@@ -42,7 +41,7 @@ class Cell:
     """
 
     variant: Variant
-    train: AnyConfig
+    train: RunConfig
 
     @property
     def name(self) -> str:
@@ -81,7 +80,7 @@ def cells(config: CompareConfig) -> list[Cell]:
     return grid
 
 
-def identity(train: AnyConfig) -> dict[str, Any]:
+def identity(train: RunConfig) -> dict[str, Any]:
     """What decides a training's result, as JSON values."""
     values = json.loads(json.dumps(train.to_dict()))
     return {name: value for name, value in values.items() if name not in CIRCUMSTANCES}
@@ -95,7 +94,7 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     """
     path = config.folder / "comparison.json"
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
-    shared["task"] = task_of(config.recipe).name
+    shared["task"] = config.recipe.task
     variants = {cell.variant.label: {name: identity(cell.train)[name] for name in PER_CELL[1:]} for cell in grid}
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
     changes = _changes(earlier["recipe"], shared)

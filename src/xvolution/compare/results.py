@@ -12,8 +12,9 @@ from typing import Any
 
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, identity, read_json
+from xvolution.compare.register import comparison_of
 from xvolution.compare.statistics import Interval, mean_interval, paired_difference, pareto_front
-from xvolution.compare.task import Task, task_of
+from xvolution.compare.task import ComparedTask
 from xvolution.compare.verdict import headline, verdict
 
 MEDIANS = ("parameters", "flops", "deployed_parameters", "deployed_flops", "seconds_per_epoch", "peak_memory_bytes")
@@ -23,7 +24,7 @@ def gather(
     config: CompareConfig, grid: Sequence[Cell], conditions: Mapping[str, Any], latency: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Everything that the report says, as JSON values: what `results.json` holds."""
-    task = task_of(config.recipe)
+    task = comparison_of(config.recipe)
     done = {cell.name: result for cell in grid if (result := cell.result()) is not None}
     by_label: dict[str, list[Cell]] = {variant.label: [] for variant in config.variants}
     for cell in grid:
@@ -34,7 +35,7 @@ def gather(
         row["verdict"] = verdict(row, config.baseline, rows)
     return {
         "headline": headline(rows, config.baseline, len(config.seeds), task.metric.name),
-        "task": task.name,
+        "task": config.recipe.task,
         "network": task.network(config.recipe),
         "metrics": [asdict(metric) for metric in task.metrics],
         "flops_of": next((task.counted(result) for result in done.values()), None),
@@ -64,7 +65,7 @@ def gather(
 
 def _row(
     config: CompareConfig,
-    task: Task[Any],
+    task: ComparedTask[Any, Any],
     by_label: Mapping[str, list[Cell]],
     label: str,
     done: Mapping[str, dict[str, Any]],
@@ -97,7 +98,10 @@ def _row(
 
 
 def _pairs(
-    config: CompareConfig, task: Task[Any], by_label: Mapping[str, list[Cell]], done: Mapping[str, dict[str, Any]]
+    config: CompareConfig,
+    task: ComparedTask[Any, Any],
+    by_label: Mapping[str, list[Cell]],
+    done: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Differences between every two variants that are not the baseline: whether one is the better, or its control as good."""
     pairs = []
@@ -109,7 +113,7 @@ def _pairs(
 
 
 def _difference(
-    task: Task[Any], own: Sequence[Cell], base: Sequence[Cell], done: Mapping[str, dict[str, Any]]
+    task: ComparedTask[Any, Any], own: Sequence[Cell], base: Sequence[Cell], done: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """What ``own`` has more than ``base``, over the seeds that both have finished.
 

@@ -23,8 +23,8 @@ from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, cells, claim, read_json
 from xvolution.compare.launch import launcher_for, run_cells
 from xvolution.compare.page import render
+from xvolution.compare.register import comparison_of
 from xvolution.compare.results import as_csv, gather
-from xvolution.compare.task import task_of
 from xvolution.compare.timing import latencies
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.files import write_text
@@ -85,7 +85,7 @@ class Reporter:
 
     def __init__(self, config: CompareConfig, grid: Sequence[Cell]) -> None:
         self.config, self.grid = config, grid
-        self.metric = task_of(config.recipe).metric
+        self.metric = comparison_of(config.recipe).metric
         self.left = [cell for cell in grid if cell.result() is None]
         self._began = time.perf_counter()
         self._epochs: dict[str, int] = {}
@@ -186,7 +186,7 @@ def dry_run(config: CompareConfig) -> str:
 
 def _check(grid: Sequence[Cell]) -> None:
     """Open the data and build every network once, so that a mistake is answered before hours of training."""
-    build = task_of(grid[0].train).builder(grid[0].train)
+    build = comparison_of(grid[0].train).builder(grid[0].train)
     for cell in {cell.variant.label: cell for cell in grid}.values():
         try:
             build(cell.train)

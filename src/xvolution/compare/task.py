@@ -1,4 +1,4 @@
-"""What a comparison of classifiers and one of detectors do not share. Grid, statistics, page and launcher ask a `Task`."""
+"""What comparisons of different tasks do not share. Grid, statistics, page and launcher ask a `ComparedTask`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from xvolution.compare.statistics import Interval
-from xvolution.training.config import AnyConfig, DetectionConfig, RunConfig
+from xvolution.training.config import RunConfig
+from xvolution.training.evaluation import Evaluation
 
 Config = TypeVar("Config", bound=RunConfig)
+Judged = TypeVar("Judged", bound=Evaluation)
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,15 @@ class Form:
     facts: dict[str, Any]
 
 
-class Task(ABC, Generic[Config]):
+class ComparedTask(ABC, Generic[Config, Judged]):
     """How cells are checked, judged, counted and timed.
 
     Attributes:
-        name: what `--task` calls it.
         metrics: what networks are judged by; variants are ranked by the first.
         timed_on: what a latency is of, behind "at batch 1".
         judged_anew: how the first metric is had on other images, behind "other images of the same kind".
     """
 
-    name: str
     metrics: tuple[Metric, ...]
     timed_on: str
     judged_anew: str
@@ -78,16 +78,16 @@ class Task(ABC, Generic[Config]):
         """
 
     @abstractmethod
-    def judge(self, train: Config, checkpoint: Path, folder: Path) -> dict[str, Any]:
-        """Judge a trained network by the recipe's images.
+    def judge(self, train: Config, judged: Judged, folder: Path) -> dict[str, Any]:
+        """Say what the evaluation of a trained network found.
 
         Args:
             train: of the cell.
-            checkpoint: of its last epoch.
+            judged: by the recipe's images.
             folder: where what `bootstrap` reads is left.
 
         Returns:
-            The metrics by their keys, and ``images``: how many judged.
+            The metrics by their keys.
         """
 
     @abstractmethod
@@ -114,15 +114,3 @@ class Task(ABC, Generic[Config]):
         Returns:
             None where the cells were not judged by the same images, or there is too little to say.
         """
-
-
-def task_of(config: AnyConfig) -> Task[Any]:
-    """The task of a training."""
-    if isinstance(config, DetectionConfig):
-        # Imported here because classifiers are compared where pycocotools is missing.
-        from xvolution.compare.detect import Detectors
-
-        return Detectors("mask" if config.task == "segment" else "box")
-    from xvolution.compare.classify import Classifiers
-
-    return Classifiers()

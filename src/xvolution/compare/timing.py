@@ -12,7 +12,7 @@ from xvolution.bench import measure_latency
 from xvolution.bench.conditions import device_conditions
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, read_json
-from xvolution.compare.task import task_of
+from xvolution.compare.register import comparison_of
 from xvolution.deploy import ReparameterizationError
 from xvolution.training.errors import RunError
 from xvolution.training.files import write_text
@@ -52,7 +52,7 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
 def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.device) -> dict[str, dict[str, Any]]:
     checkpoints = {label: cell.folder / "last.ckpt" for label, cell in chosen.items()}
     try:
-        timed = task_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
+        timed = comparison_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
     except ReparameterizationError as error:
         raise RunError(
             f"no latency was measured: {error}. What was trained is reported; the same command with --latency-rounds 0 leaves "

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from xvolution.bench import LatencyComparison, count_flops, count_parameters, measure_latency
 from xvolution.deploy import export
-from xvolution.training import RunError, deploy, load_model, open_data
+from xvolution.training import RunError, deploy, open_data
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.classification.onnx_classifier import OnnxClassifier
 from xvolution.training.data.transforms import evaluation_transform
-from xvolution.training.metadata import Metadata
-from xvolution.training.onnx_model import OnnxClassifier
+from xvolution.training.tasks import CLASSIFY
 
 FORMS = {"conv": "plain convolution", "training": "X-volution, training form", "deployed": "X-volution, deployed"}
 RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
@@ -31,7 +32,7 @@ class Images:
     training_images: int
 
 
-def judging_images(metadata: Metadata) -> Images:
+def judging_images(metadata: ClassifierMetadata) -> Images:
     """The evaluation part of the data a network was trained on, prepared as the network asks."""
     splits = open_data(metadata.data)
     transform = evaluation_transform(metadata.preprocessing)
@@ -92,7 +93,7 @@ def deploy_twin(checkpoint: Path, folder: Path) -> Twin:
     """Re-parameterize, write deployed.safetensors and deployed.onnx into ``folder``, and run the latter."""
     files = [folder / "deployed.safetensors", folder / "deployed.onnx"]
     result = deploy(checkpoint, files, fold_norms=True, batch_size=BATCH_SIZES[-1])
-    training, _ = load_model(checkpoint)
+    training, _ = CLASSIFY.load(checkpoint)
     return Twin(training, result.model, OnnxClassifier(files[1]), result.metadata.layouts)
 
 

@@ -33,11 +33,11 @@ from xvolution.demo.page import render
 from xvolution.demo.recipe import OPERATORS, STAGES, Recipe
 from xvolution.deploy import reparameterize
 from xvolution.explain.figures import as_pictures, attention_picture, finest_operator
-from xvolution.training import load_model
 from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.files import write_text
 from xvolution.training.metadata import provenance
 from xvolution.training.once import Trained, train_once
+from xvolution.training.tasks import CLASSIFY
 
 PACKAGES = ("xvolution", "torch", "timm", "lightning", "onnx", "onnxruntime")
 Trainings = dict[str, dict[int, Trained]]
@@ -95,7 +95,7 @@ def run_demo(
     recipe = Recipe.choose(quick, seeds, epochs)
     say = _clocked_print()
     trainings = _train_all(recipe, folder, say)
-    plain, metadata = load_model(trainings["conv"][recipe.seeds[0]].checkpoint)
+    plain, metadata = CLASSIFY.load(trainings["conv"][recipe.seeds[0]].checkpoint)
     images = judging_images(metadata)
     accuracy, twins, equalities = _evaluate_all(trainings, images, folder, say)
     twin = twins[recipe.seeds[0]]
@@ -145,7 +145,8 @@ def _evaluate_all(
     """Accuracy by operator, the deployed twins by seed, and how far their forms are from each other."""
     accuracy: dict[str, list[float]] = {
         operator: [
-            top1(logits_of(load_model(each.checkpoint)[0], images.pixels), images.labels) for each in by_seed.values()
+            top1(logits_of(CLASSIFY.load(each.checkpoint)[0], images.pixels), images.labels)
+            for each in by_seed.values()
         ]
         for operator, by_seed in trainings.items()
     }

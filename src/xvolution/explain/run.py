@@ -25,11 +25,14 @@ from xvolution.explain.figures import (
 )
 from xvolution.explain.measure import JudgedImages, Measurements, measure, receptive_fields
 from xvolution.explain.page import render
-from xvolution.training import InputError, load_model
+from xvolution.training import InputError
+from xvolution.training.classification.evaluate import labelled_images
+from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.data import ImageSource, evaluation_loader, open_data
-from xvolution.training.evaluation import labelled_images, pick_device
+from xvolution.training.evaluation import pick_device
 from xvolution.training.files import write_text
-from xvolution.training.metadata import Metadata, provenance
+from xvolution.training.metadata import provenance
+from xvolution.training.tasks import CLASSIFY
 
 PACKAGES = ("xvolution", "torch", "timm")
 #: Images in the picture of what attention weighs.
@@ -100,7 +103,7 @@ def explain(
     for name, value in (("number of images", images), ("batch size", batch_size)):
         if value < 1:
             raise InputError(f"the {name} is {value}; it must be at least 1.")
-    model, metadata = load_model(checkpoint, pick_device(device))
+    model, metadata = CLASSIFY.load(checkpoint, pick_device(device))
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} holds the deployed form, whose branches are merged; give what it was made of.")
     _require_operator(model, operator)
@@ -132,7 +135,7 @@ def explain(
     return Explanation(page, results, figures)
 
 
-def _conditions(metadata: Metadata) -> dict[str, Any]:
+def _conditions(metadata: ClassifierMetadata) -> dict[str, Any]:
     """How these figures, and the network, were made."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -158,7 +161,7 @@ def _spread(source: ImageSource, count: int) -> ImageSource:
     return source.subset(np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)))
 
 
-def _prepared(source: ImageSource, metadata: Metadata, batch_size: int, device: torch.device) -> JudgedImages:
+def _prepared(source: ImageSource, metadata: ClassifierMetadata, batch_size: int, device: torch.device) -> JudgedImages:
     batches = list(evaluation_loader(source, metadata.preprocessing, batch_size))
     pixels, labels = (torch.cat([batch[key] for batch in batches]).to(device) for key in ("image", "target"))
     return JudgedImages(pixels, labels, batch_size)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from xvolution.training.checkpoint import save_weights
 from xvolution.training.errors import Interrupted
 from xvolution.training.files import write_text
-from xvolution.training.metadata import AnyMetadata
+from xvolution.training.metadata import Metadata
 from xvolution.training.module import TrainingModule
 
 
@@ -33,7 +33,7 @@ class RunCheckpoints(Checkpoint):
         Interrupted: after Ctrl-C, when the checkpoint is written. A second Ctrl-C leaves at once.
     """
 
-    def __init__(self, run_dir: Path, metadata: AnyMetadata, every_steps: int | None = None) -> None:
+    def __init__(self, run_dir: Path, metadata: Metadata, every_steps: int | None = None) -> None:
         self.run_dir, self.metadata, self.every_steps = run_dir, metadata, every_steps
         self.last = run_dir / "last.ckpt"
         self.weights = run_dir / "model.safetensors"

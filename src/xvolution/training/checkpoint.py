@@ -15,15 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from xvolution.deploy import reparameterize
-from xvolution.models import ModelError, build_model
-from xvolution.models.detect_deploy import deploy_detector
-from xvolution.models.detection import build_detector
 from xvolution.training.errors import InputError
 from xvolution.training.files import atomic_path
-from xvolution.training.metadata import AnyMetadata, DetectorMetadata, Metadata, metadata_from_dict
-
-HEADER = "xvolution"  # the metadata's key in safetensors headers, ONNX properties and Lightning checkpoints
+from xvolution.training.metadata import HEADER, Metadata
+from xvolution.training.onnx_file import OnnxNetwork
 
 # What torch.load(weights_only=True) says of a pickle that is well-formed and holds more than tensors and plain values.
 _SIGNS_OF_CODE = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Can only")
@@ -61,7 +56,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return checkpoint
 
 
-def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: AnyMetadata) -> None:
+def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Metadata) -> None:
     """Write a network's weights and its metadata as safetensors.
 
     Raises:
@@ -108,63 +103,13 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     return tensors, json.loads(header[HEADER]) if HEADER in header else None
 
 
-def read_metadata(path: str | os.PathLike[str]) -> AnyMetadata:
-    """What a .ckpt, .safetensors or .onnx file of this library says about its network.
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`to_dict` of the metadata of a .ckpt, .safetensors or .onnx file of this library.
 
     Raises:
         InputError: it is none.
     """
-    if Path(path).suffix == ".onnx":
-        from xvolution.training.onnx_model import read_onnx_metadata
-
-        return read_onnx_metadata(path)
-    return metadata_from_dict(read_weights(path)[1])
-
-
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Metadata]:
-    """Build the network a file describes, in its training or its deployed form, in eval mode, with the file's weights.
-
-    Args:
-        path: a Lightning checkpoint or a safetensors file of this library.
-        device: where to put the network.
-
-    Raises:
-        InputError: the file is no such file, or its weights do not fit the network that it describes.
-    """
-    weights, header = read_weights(path)
-    metadata = Metadata.from_dict(header)
-    try:
-        model = build_model(metadata.model).eval()
-    except ModelError as error:
-        raise InputError(f"the network of {path} cannot be built: {error}") from error
-    if metadata.form == "deployed":
-        # Which norms follow which convolutions is found, and checked, by running an example.
-        example = metadata.example_images() if metadata.fold_norms else None
-        model = reparameterize(
-            model, example_inputs=example, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True
-        )
-    load_weights(model, weights, f"{path} ({metadata.model.name})")
-    return model.to(device).eval(), metadata
-
-
-def load_detector(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[nn.Module, DetectorMetadata]:
-    """`load_model` of a detector.
-
-    Raises:
-        InputError: the file is no such file, or its weights do not fit the detector that it describes.
-    """
-    weights, header = read_weights(path)
-    metadata = DetectorMetadata.from_dict(header)
-    try:
-        model = build_detector(metadata.model).eval()
-    except ModelError as error:
-        raise InputError(f"the detector of {path} cannot be built: {error}") from error
-    if metadata.form == "deployed":
-        model = deploy_detector(model, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True)
-    load_weights(model, weights, f"{path} ({metadata.model.name})")
-    return model.to(device).eval(), metadata
+    return OnnxNetwork(path).header if Path(path).suffix == ".onnx" else read_weights(path)[1]
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:

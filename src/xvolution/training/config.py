@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RunConfig:
-    """What a run of any task is decided by: the operator, the schedule, the machine.
+class RunConfig(ABC):
+    """What a run of any task is decided by: the data, the operator, the schedule, the machine.
 
     Args:
+        data: what is trained on.
         operator: conv trains the plain network, xvolution the converted one; the name of any other registered operator puts
             that in the place of the same convolutions.
         operator_options: options of the operator, as JSON; kernel_size is one of every operator's.
@@ -59,6 +61,7 @@ class RunConfig:
         progress: bar, lines (one for each epoch), off; auto draws a bar on a terminal.
     """
 
+    data: str = "."
     operator: str = "xvolution"
     operator_options: dict[str, Any] = field(default_factory=dict)
     xvolution: XVolutionConfig = field(default_factory=lambda: XVolutionConfig(stages=(3,)))
@@ -128,9 +131,14 @@ class RunConfig:
         return self.seed if self.split_seed is None else self.split_seed
 
     @property
+    @abstractmethod
+    def task(self) -> str:
+        """The task's name in the register. A field of every configuration but `TrainConfig`: what is stored without is its."""
+
+    @property
+    @abstractmethod
     def trained(self) -> str:
         """What is trained on what, as a folder's name."""
-        raise TypeError(f"{type(self).__name__} does not name what it trains")
 
     @property
     def run_dir(self) -> Path:
@@ -215,6 +223,10 @@ class TrainConfig(RunConfig):
         require(self, "batch_size", not mixes or self.batch_size % 2 == 0, "even with mixup or cutmix")
 
     @property
+    def task(self) -> str:
+        return "classify"
+
+    @property
     def trained(self) -> str:
         """Data and model."""
         return f"{Path(self.data.rpartition(':')[2]).name}-{self.model.removeprefix('xvolution_')}"
@@ -255,7 +267,6 @@ class DetectionConfig(RunConfig):
     trainable_layers: int = 3
     parts: list[str] = field(default_factory=lambda: ["backbone", "fpn"])
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    data: str = "."
     min_size: int = 800
     max_size: int = 1333
     scale_jitter: list[float] = field(default_factory=lambda: [1.0, 1.0])
@@ -285,11 +296,3 @@ class DetectionConfig(RunConfig):
         """Data, architecture and backbone."""
         backbone = self.backbone.replace("/", "-")
         return f"{Path(self.data).expanduser().resolve().name}-{self.architecture}-{backbone}"
-
-
-AnyConfig = TrainConfig | DetectionConfig
-
-
-def config_from_dict(values: dict[str, Any]) -> AnyConfig:
-    """The configuration, of whichever task, that ``to_dict`` made these values of."""
-    return DetectionConfig.from_dict(values) if "task" in values else TrainConfig.from_dict(values)

@@ -21,11 +21,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from xvolution.training.callbacks import EpochLines, RunCheckpoints, best_row
-from xvolution.training.checkpoint import HEADER, AtomicCheckpointIO, load_weights, read_checkpoint
+from xvolution.training.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_errors, write_text
-from xvolution.training.metadata import AnyMetadata, metadata_from_dict
+from xvolution.training.metadata import HEADER, Metadata
 from xvolution.training.module import TrainingModule
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -52,7 +52,7 @@ class TrainResult:
 
 
 def fit(
-    config: RunConfig, module: TrainingModule, data: L.LightningDataModule, metadata: AnyMetadata, resume: Path | None
+    config: RunConfig, module: TrainingModule, data: L.LightningDataModule, metadata: Metadata, resume: Path | None
 ) -> TrainResult:
     """Train a module into the run's folder, from a checkpoint on where one is given.
 
@@ -98,9 +98,9 @@ def resume_from(config: RunConfig) -> Path | None:
     return path
 
 
-def _require_same_network(path: Path, module: TrainingModule, metadata: AnyMetadata) -> None:
+def _require_same_network(path: Path, module: TrainingModule, metadata: Metadata) -> None:
     checkpoint = read_checkpoint(path)
-    stored, own = metadata_from_dict(checkpoint[HEADER]).model.name, metadata.model.name
+    stored, own = type(metadata).from_dict(checkpoint[HEADER]).model.name, metadata.model.name
     if stored != own:
         raise InputError(f"{path} is a checkpoint of {stored}, not of {own}; give --model {stored}.")
     load_weights(module, checkpoint["state_dict"], f"{path} ({stored})")

@@ -5,28 +5,40 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
 import xvolution
-from xvolution.models import ModelSpec
-from xvolution.models.detection import DetectorSpec
-from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-@dataclass
-class Metadata:
-    """Kept in the header of every weights file and in every checkpoint.
+HEADER = "xvolution"  # the metadata's key in safetensors headers, ONNX properties and Lightning checkpoints
+
+
+class Spec(Protocol):
+    """The description of a network."""
+
+    @property
+    def name(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(kw_only=True)
+class Metadata(ABC):
+    """Kept in the header of every weights file and in every checkpoint; each type of network has a subclass.
 
     Attributes:
         model: the network.
-        preprocessing: of its images.
-        class_names: of its outputs.
+        class_names: of what it tells apart.
         data: what it was trained on.
         form: "training" or "deployed".
         layouts: module name to layout, of the deployed form.
@@ -34,8 +46,12 @@ class Metadata:
         provenance: versions, seed, command, commit.
     """
 
-    model: ModelSpec
-    preprocessing: Preprocessing
+    #: What ``type`` is in a file.
+    type: ClassVar[str]
+    #: What sentences call the network, with its article.
+    noun: ClassVar[str]
+
+    model: Spec
     class_names: list[str]
     data: str
     form: str = "training"
@@ -44,86 +60,42 @@ class Metadata:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "model": self.model.to_dict(), "preprocessing": self.preprocessing.to_dict()}
+        """Plain JSON values."""
+        return {"type": self.type, **vars(self), "model": self.model.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Metadata:
-        """Raises InputError where something is missing or unknown, or where it is a detector's."""
-        if describes_detector(values):
-            raise InputError("the file holds a detector, where a classifier is needed.")
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: something is missing or unknown, or it describes a network of another type.
+        """
+        found = type_of(values)
+        if found != cls.type:
+            raise InputError(f"the file holds a network of the type {found}, where {cls.noun} is needed.")
         try:
-            return cls(
-                **{
-                    **values,
-                    "model": ModelSpec.from_dict(values["model"]),
-                    "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
-                }
-            )
+            return cls(**cls.fields({name: value for name, value in values.items() if name != "type"}))
         except (KeyError, TypeError) as error:
             raise InputError(f"the file's description of its network cannot be read ({error}).") from error
 
-    def example_images(self, image_size: int | None = None, batch_size: int = 1) -> torch.Tensor:
-        """Normal noise of the shape and scale of a batch, always the same: (batch_size, in_chans, H, W) float32."""
-        size = image_size or self.preprocessing.image_size
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(batch_size, self.model.in_chans, size, size, generator=generator)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
-
-
-@dataclass
-class DetectorMetadata:
-    """What ``Metadata`` is for a classifier. A detector prepares its images itself.
-
-    Attributes:
-        model: the detector.
-        class_names, category_ids: of the labels 1, 2, ...
-        data, form, layouts, fold_norms, provenance: those of ``Metadata``.
-    """
-
-    model: DetectorSpec
-    class_names: list[str]
-    category_ids: list[int]
-    data: str
-    form: str = "training"
-    layouts: dict[str, str] = field(default_factory=dict)
-    fold_norms: bool = False
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def masks(self) -> bool:
-        """Whether the detector finds masks."""
-        return self.model.architecture == "maskrcnn"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "model": self.model.to_dict()}
-
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DetectorMetadata:
-        """Raises InputError where something is missing or unknown, or where it is a classifier's."""
-        if not describes_detector(values):
-            raise InputError("the file holds a classifier, where a detector is needed.")
-        try:
-            return cls(**{**values, "model": DetectorSpec.from_dict(values["model"])})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the file's description of its detector cannot be read ({error}).") from error
+    @abstractmethod
+    def fields(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields of plain JSON values: the network's description and the like as objects."""
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
 
 
-AnyMetadata = Metadata | DetectorMetadata
+def type_of(values: Mapping[str, Any]) -> str:
+    """The type of network that `Metadata.to_dict` described; files that do not say it yet are told apart by what they hold.
 
-
-def describes_detector(values: Any) -> bool:
-    """Whether ``to_dict`` of a detector's metadata made these values."""
-    return isinstance(values, dict) and isinstance(values.get("model"), dict) and "architecture" in values["model"]
-
-
-def metadata_from_dict(values: dict[str, Any]) -> AnyMetadata:
-    """A classifier's or a detector's. Raises InputError where something is missing or unknown."""
-    return DetectorMetadata.from_dict(values) if describes_detector(values) else Metadata.from_dict(values)
+    Raises:
+        InputError: these values describe no network.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
+        raise InputError("the file's description of its network cannot be read (it names no model).")
+    return values["type"] if "type" in values else "detect" if "architecture" in values["model"] else "classify"
 
 
 def provenance(seed: int) -> dict[str, Any]:

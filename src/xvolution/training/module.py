@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
@@ -16,9 +17,10 @@ from torch import nn
 from xvolution.training.config import RunConfig
 from xvolution.training.data.dataset import seed_generators
 from xvolution.training.errors import InputError, RunError
+from xvolution.training.metadata import HEADER
 
 
-class TrainingModule(L.LightningModule):
+class TrainingModule(L.LightningModule, ABC):
     """Trains `model` and keeps its moving average, if any, and the history of the run; a task is a subclass.
 
     Args:
@@ -46,9 +48,9 @@ class TrainingModule(L.LightningModule):
         """The network that is evaluated and exported: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
+    @abstractmethod
     def line(self, row: dict[str, float]) -> str:
         """What one epoch of the history says, in a line."""
-        raise TypeError(f"{type(self).__name__} does not say how an epoch reads")
 
     def on_train_start(self) -> None:
         self._epoch_began = time.perf_counter()
@@ -129,7 +131,7 @@ class TrainingModule(L.LightningModule):
         scheduler.step_update(num_updates=self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["xvolution"] = self.metadata
+        checkpoint[HEADER] = self.metadata
         checkpoint["history"] = self.history
         checkpoint["epoch_losses"] = [float(loss) for loss in self._losses]
 

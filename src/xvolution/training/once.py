@@ -1,4 +1,4 @@
-"""`train_task` trains what a configuration says; `train_once` finds a finished training again, or goes on with it."""
+"""`train_once` finds a finished training again, or goes on with it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xvolution.training.config import AnyConfig, DetectionConfig
+from xvolution.training.api import train
+from xvolution.training.config import RunConfig
 from xvolution.training.files import write_text
-from xvolution.training.fit import TrainResult
-from xvolution.training.run import train
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,11 @@ class Trained:
     reused: bool
 
 
-def train_task(config: AnyConfig) -> TrainResult:
-    """Train a classifier or a detector, as the configuration says.
-
-    Raises:
-        InputError: something in the configuration or the data cannot be used.
-        RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
-    """
-    if not isinstance(config, DetectionConfig):
-        return train(config)
-    # Imported here because classifiers are trained where pycocotools is missing.
-    from xvolution.training.detection import train_detector
-
-    return train_detector(config)
-
-
-def train_once(config: AnyConfig) -> Trained:
+def train_once(config: RunConfig) -> Trained:
     """Train, go on with a training that was interrupted, or answer the one that is finished."""
     checkpoint, finished = config.run_dir / "last.ckpt", config.run_dir / "finished.json"
     if finished.is_file() and checkpoint.is_file():
         return Trained(checkpoint, json.loads(finished.read_text(encoding="utf-8")), reused=True)
-    result = train_task(replace(config, resume="last") if checkpoint.is_file() else config)
+    result = train(replace(config, resume="last") if checkpoint.is_file() else config)
     write_text(finished, json.dumps(result.history, indent=2) + "\n")
     return Trained(result.checkpoint, result.history, reused=False)

@@ -1,4 +1,4 @@
-"""`train`: from a configuration to a folder with checkpoints, weights and logs."""
+"""Training a classifier: from a configuration to a folder with checkpoints, weights and logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from xvolution.models import ModelSpec, build_model
-from xvolution.training.classification import Classification
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.classification.module import Classification
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import ClassificationData, DataSplits, open_data
 from xvolution.training.data.labels import require_labels
@@ -15,10 +16,10 @@ from xvolution.training.data.module import default_workers
 from xvolution.training.data.transforms import SMALL, Augmentation, Preprocessing
 from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
-from xvolution.training.metadata import Metadata, provenance
+from xvolution.training.metadata import provenance
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train_classifier(config: TrainConfig) -> TrainResult:
     """Train a classifier.
 
     Raises:
@@ -41,7 +42,13 @@ def train(config: TrainConfig) -> TrainResult:
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
     announce(model)
     preprocessing = _preprocessing(model, size)
-    metadata = Metadata(spec, preprocessing, splits.train.class_names, config.data, provenance=provenance(config.seed))
+    metadata = ClassifierMetadata(
+        model=spec,
+        preprocessing=preprocessing,
+        class_names=splits.train.class_names,
+        data=config.data,
+        provenance=provenance(config.seed),
+    )
     module = Classification(model, spec.num_classes, config, metadata.to_dict())
     return fit(config, module, _data_module(config, splits, preprocessing), metadata, resume)
 

@@ -1,4 +1,4 @@
-"""The Lightning module of detection and instance segmentation, and the function that trains one."""
+"""Training a detector: from a configuration to a folder with checkpoints, weights and logs."""
 
 from __future__ import annotations
 
@@ -11,59 +11,15 @@ from torch import Tensor, nn
 from xvolution.models.detection import DetectorSpec, build_detector
 from xvolution.training.checkpoint import read_tensors
 from xvolution.training.coco.data import DetectionData
-from xvolution.training.coco.dataset import Batch
-from xvolution.training.coco.metrics import CocoMetrics
-from xvolution.training.coco.source import DetectionSource, open_detection
+from xvolution.training.coco.source import open_detection
 from xvolution.training.config import DetectionConfig
+from xvolution.training.detection.metadata import DetectorMetadata
+from xvolution.training.detection.module import Detection
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
-from xvolution.training.metadata import DetectorMetadata, describes_detector, provenance
-from xvolution.training.module import TrainingModule
+from xvolution.training.metadata import provenance
 
 #: Sizes between the smallest and the largest of scale jitter.
 _SIZES = 5
-
-
-class Detection(TrainingModule):
-    """Trains a detector of torchvision's interface by the sum of its losses.
-
-    Args:
-        model: images and targets to a dictionary of losses; in eval mode, images to detections.
-        source: the images it is judged by.
-        config: the run.
-        metadata: what a checkpoint says about its network; plain JSON values.
-    """
-
-    def __init__(
-        self, model: nn.Module, source: DetectionSource, config: DetectionConfig, metadata: dict[str, Any]
-    ) -> None:
-        super().__init__(model, config, metadata)
-        masks = config.task == "segment"
-        self.judged_by = "val_mask_ap" if masks else "val_box_ap"
-        self.metrics = CocoMetrics(source, masks)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.model(batch["image"], batch["target"])
-        self.log_dict({name: loss.detach() for name, loss in losses.items()}, batch_size=len(batch["image"]))
-        return self.checked(torch.stack(list(losses.values())).sum(), batch_idx)
-
-    def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        found = self.judged(batch["image"])
-        for index, counted, detections in zip(batch["index"], batch["counted"], found, strict=True):
-            if counted:
-                self.metrics.update(index, detections)
-
-    def on_validation_epoch_end(self) -> None:
-        self.metrics.gather()
-        values = {f"val_{name}": value for name, value in self.metrics.compute().items()}
-        self.log_dict(values, sync_dist=False)
-        self.record(values, {})
-
-    def line(self, row: dict[str, float]) -> str:
-        figures = f"box AP {row['val_box_ap']:.2%}  AP50 {row['val_box_ap50']:.2%}"
-        return figures + (f"  mask AP {row['val_mask_ap']:.2%}" if "val_mask_ap" in row else "")
 
 
 def train_detector(config: DetectionConfig) -> TrainResult:
@@ -82,7 +38,11 @@ def train_detector(config: DetectionConfig) -> TrainResult:
     model, spec = new_detector(config, len(splits.train.class_names))
     announce(model)
     metadata = DetectorMetadata(
-        spec, splits.train.class_names, splits.train.category_ids, config.data, provenance=provenance(config.seed)
+        model=spec,
+        class_names=splits.train.class_names,
+        category_ids=splits.train.category_ids,
+        data=config.data,
+        provenance=provenance(config.seed),
     )
     _jitter_scale(model, config)
     module = Detection(model, splits.val, config, metadata.to_dict())
@@ -144,9 +104,7 @@ def detector_spec(
 def _backbone_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file, and the mean and deviation of its images where it says them."""
     tensors, header = read_tensors(path)
-    if header is None or describes_detector(header):
-        return tensors, {}
-    preprocessing = header.get("preprocessing", {})
+    preprocessing = (header or {}).get("preprocessing", {})
     names = {"image_mean": "mean", "image_std": "std"}
     return tensors, {name: preprocessing[key] for name, key in names.items() if key in preprocessing}
 

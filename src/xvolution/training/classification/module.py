@@ -11,9 +11,9 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
+from xvolution.training.classification.metrics import ClassificationMetrics
 from xvolution.training.config import TrainConfig
 from xvolution.training.data.dataset import BAD, Batch
-from xvolution.training.metrics import ClassificationMetrics
 from xvolution.training.module import TrainingModule
 
 

@@ -1,0 +1,29 @@
+"""Comparisons by the name of their task; a task that is not here can be trained, and not compared."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from xvolution.compare.task import ComparedTask
+from xvolution.training.config import RunConfig
+from xvolution.training.errors import InputError
+
+#: Module and object of each task, imported when it is asked for: classifiers are compared where pycocotools is missing.
+COMPARED = {
+    "classify": ("xvolution.compare.classify", "CLASSIFIERS"),
+    "detect": ("xvolution.compare.detect", "DETECTORS"),
+    "segment": ("xvolution.compare.detect", "DETECTORS_WITH_MASKS"),
+}
+
+
+def comparison_of(recipe: RunConfig) -> ComparedTask[Any, Any]:
+    """How networks of a recipe's task are compared.
+
+    Raises:
+        InputError: they cannot be.
+    """
+    if recipe.task not in COMPARED:
+        raise InputError(f"--task is {recipe.task}; the tasks that can be compared are {', '.join(COMPARED)}.")
+    module, name = COMPARED[recipe.task]
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,186 @@
+"""`train`, `load_model`, `evaluate`, `deploy` and `predict`: one function each for every task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xvolution.training.config import RunConfig
+from xvolution.training.deployment import DeployResult
+from xvolution.training.errors import InputError
+from xvolution.training.evaluation import Evaluation, EvaluationSettings, pick_device
+from xvolution.training.fit import TrainResult
+from xvolution.training.metadata import Metadata
+from xvolution.training.tasks import own_options, task_of, task_of_file
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def train(config: RunConfig) -> TrainResult:
+    """Train the network that a configuration asks for: a classifier by `TrainConfig`, a detector by `DetectionConfig`.
+
+    Raises:
+        InputError: something in the configuration or the data cannot be used.
+        ModelError: no such network can be built.
+        RunError: the loss became no number, or a file could not be written.
+        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+    """
+    return task_of(config).train(config)
+
+
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Metadata]:
+    """Build the network that a file describes, in its training or its deployed form, in eval mode, with the file's weights.
+
+    Args:
+        path: a .ckpt, .safetensors or .onnx file of this library.
+        device: where to put the network; ONNX runs on the CPU.
+
+    Raises:
+        InputError: the file is none, or its weights do not fit the network that it describes.
+    """
+    return task_of_file(path).load(path, device)
+
+
+def evaluate(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    split: str = "val",
+    holdout: float | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    on_bad_image: str = "error",
+    limit_batches: int | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Judge a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
+
+    Args:
+        checkpoint: a .ckpt, a .safetensors (training or deployed form) or an .onnx file of this library.
+        data: as in training; by default what the network was trained on.
+        split: train, val or test.
+        holdout: as in training: ``val`` is then this fraction of the training part.
+        seed: of the held-out part.
+        batch_size: images in a batch; by default 64, of a detector 1.
+        workers: processes that load images; by default none for digits and detectors, else one for each core but one, at most 8.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
+        on_bad_image: "error" ends at an unreadable image, "skip" leaves it out.
+        limit_batches: evaluate at most so many batches.
+        **options: of a classifier ``image_size`` (side length in pixels; by default that of training) and ``predictions`` (CSV
+            file for the prediction of every image); of a detector ``results`` (JSON file for the detections in COCO's submission
+            format), ``page`` (HTML file with pictures) and ``pictures`` (how many; 24 by default).
+
+    Returns:
+        `EvaluationResult` of a classifier, `DetectionEvaluation` of a detector.
+
+    Raises:
+        InputError: the checkpoint, the data or an option cannot be used, or they do not fit each other.
+        RunError: a file cannot be written.
+    """
+    task = task_of_file(checkpoint)
+    own = own_options(task, "evaluate", options)
+    batch_size = task.evaluation_batch if batch_size is None else batch_size
+    place = pick_device(device)
+    model, metadata = task.load(checkpoint, place)
+    judged_by = metadata.data if data is None else data
+    settings = EvaluationSettings(judged_by, split, holdout, seed, batch_size, workers, on_bad_image, limit_batches)
+    return task.evaluate(model, metadata, settings, **own)
+
+
+def deploy(
+    checkpoint: str | os.PathLike[str],
+    outputs: Sequence[str | os.PathLike[str]],
+    *,
+    layout: str = "auto",
+    fold_norms: bool = False,
+    **options: Any,
+) -> DeployResult:
+    """Re-parameterize a checkpoint and write it.
+
+    Args:
+        checkpoint: a .ckpt or .safetensors file in training form.
+        outputs: files; .safetensors holds the deployed form's weights; .onnx, .xml and, of a classifier, .pt2 are exports that
+            have been run and compared.
+        layout: auto, single, split or, of a classifier, grouped.
+        fold_norms: fold the other convolution and norm pairs too.
+        **options: of a classifier ``image_size`` (side length of the example input; by default that of training),
+            ``batch_size`` (images in the example, which ``auto`` measures; 1 by default) and ``fixed_size`` (fix batch and image
+            size of exported files to the example's); of a detector ``image`` (file of the example, whose detections are compared;
+            noise by default).
+
+    Returns:
+        `ClassifierDeployment` of a classifier, `DetectorDeployment` of a detector.
+
+    Raises:
+        InputError: the checkpoint cannot be read, is deployed already, or an ending or an option cannot be used.
+        RunError: the deployed form differs from the training form, or a file cannot be written.
+    """
+    task = task_of_file(checkpoint)
+    own = own_options(task, "deploy", options)
+    paths = [Path(output) for output in outputs]
+    for path in paths:
+        if path.suffix not in task.endings:
+            raise InputError(
+                f"{path} ends with {path.suffix or 'nothing'}; the endings are {', '.join(task.endings)} for "
+                f"{task.metadata.noun}."
+            )
+    model, metadata = task.load(checkpoint)
+    if metadata.form == "deployed":
+        raise InputError(f"{checkpoint} is in its deployed form already; give the checkpoint of the training form.")
+    result = task.deploy(model, metadata, layout, fold_norms, **own)
+    for path in paths:
+        result.write(path)
+    return result
+
+
+def predict(
+    checkpoint: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] = "predictions",
+    *,
+    score_threshold: float = 0.5,
+    device: str = "auto",
+) -> list[Path]:
+    """Draw what a detector finds on images, and write it in COCO's format.
+
+    Args:
+        checkpoint: a .ckpt, a .safetensors (training or deployed form) or an .onnx file of this library.
+        images: files, or folders of them.
+        output: folder for the pictures and for ``results.json``: COCO's results, with the position of the image as image_id and
+            its name as file_name.
+        score_threshold: what scores less is neither drawn nor written.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
+
+    Returns:
+        The files written, results.json last.
+
+    Raises:
+        InputError: the checkpoint or an image cannot be used.
+        RunError: a file cannot be written.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise InputError(f"--score-threshold is {score_threshold}; it must be between 0 and 1.")
+    paths = list(_image_files(images))
+    task = task_of_file(checkpoint)
+    model, metadata = task.load(checkpoint, pick_device(device))
+    return task.predict(model, metadata, paths, Path(output), score_threshold)
+
+
+def _image_files(images: Iterable[str | os.PathLike[str]]) -> Iterable[Path]:
+    for given in map(Path, images):
+        if given.is_dir():
+            inside = sorted(path for path in given.iterdir() if path.suffix.lower() in _IMAGES)
+            if not inside:
+                raise InputError(f"there are no images in {given}; the endings are {', '.join(_IMAGES)}.")
+            yield from inside
+        elif given.is_file():
+            yield given
+        else:
+            raise InputError(f"there is no file {given}.")

@@ -1,0 +1,1 @@
+"""What the task classify does: training, judging and deploying image classifiers."""

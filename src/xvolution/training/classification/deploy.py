@@ -1,0 +1,81 @@
+"""The deployed form of a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from xvolution.deploy import ExportReport, export, layouts_of, reparameterize
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.deployment import DeployResult, reparameterizing
+from xvolution.training.onnx_file import write_properties
+
+
+@dataclass
+class ClassifierDeployment(DeployResult):
+    """`DeployResult` of a classifier.
+
+    Attributes:
+        difference: largest absolute difference of the logits between the two forms, on the example.
+        fixed_size: whether exported files take batches and images of the example's size alone.
+    """
+
+    difference: float
+    fixed_size: bool
+
+    @property
+    def compared(self) -> str:
+        return f"largest difference of the logits {self.difference:.2e}"
+
+    def export(self, path: Path) -> ExportReport:
+        report = export(self.model, path, example_inputs=self.example, dynamic=not self.fixed_size)
+        if path.suffix == ".onnx":
+            write_properties(path, self.metadata)
+        return report
+
+
+def deploy_classifier(
+    model: nn.Module,
+    metadata: ClassifierMetadata,
+    layout: str,
+    fold_norms: bool,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 1,
+    fixed_size: bool = False,
+) -> ClassifierDeployment:
+    """Re-parameterize a classifier; nothing is written.
+
+    Args:
+        model: in its training form, in eval mode.
+        metadata: its own.
+        layout: auto, single, split or grouped.
+        fold_norms: fold the other convolution and norm pairs too.
+        image_size: side length of the example in pixels; by default that of training.
+        batch_size: images in the example, which `auto` measures.
+        fixed_size: fix batch and image size of exported files to the example's. A branch whose kernel the image decides is one
+            convolution then, and two in a file for any batch size.
+
+    Raises:
+        InputError: there is no such layout.
+        RunError: the deployed form differs from the training form.
+    """
+    example = metadata.example_images(image_size, batch_size)
+    with reparameterizing():
+        deployed = reparameterize(model, example_inputs=example, layout=layout, fold_norms=fold_norms)
+    with torch.inference_mode():
+        difference = float((deployed(example) - model(example)).abs().max())
+    form = replace(metadata, form="deployed", layouts=dict(layouts_of(deployed)), fold_norms=fold_norms)
+    return ClassifierDeployment(deployed, form, example, difference, fixed_size)
+
+
+def restore_deployed(model: nn.Module, metadata: ClassifierMetadata) -> nn.Module:
+    """Bring a network that was just built into the deployed form that its metadata describe."""
+    # Which norms follow which convolutions is found, and checked, by running an example.
+    example = metadata.example_images() if metadata.fold_norms else None
+    return reparameterize(
+        model, example_inputs=example, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True
+    )

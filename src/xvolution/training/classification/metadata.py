@@ -1,0 +1,42 @@
+"""What a classifier's file says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from xvolution.models import ModelSpec
+from xvolution.training.data.transforms import Preprocessing
+from xvolution.training.metadata import Metadata
+
+
+@dataclass(kw_only=True)
+class ClassifierMetadata(Metadata):
+    """`Metadata` of a classifier.
+
+    Attributes:
+        preprocessing: of its images.
+    """
+
+    type = "classify"
+    noun = "a classifier"
+
+    model: ModelSpec
+    preprocessing: Preprocessing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**super().to_dict(), "preprocessing": self.preprocessing.to_dict()}
+
+    @classmethod
+    def fields(cls, values: dict[str, Any]) -> dict[str, Any]:
+        model, preprocessing = ModelSpec.from_dict(values["model"]), Preprocessing.from_dict(values["preprocessing"])
+        return {**values, "model": model, "preprocessing": preprocessing}
+
+    def example_images(self, image_size: int | None = None, batch_size: int = 1) -> torch.Tensor:
+        """Normal noise of the shape and scale of a batch, always the same: (batch_size, in_chans, H, W) float32."""
+        size = image_size or self.preprocessing.image_size
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch_size, self.model.in_chans, size, size, generator=generator)

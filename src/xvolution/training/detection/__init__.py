@@ -1,0 +1,1 @@
+"""What the tasks detect and segment do: training, judging and deploying detectors, and drawing what they find."""

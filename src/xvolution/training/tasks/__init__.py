@@ -1,0 +1,90 @@
+"""What differs between tasks, once: one object for each, in a register by name. To add a task, add its object to `TASKS`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from xvolution.training.config import RunConfig
+from xvolution.training.errors import InputError
+from xvolution.training.metadata import type_of
+from xvolution.training.tasks.base import Option, Task
+from xvolution.training.tasks.classify import Classify
+from xvolution.training.tasks.detect import Detect
+
+__all__ = [
+    "CLASSIFY",
+    "DETECT",
+    "SEGMENT",
+    "TASKS",
+    "Option",
+    "Task",
+    "config_from_dict",
+    "own_options",
+    "task_called",
+    "task_of",
+    "task_of_file",
+]
+
+CLASSIFY, DETECT, SEGMENT = Classify(), Detect("detect"), Detect("segment")
+TASKS: dict[str, Task[Any, Any]] = {task.name: task for task in (CLASSIFY, DETECT, SEGMENT)}
+
+
+def task_called(name: str) -> Task[Any, Any]:
+    """The task of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in TASKS:
+        raise InputError(f"--task is {name}; the tasks are {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def task_of(config: RunConfig) -> Task[Any, Any]:
+    """The task of a training."""
+    return task_called(config.task)
+
+
+def task_of_file(path: str | os.PathLike[str]) -> Task[Any, Any]:
+    """The task of the network in a .ckpt, .safetensors or .onnx file of this library.
+
+    Raises:
+        InputError: it is none, or no task here knows its network.
+    """
+    from xvolution.training.checkpoint import read_header
+
+    header = read_header(path)
+    found = type_of(header)
+    for task in TASKS.values():
+        if task.recognizes(header):
+            return task
+    raise InputError(
+        f"{path} holds a network of the type {found}, which no task here knows; the tasks are {', '.join(TASKS)}."
+    )
+
+
+def config_from_dict(values: dict[str, Any]) -> RunConfig:
+    """The configuration, of whichever task, that ``to_dict`` made these values of."""
+    return task_called(values.get("task", CLASSIFY.name)).config(values)
+
+
+def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, those that are None left out.
+
+    Args:
+        task: whose they must be.
+        command: evaluate or deploy.
+        given: by name.
+
+    Raises:
+        InputError: one belongs to another task, or to none.
+    """
+    own = {option.name for option in task.options[command]}
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options.keys() - own:
+        owners = [other.name for other in TASKS.values() if name in {option.name for option in other.options[command]}]
+        belongs = f"it is an option of {', '.join(owners)}; leave it out" if owners else "no task has such an option"
+        raise InputError(f"--{name.replace('_', '-')} has no meaning for {task.metadata.noun}: {belongs}.")
+    return options

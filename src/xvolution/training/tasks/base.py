@@ -1,0 +1,155 @@
+"""What differs between tasks, as one interface: each task is one object of the register."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from xvolution.training.config import RunConfig
+from xvolution.training.errors import InputError
+from xvolution.training.metadata import Metadata, type_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from xvolution.training.deployment import DeployResult
+    from xvolution.training.evaluation import Evaluation, EvaluationSettings
+    from xvolution.training.fit import TrainResult
+    from xvolution.training.onnx_file import OnnxNetwork
+
+Config = TypeVar("Config", bound=RunConfig)
+Meta = TypeVar("Meta", bound=Metadata)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of `evaluate` or `deploy` that not every task has.
+
+    Attributes:
+        name: the keyword.
+        type: of its values.
+        help: what the command line says of it.
+    """
+
+    name: str
+    type: type
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """On the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+class Task(ABC, Generic[Config, Meta]):
+    """How networks of one kind are configured, trained, stored, judged and deployed.
+
+    The register is there before any training library is: what needs one is imported in the first lines of a method, so that
+    the command line answers `--help` quickly, and a task whose libraries are missing leaves the others alone.
+
+    Attributes:
+        name: what `--task` calls it.
+        options: by command, `evaluate` or `deploy`, what this task takes beside what every task does.
+        endings: of the files that its networks are deployed to.
+        evaluation_batch: images in a batch of an evaluation, where nothing is said.
+    """
+
+    name: str
+    options: ClassVar[Mapping[str, tuple[Option, ...]]]
+    endings: ClassVar[tuple[str, ...]]
+    evaluation_batch: ClassVar[int]
+
+    @abstractmethod
+    def defaults(self) -> Config:
+        """The configuration of a training that nothing was said about."""
+
+    def config(self, values: dict[str, Any]) -> Config:
+        """The configuration that ``to_dict`` made these values of."""
+        return type(self.defaults()).from_dict(values)
+
+    @property
+    @abstractmethod
+    def metadata(self) -> type[Meta]:
+        """What its files say about their networks."""
+
+    def recognizes(self, header: Mapping[str, Any]) -> bool:
+        """Whether ``to_dict`` of the metadata of this task's network made these values."""
+        return type_of(header) == self.metadata.type
+
+    @abstractmethod
+    def build(self, metadata: Meta) -> nn.Module:
+        """The network in its training form, with random weights, on the CPU.
+
+        Raises:
+            ModelError: it cannot be built.
+        """
+
+    @abstractmethod
+    def restore_deployed(self, model: nn.Module, metadata: Meta) -> nn.Module:
+        """Bring a network that was just built into the deployed form that the metadata describe."""
+
+    @abstractmethod
+    def onnx_network(self, path: str | os.PathLike[str]) -> OnnxNetwork:
+        """The network in an ONNX file, which answers what the network itself does.
+
+        Raises:
+            InputError: there is none.
+        """
+
+    def load(self, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Meta]:
+        """Build the network that a file describes, in its training or its deployed form, in eval mode, with its weights.
+
+        Args:
+            path: a .ckpt, .safetensors or .onnx file of this library.
+            device: where to put the network; ONNX runs on the CPU.
+
+        Raises:
+            InputError: the file is none, is of another task, or its weights do not fit the network that it describes.
+        """
+        from xvolution.models import ModelError
+        from xvolution.training.checkpoint import load_weights, read_weights
+
+        if Path(path).suffix == ".onnx":
+            network = self.onnx_network(path)
+            return network, self.metadata.from_dict(network.header)
+        weights, header = read_weights(path)
+        metadata = self.metadata.from_dict(header)
+        try:
+            model = self.build(metadata).eval()
+        except ModelError as error:
+            raise InputError(f"the network of {path} cannot be built: {error}") from error
+        if metadata.form == "deployed":
+            model = self.restore_deployed(model, metadata)
+        load_weights(model, weights, f"{path} ({metadata.model.name})")
+        return model.to(device).eval(), metadata
+
+    @abstractmethod
+    def train(self, config: Config) -> TrainResult:
+        """See `xvolution.training.train`."""
+
+    @abstractmethod
+    def figures(self, metrics: Mapping[str, float]) -> str:
+        """What one row of a training's history found, as the last line of `xvolution train` says it."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, metadata: Meta, settings: EvaluationSettings, **options: Any) -> Evaluation:
+        """See `xvolution.training.evaluate`; ``options`` are the task's own."""
+
+    @abstractmethod
+    def deploy(self, model: nn.Module, metadata: Meta, layout: str, fold_norms: bool, **options: Any) -> DeployResult:
+        """See `xvolution.training.deploy`; ``options`` are the task's own, and nothing is written yet."""
+
+    def predict(
+        self, model: nn.Module, metadata: Meta, images: Sequence[Path], folder: Path, score_threshold: float
+    ) -> list[Path]:
+        """See `xvolution.training.predict`.
+
+        Raises:
+            InputError: a network of this task finds nothing that could be drawn.
+        """
+        raise InputError(f"{metadata.noun} finds nothing that could be drawn on images; give a detector's file.")

@@ -1,0 +1,88 @@
+"""The task classify: one class for each image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from xvolution.training.config import TrainConfig
+from xvolution.training.tasks.base import Option, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from xvolution.training.classification.deploy import ClassifierDeployment
+    from xvolution.training.classification.evaluate import EvaluationResult
+    from xvolution.training.classification.metadata import ClassifierMetadata
+    from xvolution.training.classification.onnx_classifier import OnnxClassifier
+    from xvolution.training.evaluation import EvaluationSettings
+    from xvolution.training.fit import TrainResult
+
+IMAGE_SIZE = Option("image_size", int, "side length in pixels; by default that of training.")
+
+
+class Classify(Task[TrainConfig, "ClassifierMetadata"]):
+    """See `Task`."""
+
+    name = "classify"
+    options = {  # noqa: RUF012 - Task declares it
+        "evaluate": (IMAGE_SIZE, Option("predictions", str, "CSV file for the prediction of every image.")),
+        "deploy": (
+            IMAGE_SIZE,
+            Option("batch_size", int, "of the example that is measured and compared; 1 by default."),
+            Option(
+                "fixed_size",
+                bool,
+                "fix batch and image size in exported files: a branch whose kernel the image decides is one convolution then.",
+            ),
+        ),
+    }
+    endings = (".safetensors", ".onnx", ".pt2", ".xml")
+    evaluation_batch = 64
+
+    def defaults(self) -> TrainConfig:
+        return TrainConfig()
+
+    @property
+    def metadata(self) -> type[ClassifierMetadata]:
+        from xvolution.training.classification.metadata import ClassifierMetadata
+
+        return ClassifierMetadata
+
+    def build(self, metadata: ClassifierMetadata) -> nn.Module:
+        from xvolution.models import build_model
+
+        return build_model(metadata.model)
+
+    def restore_deployed(self, model: nn.Module, metadata: ClassifierMetadata) -> nn.Module:
+        from xvolution.training.classification.deploy import restore_deployed
+
+        return restore_deployed(model, metadata)
+
+    def onnx_network(self, path: str | os.PathLike[str]) -> OnnxClassifier:
+        from xvolution.training.classification.onnx_classifier import OnnxClassifier
+
+        return OnnxClassifier(path)
+
+    def train(self, config: TrainConfig) -> TrainResult:
+        from xvolution.training.classification.train import train_classifier
+
+        return train_classifier(config)
+
+    def figures(self, metrics: Mapping[str, float]) -> str:
+        return f"top-1 {metrics['val_top1']:.2%}, top-5 {metrics['val_top5']:.2%}, loss {metrics['val_loss']:.4f}"
+
+    def evaluate(
+        self, model: nn.Module, metadata: ClassifierMetadata, settings: EvaluationSettings, **options: Any
+    ) -> EvaluationResult:
+        from xvolution.training.classification.evaluate import evaluate_classifier
+
+        return evaluate_classifier(model, metadata, settings, **options)
+
+    def deploy(
+        self, model: nn.Module, metadata: ClassifierMetadata, layout: str, fold_norms: bool, **options: Any
+    ) -> ClassifierDeployment:
+        from xvolution.training.classification.deploy import deploy_classifier
+
+        return deploy_classifier(model, metadata, layout, fold_norms, **options)
