@@ -23,8 +23,8 @@ from xvolution.deploy.equalize import equalize
 from xvolution.deploy.quantize import quantize
 from xvolution.deploy.runtimes import OnnxRuntime
 from xvolution.training import TrainConfig, load_model, open_data, train
-from xvolution.training.data.transforms import Preprocessing, evaluation_transform
 from xvolution.training.classification.onnx_classifier import OnnxClassifier
+from xvolution.training.data.transforms import Preprocessing, evaluation_transform
 
 STAGES = (2, 3)
 BATCH = 100

@@ -20,8 +20,8 @@ from xvolution.compare.variants import variants_from
 from xvolution.models import build_model
 from xvolution.operators import operator_names
 from xvolution.training import InputError, TrainConfig
-from xvolution.training.commands import parse_train
-from xvolution.training.run import model_spec
+from xvolution.training.classification.train import model_spec
+from xvolution.training.commands import parse_run
 
 
 def test_options_follow_a_colon() -> None:
@@ -44,12 +44,12 @@ def test_the_grid_is_seed_major_with_the_baseline_first() -> None:
 
 
 def test_the_command_of_a_cell_trains_the_cell() -> None:
-    recipe = parse_train(["--small-images", "--lr", "0.3", "--xvolution.stages", "[2]", "--no-xvolution.zero-init"])
+    recipe = parse_run(["--small-images", "--lr", "0.3", "--xvolution.stages", "[2]", "--no-xvolution.zero-init"])
     config = CompareConfig(recipe, parse_variants("xvolution:window=5,stages=[3,4]"), output="some where")
     for cell in cells(config):
         words = shlex.split(shlex.join(cell.command))
         assert words[:2] == ["xvolution", "train"]
-        assert parse_train(words[2:]) == cell.train
+        assert parse_run(words[2:]) == cell.train
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -168,5 +168,5 @@ def test_a_dry_run_prints_the_commands(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_configuration_survives_json() -> None:
-    config = parse_train(["--xvolution.shift-distance", "[1, 2]", "--model-kwargs", '{"drop_rate": 0.1}'])
+    config = parse_run(["--xvolution.shift-distance", "[1, 2]", "--model-kwargs", '{"drop_rate": 0.1}'])
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -25,13 +25,13 @@ from xvolution.cli import main
 from xvolution.compare import CompareConfig, Variant, compare, detect, preset_names, run
 from xvolution.compare.commands import parse_compare
 from xvolution.compare.grid import Cell, cells, claim
-from xvolution.compare.task import task_of
+from xvolution.compare.register import comparison_of
 from xvolution.compare.timing import latencies
 from xvolution.deploy import ReparameterizationError
 from xvolution.models.detection import DetectorSpec, build_detector
 from xvolution.training import DetectionConfig, DetectionEvaluation, InputError, RunError, TrainConfig
 from xvolution.training.commands import parse_run
-from xvolution.training.config import config_from_dict
+from xvolution.training.tasks import config_from_dict
 
 TINY: dict[str, Any] = {
     "backbone": "timm/test_resnet",
@@ -150,9 +150,7 @@ def test_a_deployed_form_that_differs_is_not_timed(
         latencies(config, cells(config))
 
 
-def judged_cells(
-    blocks: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, loss: dict[str, float], seeds: tuple[int, ...]
-) -> list[Cell]:
+def judged_cells(blocks: Path, folder: Path, loss: dict[str, float], seeds: tuple[int, ...]) -> list[Cell]:
     """Cells whose detections are the truth with errors; a variant loses so large a part of them."""
     config = configured(blocks, folder, seeds=seeds, recipe={"task": "detect", "limit_val_batches": None})
     grid = cells(config)
@@ -163,18 +161,18 @@ def judged_cells(
         kept = np.random.default_rng(cell.train.seed).random(len(metrics.results)) >= loss[cell.variant.label]
         metrics.results = [each for each, keep in zip(metrics.results, kept, strict=True) if keep]
         evaluation = DetectionEvaluation(metrics.compute(), [], len(source), 0.1, 0, metrics)
-        monkeypatch.setattr(detect, "evaluate_detector", lambda *_, result=evaluation, **__: result)
         cell.folder.mkdir(parents=True)
-        figures = task_of(cell.train).judge(cell.train, cell.folder / "last.ckpt", cell.folder)
+        figures = comparison_of(cell.train).judge(cell.train, evaluation, cell.folder)
         assert figures["box_ap"] == metrics.compute()["box_ap"]
-        assert figures["images"] == 8
+        with np.load(cell.folder / "resampled.npz") as file:
+            assert len(file["image_ids"]) == 8
     return grid
 
 
-def test_seeds_and_images_are_drawn_again(blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = judged_cells(blocks, tmp_path, monkeypatch, {"conv": 0.8, "xvolution": 0.0}, (0, 1, 2))
+def test_seeds_and_images_are_drawn_again(blocks: Path, tmp_path: Path) -> None:
+    grid = judged_cells(blocks, tmp_path, {"conv": 0.8, "xvolution": 0.0}, (0, 1, 2))
     folders = {label: [cell.folder for cell in grid if cell.variant.label == label] for label in ("conv", "xvolution")}
-    task = task_of(grid[0].train)
+    task = comparison_of(grid[0].train)
     found = task.bootstrap(folders["xvolution"], folders["conv"])
     assert found is not None
     assert found.seeds == 3
@@ -188,14 +186,12 @@ def test_seeds_and_images_are_drawn_again(blocks: Path, tmp_path: Path, monkeypa
     assert (same.low, same.estimate, same.high) == (0, 0, 0)
 
 
-def test_other_images_leave_no_interval_over_images(
-    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    grid = judged_cells(blocks, tmp_path, monkeypatch, {"conv": 0.0, "xvolution": 0.0}, (0,))
+def test_other_images_leave_no_interval_over_images(blocks: Path, tmp_path: Path) -> None:
+    grid = judged_cells(blocks, tmp_path, {"conv": 0.0, "xvolution": 0.0}, (0,))
     with np.load(grid[0].folder / "resampled.npz") as file:
         changed = {**file, "image_ids": file["image_ids"] + 1}
     np.savez(grid[0].folder / "resampled.npz", **changed)
-    assert task_of(grid[0].train).bootstrap([grid[1].folder], [grid[0].folder]) is None
+    assert comparison_of(grid[0].train).bootstrap([grid[1].folder], [grid[0].folder]) is None
 
 
 def test_the_command_of_a_cell_trains_the_cell() -> None:
@@ -226,7 +222,7 @@ def test_a_preset_may_name_the_task(tmp_path: Path) -> None:
 def test_presets_build_detectors(name: str, blocks: Path) -> None:
     flags = ["--task", "detect", "--data", str(blocks), "--backbone", "timm/test_resnet", "--seeds", "1"]
     config, _ = parse_compare(["--preset", name, *flags])
-    build = task_of(config.recipe).builder(config.recipe)
+    build = comparison_of(config.recipe).builder(config.recipe)
     # The other variants differ by what the presets of classifiers are tested for.
     assert isinstance(build(cells(config)[1].train), torch.nn.Module)
 
@@ -274,10 +270,10 @@ def test_images_without_objects_are_refused(tmp_path: Path) -> None:
     empty["annotations"] = [each for each in empty["annotations"] if each["image_id"] > 101]
     coco_folder.write(folder, "val", empty)
     recipe = DetectionConfig(**TINY, data=str(folder))
-    task_of(recipe).builder(recipe)
+    comparison_of(recipe).builder(recipe)
     for few in (replace(recipe, limit_val_batches=1), replace(recipe, limit_val_batches=2, batch_size=1)):
         with pytest.raises(InputError, match=r"the 2 images of .* that judge hold no object to find"):
-            task_of(few).builder(few)
+            comparison_of(few).builder(few)
 
 
 @pytest.mark.parametrize("architecture", ["maskrcnn", "fcos"])

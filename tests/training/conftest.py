@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from xvolution.training import TrainConfig, train
-from xvolution.training.run import TrainResult
+from xvolution.training.fit import TrainResult
 
 TINY: dict[str, Any] = {
     "model": "resnet18",

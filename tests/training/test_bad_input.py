@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from tests.training.conftest import write_folder
 from xvolution.training import InputError, RunError, TrainConfig, evaluate, load_model, open_data, train
 from xvolution.training.checkpoint import read_weights
-from xvolution.training.classification import Classification
-from xvolution.training.metadata import Metadata
-from xvolution.training.run import TrainResult
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.classification.module import Classification
+from xvolution.training.fit import TrainResult
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_architecture(
     with pytest.raises(InputError, match="checkpoint of resnet18, not of resnet34"):
         train(tiny(resume=str(trained.checkpoint), model="resnet34"))
     weights, header = read_weights(trained.weights)
-    metadata = Metadata.from_dict(header)
+    metadata = ClassifierMetadata.from_dict(header)
     weights.pop("fc.weight")
     stranger = tmp_path / "stranger.safetensors"
     save_file(weights, stranger, metadata={"xvolution": metadata.to_json()})

@@ -16,7 +16,7 @@ from xvolution.training import TrainConfig, evaluate, open_data, train
 from xvolution.training.data import EvaluationBatches, evaluation_loader
 from xvolution.training.data.dataset import GOOD, PADDING
 from xvolution.training.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
-from xvolution.training.run import TrainResult
+from xvolution.training.fit import TrainResult
 
 datasets = pytest.importorskip("datasets")
 

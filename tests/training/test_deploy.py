@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from xvolution.deploy import ReparameterizationError
 from xvolution.training import InputError, RunError, deploy, evaluate, load_model
-from xvolution.training.run import TrainResult
+from xvolution.training.fit import TrainResult
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -67,10 +68,10 @@ def test_what_cannot_be_deployed(trained: TrainResult, tmp_path: Path) -> None:
 def test_a_deployed_form_that_differs_is_not_written(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import xvolution.training.deployment as deployment
+    import xvolution.training.classification.deploy as deployment
 
     def fails(*arguments: object, **options: object) -> None:
-        raise deployment.ReparameterizationError("layer2.0.conv1 differs.")
+        raise ReparameterizationError("layer2.0.conv1 differs.")
 
     monkeypatch.setattr(deployment, "reparameterize", fails)
     with pytest.raises(RunError, match=r"layer2\.0\.conv1 differs"):

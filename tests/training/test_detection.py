@@ -18,15 +18,14 @@ from tests.training import coco_folder
 from xvolution import XVolutionConfig
 from xvolution.cli import main
 from xvolution.models import ModelSpec, build_model
-from xvolution.training import InputError
-from xvolution.training.checkpoint import load_detector, read_weights, save_weights
+from xvolution.training import InputError, evaluate, load_model, train
+from xvolution.training.checkpoint import read_weights, save_weights
+from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.commands import parse_run
 from xvolution.training.config import DetectionConfig
 from xvolution.training.data.transforms import Preprocessing
-from xvolution.training.detection import Detection, train_detector
-from xvolution.training.detection_evaluation import evaluate_detector
+from xvolution.training.detection.module import Detection
 from xvolution.training.fit import TrainResult
-from xvolution.training.metadata import Metadata
 
 SMALL: dict[str, Any] = {
     "task": "segment",
@@ -63,7 +62,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def detector(blocks: Path) -> TrainResult:
-    return train_detector(DetectionConfig(**SMALL, data=str(blocks), output=str(blocks.parent / "run")))
+    return train(DetectionConfig(**SMALL, data=str(blocks), output=str(blocks.parent / "run")))
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +78,7 @@ def test_a_run_leaves_weights_history_and_figures(detector: TrainResult) -> None
     assert detector.weights.exists()
     assert [row["epoch"] for row in detector.history] == [1, 2]
     assert {"train_loss", "val_box_ap", "val_mask_ap", "val_mask_ar100", "lr"} <= detector.history[0].keys()
-    model, metadata = load_detector(detector.weights)
+    model, metadata = load_model(detector.weights)
     assert metadata.class_names == ["brick", "block"]
     assert metadata.category_ids == [3, 7]
     assert "xvolution" in json.dumps(metadata.provenance)
@@ -100,8 +99,8 @@ def test_a_stopped_run_ends_where_the_whole_one_does(
     with monkeypatch.context() as patch:
         patch.setattr(Detection, "on_train_epoch_start", stop_in_the_second)
         with pytest.raises(InterruptedError):
-            train_detector(config)
-    resumed = train_detector(replace(config, resume="last"))
+            train(config)
+    resumed = train(replace(config, resume="last"))
     expected, actual = (read_weights(result.checkpoint)[0] for result in (detector, resumed))
     for name, tensor in expected.items():
         assert torch.equal(tensor, actual[name]), name
@@ -109,11 +108,11 @@ def test_a_stopped_run_ends_where_the_whole_one_does(
 
 
 def test_every_form_is_worth_the_same(detector: TrainResult, deployed: dict[str, Path]) -> None:
-    expected = evaluate_detector(detector.weights)
+    expected = evaluate(detector.weights)
     assert expected.images == 8
     assert expected.seconds_per_image > 0
     for path in deployed.values():
-        figures = evaluate_detector(path).figures
+        figures = evaluate(path).figures
         assert figures == pytest.approx(expected.figures, abs=1e-4), path
 
 
@@ -168,7 +167,7 @@ def test_boxes_train_with_jitter_moving_average_and_half_precision(blocks: Path,
     options = {"batch_size": 2, "limit_train_batches": 2, "precision": "bf16", "ema_decay": 0.9, "clip_grad": 1.0}
     command = train_flags(blocks, tmp_path / "run", devices=1, **options)
     assert main([*command, "--large-scale-jitter", "--scale-jitter", "[0.8, 1.2]"]) == 0
-    result = evaluate_detector(tmp_path / "run" / "model.safetensors", limit_batches=2)
+    result = evaluate(tmp_path / "run" / "model.safetensors", limit_batches=2)
     assert not any(name.startswith("mask") for name in result.figures)
 
 
@@ -179,7 +178,8 @@ def test_every_detector_of_boxes_trains_over_a_classifiers_backbone(
     classifier = ModelSpec("resnet18", num_classes=2)
     weights = tmp_path / "classifier.safetensors"
     preprocessing = Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    save_weights(weights, build_model(classifier), Metadata(classifier, preprocessing, ["a", "b"], "none"))
+    metadata = ClassifierMetadata(model=classifier, preprocessing=preprocessing, class_names=["a", "b"], data="none")
+    save_weights(weights, build_model(classifier), metadata)
     changes = {
         "task": "detect",
         "architecture": architecture,
@@ -191,9 +191,9 @@ def test_every_detector_of_boxes_trains_over_a_classifiers_backbone(
         **{**SMALL, **changes, "limit_val_batches": 1, "data": str(blocks), "output": str(tmp_path / "run")},
         backbone_weights=str(weights),
     )
-    result = train_detector(config)
+    result = train(config)
     assert torch.isfinite(torch.tensor(result.history[0]["train_loss"]))
-    _, metadata = load_detector(result.weights)
+    _, metadata = load_model(result.weights)
     assert metadata.model.kwargs["image_mean"] == [0.1, 0.2, 0.3]
 
 
@@ -203,7 +203,7 @@ def test_two_processes_judge_every_image_once(blocks: Path, tmp_path: Path) -> N
     subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     figures = {name: value for name, value in checkpoint["history"][0].items() if name.startswith("val_box")}
-    alone = evaluate_detector(tmp_path / "run" / "last.ckpt").figures
+    alone = evaluate(tmp_path / "run" / "last.ckpt").figures
     assert figures == pytest.approx({f"val_{name}": value for name, value in alone.items()}, abs=1e-4)
 
 
@@ -212,7 +212,7 @@ def test_weights_of_another_backbone_are_refused(trained: Any, blocks: Path, tmp
         **SMALL, data=str(blocks), output=str(tmp_path / "run"), backbone_weights=str(trained.weights)
     )
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        train_detector(config)
+        train(config)
 
 
 def test_a_task_is_found_in_flags_and_files(tmp_path: Path) -> None:

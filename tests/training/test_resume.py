@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from xvolution.training import Interrupted, TrainConfig, train
-from xvolution.training.classification import Classification
+from xvolution.training.classification.module import Classification
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ KILLED = """
 import json, os, signal, sys
 import torch
 from xvolution.training import TrainConfig, train
-from xvolution.training.classification import Classification
+from xvolution.training.classification.module import Classification
 
 torch.set_num_threads(1)
 step = Classification.training_step

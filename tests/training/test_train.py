@@ -18,7 +18,7 @@ from torch.optim.swa_utils import update_bn
 from xvolution.training import InputError, TrainConfig, evaluate, load_model, open_data, train
 from xvolution.training.data import ClassificationData
 from xvolution.training.data.transforms import Augmentation
-from xvolution.training.run import TrainResult
+from xvolution.training.fit import TrainResult
 
 
 def test_a_run_leaves_weights_checkpoint_history_and_logs(trained: TrainResult) -> None:
