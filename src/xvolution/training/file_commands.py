@@ -10,7 +10,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
-from xvolution.training.tasks import TASKS, Task
+from xvolution.training.tasks import TASKS, Task, owners_of
 
 _ANY_FORM = "a .ckpt, .safetensors (training or deployed form) or .onnx file."
 
@@ -70,14 +70,12 @@ def deploy_command(arguments: Sequence[str]) -> None:
 
 def _add_task_options(parser: ArgumentParser, command: Literal["evaluate", "deploy"]) -> None:
     """Add what some tasks alone take, in a group for each set of tasks."""
-    owners: dict[Any, list[str]] = {}
-    for task in TASKS.values():
-        for option in task.options[command]:
-            owners.setdefault(option, []).append(task.name)
-    groups = {title: parser.add_argument_group(title) for title in map(", ".join, owners.values())}
-    for option, names in owners.items():
+    options = {option.name: option for task in TASKS.values() for option in task.options[command]}
+    owners = {name: ", ".join(owners_of(command, name)) for name in options}
+    groups = {title: parser.add_argument_group(title) for title in owners.values()}
+    for name, option in options.items():
         kind = {"action": ActionYesNo(no_prefix="no-")} if option.type is bool else {"type": option.type | None}
-        groups[", ".join(names)].add_argument(option.flag, default=None, help=option.help, **kind)
+        groups[owners[name]].add_argument(option.flag, default=None, help=option.help, **kind)
 
 
 def _by_task(value: Callable[[Task[Any, Any]], str]) -> str:

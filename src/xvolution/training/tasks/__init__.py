@@ -22,6 +22,7 @@ __all__ = [
     "Task",
     "config_from_dict",
     "own_options",
+    "owners_of",
     "task_called",
     "task_of",
     "task_of_file",
@@ -70,6 +71,11 @@ def config_from_dict(values: dict[str, Any]) -> RunConfig:
     return task_called(values.get("task", CLASSIFY.name)).config(values)
 
 
+def owners_of(command: str, option: str) -> list[str]:
+    """The names of the tasks whose `evaluate` or `deploy` takes an option."""
+    return [task.name for task in TASKS.values() if option in {each.name for each in task.options[command]}]
+
+
 def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, those that are None left out.
 
@@ -84,7 +90,7 @@ def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) ->
     own = {option.name for option in task.options[command]}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options.keys() - own:
-        owners = [other.name for other in TASKS.values() if name in {option.name for option in other.options[command]}]
+        owners = owners_of(command, name)
         belongs = f"it is an option of {', '.join(owners)}; leave it out" if owners else "no task has such an option"
         raise InputError(f"--{name.replace('_', '-')} has no meaning for {task.metadata.noun}: {belongs}.")
     return options
