@@ -170,9 +170,6 @@ class Toy(Task[ToyConfig, ToyMetadata]):
     def build(self, metadata: ToyMetadata) -> nn.Module:
         return nn.Linear(metadata.model.num_classes, 1)
 
-    def restore_deployed(self, model: nn.Module, metadata: ToyMetadata) -> nn.Module:
-        return model
-
     def onnx_network(self, path: Any) -> Any:
         raise InputError("toys are not for ONNX.")
 

@@ -16,21 +16,7 @@ from xvolution.training.errors import InputError
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What an evaluation of any network is asked.
-
-    Attributes:
-        data: as in training.
-        split: train, val or test.
-        holdout: as in training: ``val`` is then this fraction of the training part.
-        seed: of the held-out part.
-        batch_size: images in a batch.
-        workers: processes that load images; by default what suits the data.
-        on_bad_image: "error" ends at an unreadable image, "skip" leaves it out.
-        limit_batches: evaluate at most so many batches.
-
-    Raises:
-        InputError: the batch size is less than 1.
-    """
+    """What an evaluation of any network is asked; the fields are arguments of `xvolution.training.evaluate`."""
 
     data: str | os.PathLike[str]
     split: str

@@ -47,22 +47,7 @@ def deploy_classifier(
     batch_size: int = 1,
     fixed_size: bool = False,
 ) -> ClassifierDeployment:
-    """Re-parameterize a classifier; nothing is written.
-
-    Args:
-        model: in its training form, in eval mode.
-        metadata: its own.
-        layout: auto, single, split or grouped.
-        fold_norms: fold the other convolution and norm pairs too.
-        image_size: side length of the example in pixels; by default that of training.
-        batch_size: images in the example, which `auto` measures.
-        fixed_size: fix batch and image size of exported files to the example's. A branch whose kernel the image decides is one
-            convolution then, and two in a file for any batch size.
-
-    Raises:
-        InputError: there is no such layout.
-        RunError: the deployed form differs from the training form.
-    """
+    """`xvolution.training.deploy` of a classifier in its training form, in eval mode; nothing is written yet."""
     example = metadata.example_images(image_size, batch_size)
     with reparameterizing():
         deployed = reparameterize(model, example_inputs=example, layout=layout, fold_norms=fold_norms)
@@ -70,12 +55,3 @@ def deploy_classifier(
         difference = float((deployed(example) - model(example)).abs().max())
     form = replace(metadata, form="deployed", layouts=dict(layouts_of(deployed)), fold_norms=fold_norms)
     return ClassifierDeployment(deployed, form, example, difference, fixed_size)
-
-
-def restore_deployed(model: nn.Module, metadata: ClassifierMetadata) -> nn.Module:
-    """Bring a network that was just built into the deployed form that its metadata describe."""
-    # Which norms follow which convolutions is found, and checked, by running an example.
-    example = metadata.example_images() if metadata.fold_norms else None
-    return reparameterize(
-        model, example_inputs=example, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True
-    )

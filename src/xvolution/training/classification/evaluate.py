@@ -65,20 +65,7 @@ def evaluate_classifier(
     image_size: int | None = None,
     predictions: str | os.PathLike[str] | None = None,
 ) -> EvaluationResult:
-    """Evaluate a classifier.
-
-    Args:
-        model: in any form, in eval mode.
-        metadata: its own.
-        settings: the data and how to go through them; by default no process loads images for digits, else one for each core
-            but one, at most 8.
-        image_size: side length in pixels; by default that of training.
-        predictions: CSV file for the prediction of every image.
-
-    Raises:
-        InputError: the data cannot be used, or do not fit the network.
-        RunError: a file cannot be written.
-    """
+    """`xvolution.training.evaluate` of a classifier in any form, in eval mode."""
     splits = open_data(settings.data, settings.holdout, settings.seed)
     source = labelled_images(splits, settings.split, metadata)
     loader = evaluation_loader(

@@ -53,19 +53,7 @@ def deploy_trained(
     *,
     image: str | os.PathLike[str] | None = None,
 ) -> DetectorDeployment:
-    """Re-parameterize a detector; nothing is written.
-
-    Args:
-        model: in its training form, in eval mode.
-        metadata: its own.
-        layout: auto, single or split.
-        fold_norms: fold the other convolution and norm pairs too.
-        image: file of the example, whose detections are compared; noise by default.
-
-    Raises:
-        InputError: there is no such layout, or the image cannot be read.
-        RunError: the deployed form differs from the training form.
-    """
+    """`xvolution.training.deploy` of a detector in its training form, in eval mode; nothing is written yet."""
     example = metadata.example_image() if image is None else read_image(Path(image))
     with reparameterizing():
         deployed = deploy_detector(model, [example], layout, fold_norms)
@@ -73,8 +61,3 @@ def deploy_trained(
         agreement = match_detections(model([example]), deployed([example]))
     form = replace(metadata, form="deployed", layouts=dict(layouts_of(deployed)), fold_norms=fold_norms)
     return DetectorDeployment(deployed, form, example, agreement)
-
-
-def restore_deployed(model: nn.Module, metadata: DetectorMetadata) -> nn.Module:
-    """Bring a detector that was just built into the deployed form that its metadata describe."""
-    return deploy_detector(model, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True)

@@ -80,20 +80,7 @@ def evaluate_detector(
     page: str | os.PathLike[str] | None = None,
     pictures: int = 24,
 ) -> DetectionEvaluation:
-    """Evaluate a detector with COCO's metrics.
-
-    Args:
-        model: in any form, in eval mode.
-        metadata: its own.
-        settings: the data and how to go through them; by default no process loads images.
-        results: JSON file for the detections in COCO's submission format.
-        page: HTML file for pictures of the first images, the truth beside what was found.
-        pictures: how many.
-
-    Raises:
-        InputError: the data cannot be used, or do not fit the detector.
-        RunError: a file cannot be written.
-    """
+    """`xvolution.training.evaluate` of a detector in any form, in eval mode."""
     source = _judging_images(metadata, settings)
     loader = detection_loader(source, settings.batch_size, settings.workers or 0, settings.on_bad_image)
     metrics = CocoMetrics(source, metadata.masks, _category_ids(metadata, source))

@@ -20,23 +20,7 @@ from xvolution.training.files import write_text
 def draw_detections(
     model: nn.Module, metadata: DetectorMetadata, images: Sequence[Path], folder: Path, score_threshold: float
 ) -> list[Path]:
-    """Draw what a detector finds on images, and write it in COCO's format.
-
-    Args:
-        model: in any form, in eval mode.
-        metadata: its own.
-        images: files.
-        folder: for the pictures and for ``results.json``: COCO's results, with the position of the image as image_id and its
-            name as file_name.
-        score_threshold: what scores less is neither drawn nor written.
-
-    Returns:
-        The files written, results.json last.
-
-    Raises:
-        InputError: an image cannot be read.
-        RunError: a file cannot be written.
-    """
+    """`xvolution.training.predict` of a detector in any form, in eval mode, on image files."""
     device = device_of(model)
     written: list[Path] = []
     results: list[dict[str, Any]] = []

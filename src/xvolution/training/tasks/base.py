@@ -83,15 +83,11 @@ class Task(ABC, Generic[Config, Meta]):
 
     @abstractmethod
     def build(self, metadata: Meta) -> nn.Module:
-        """The network in its training form, with random weights, on the CPU.
+        """The network in the form that the metadata describe, in eval mode, with random weights, on the CPU.
 
         Raises:
             ModelError: it cannot be built.
         """
-
-    @abstractmethod
-    def restore_deployed(self, model: nn.Module, metadata: Meta) -> nn.Module:
-        """Bring a network that was just built into the deployed form that the metadata describe."""
 
     @abstractmethod
     def onnx_network(self, path: str | os.PathLike[str]) -> OnnxNetwork:
@@ -102,14 +98,10 @@ class Task(ABC, Generic[Config, Meta]):
         """
 
     def load(self, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Meta]:
-        """Build the network that a file describes, in its training or its deployed form, in eval mode, with its weights.
-
-        Args:
-            path: a .ckpt, .safetensors or .onnx file of this library.
-            device: where to put the network; ONNX runs on the CPU.
+        """See `xvolution.training.load_model`.
 
         Raises:
-            InputError: the file is none, is of another task, or its weights do not fit the network that it describes.
+            InputError: as there, and where the file holds a network of another type.
         """
         from xvolution.models import ModelError
         from xvolution.training.checkpoint import load_weights, read_weights
@@ -120,11 +112,9 @@ class Task(ABC, Generic[Config, Meta]):
         weights, header = read_weights(path)
         metadata = self.metadata.from_dict(header)
         try:
-            model = self.build(metadata).eval()
+            model = self.build(metadata)
         except ModelError as error:
             raise InputError(f"the network of {path} cannot be built: {error}") from error
-        if metadata.form == "deployed":
-            model = self.restore_deployed(model, metadata)
         load_weights(model, weights, f"{path} ({metadata.model.name})")
         return model.to(device).eval(), metadata
 

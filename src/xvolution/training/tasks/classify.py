@@ -51,14 +51,15 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         return ClassifierMetadata
 
     def build(self, metadata: ClassifierMetadata) -> nn.Module:
+        from xvolution.deploy import reparameterize
         from xvolution.models import build_model
 
-        return build_model(metadata.model)
-
-    def restore_deployed(self, model: nn.Module, metadata: ClassifierMetadata) -> nn.Module:
-        from xvolution.training.classification.deploy import restore_deployed
-
-        return restore_deployed(model, metadata)
+        model, fold_norms = build_model(metadata.model).eval(), metadata.fold_norms
+        if metadata.form != "deployed":
+            return model
+        # Which norms follow which convolutions is found, and checked, by running an example.
+        example = metadata.example_images() if fold_norms else None
+        return reparameterize(model, example, layout=metadata.layouts, fold_norms=fold_norms, inplace=True)
 
     def onnx_network(self, path: str | os.PathLike[str]) -> OnnxClassifier:
         from xvolution.training.classification.onnx_classifier import OnnxClassifier

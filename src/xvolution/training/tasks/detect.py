@@ -57,14 +57,13 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
         return (header["model"].get("architecture") == "maskrcnn") == (self.name == "segment")
 
     def build(self, metadata: DetectorMetadata) -> nn.Module:
+        from xvolution.models.detect_deploy import deploy_detector
         from xvolution.models.detection import build_detector
 
-        return build_detector(metadata.model)
-
-    def restore_deployed(self, model: nn.Module, metadata: DetectorMetadata) -> nn.Module:
-        from xvolution.training.detection.deploy import restore_deployed
-
-        return restore_deployed(model, metadata)
+        model = build_detector(metadata.model).eval()
+        if metadata.form != "deployed":
+            return model
+        return deploy_detector(model, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True)
 
     def onnx_network(self, path: str | os.PathLike[str]) -> OnnxDetector:
         from xvolution.training.detection.onnx_detector import OnnxDetector
