@@ -24,7 +24,7 @@ EXPLANATION = {"operators", "drawn", "static"}
 
 
 def write_pages(results: Path, output: Path) -> None:
-    """Write ``performance.md`` with its picture, ``coverage.md``, and ``reports/``: a page for each comparison and explanation.
+    """Write ``performance.md`` with its picture, ``coverage.md``, and a report for each comparison and explanation.
 
     Args:
         results: folder of the JSON records; ``results/a/b.json`` becomes ``reports/a-b.html``.

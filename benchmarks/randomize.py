@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def randomize_statistics(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-    """Running statistics at random around those of the input, so that activations keep their scale through a deep network."""
+    """Running statistics at random around those of the input: activations keep their scale through a deep network."""
     (x,) = inputs
     x = x.transpose(0, 1).flatten(1)
     mean, variance = x.mean(1), x.var(1, correction=0)
@@ -36,7 +36,7 @@ def batch_norms(network: nn.Module) -> list[Any]:
 
 
 def randomize_scales(network: nn.Module) -> None:
-    """Scales away from one, biases and zero-initialized weights away from zero: what starts at zero hides every error."""
+    """Scales away from one, biases and zero-initialized weights away from zero: what starts at zero hides errors."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if not parameter.is_floating_point() or not parameter.numel():

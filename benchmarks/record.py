@@ -46,7 +46,7 @@ def write_record(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _instruction_sets() -> list[str]:
-    """Those of this processor that decide which kernels run: AVX2, AVX-512, AMX. Empty where the system does not tell."""
+    """Those that decide which kernels run: AVX2, AVX-512, AMX. Empty where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,40 @@ from torch import nn
 from benchmarks.randomize import randomize_norms
 from benchmarks.record import write_record
 from xvolution import XVolution2d, reparameterize
+from xvolution.attention import (
+    ATTENTION,
+    AttentionConfig,
+    ChannelGate,
+    GatedDepthwise,
+    Global,
+    Linear,
+    PixelShift,
+    PixelShiftDot,
+)
+from xvolution.operator import fold
 
-BRANCHES = ("hadamard", "hadamard", "hadamard", "dot", "linear", "global", "image", "shared")
+
+def _pixel_shift(rng: random.Random) -> AttentionConfig:
+    return PixelShift(
+        gate=rng.choice(["identity", "sigmoid", "tanh"]),
+        window=rng.choice([None, 3, 5]),
+        dilation=rng.choice([None, 1, 2, (1, 2), (1, 3)]),
+        pooled_query=rng.random() < 0.5,
+        pooled_key=rng.random() < 0.5,
+        query_norm=rng.random() < 0.5,
+        window_norm=rng.random() < 0.5,
+    )
+
+
+#: Random options of each branch; where there is no entry, its defaults.
+_OPTIONS: dict[str, Callable[[random.Random], AttentionConfig]] = {
+    "pixel_shift": _pixel_shift,
+    "pixel_shift_dot": lambda rng: PixelShiftDot(num_heads=rng.choice([1, 2])),
+    "linear": lambda rng: Linear(num_heads=rng.choice([1, 2])),
+    "global": lambda rng: Global(num_heads=rng.choice([1, 2]), qk_norm=rng.random() < 0.5),
+    "channel_gate": lambda rng: ChannelGate(separable=rng.random() < 0.5, channel_keys=rng.random() < 0.5),
+    "gated_depthwise": lambda rng: GatedDepthwise(window=rng.choice([2, 3, 5]), pooled_value=rng.random() < 0.5),
+}
 
 
 def draw_operator(rng: random.Random) -> XVolution2d:
@@ -35,27 +69,10 @@ def draw_operator(rng: random.Random) -> XVolution2d:
         "bias": rng.random() < 0.5,
         "padding_mode": rng.choice(["zeros", "reflect", "replicate", "circular"]),
     }
-    branch = rng.choice(BRANCHES)
-    options: dict[str, Any] = {}
-    if branch == "hadamard":
-        options = {
-            "gate": rng.choice(["identity", "sigmoid", "tanh"]),
-            "window": rng.choice([None, 3, 5]),
-            "shift_distance": rng.choice([None, 1, 2, (1, 2), (1, 3)]),
-            "query_context": rng.random() < 0.5,
-            "global_term": rng.random() < 0.5,
-            "query_norm": rng.random() < 0.5,
-            "window_norm": rng.random() < 0.5,
-        }
-    elif branch == "dot":
-        options = {"similarity": "dot", "heads": rng.choice([1, 2])}
-    elif branch == "image":
-        options = {"attention": branch, "separable": rng.random() < 0.5}
-    elif branch == "shared":
-        options = {"attention": branch, "window": rng.choice([2, 3, 5]), "global_term": rng.random() < 0.5}
-    else:
-        options = {"attention": branch, "heads": rng.choice([1, 2])}
-    operator = XVolution2d(8, 16, **geometry, **options, zero_init=False, dtype=torch.float64).eval()
+    name = rng.choice(list(ATTENTION))
+    attention = _OPTIONS[name](rng) if name in _OPTIONS else ATTENTION[name]()
+    options: dict[str, Any] = {"attention": attention, "zero_init": False, "dtype": torch.float64}
+    operator = XVolution2d(8, 16, **geometry, **options).eval()
     randomize_norms(operator)
     if getattr(operator.attention, "mean_weight", None) is not None:
         nn.init.uniform_(operator.attention.mean_weight, -1, 1)
@@ -76,13 +93,13 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     torch.manual_seed(options.seed)
-    worst = {f"{dtype} {layout}": 0.0 for dtype in ("fp64", "fp32") for layout in ("single", "split")}
+    worst: defaultdict[str, float] = defaultdict(float)
     with torch.no_grad():
         for _ in range(options.cases):
             operator = draw_operator(rng)
             x = torch.randn(2, 8, 11, 13, dtype=torch.float64)
             low = copy.deepcopy(operator).float()
-            for layout in ("single", "split"):
+            for layout in fold(operator).layouts:
                 wide = relative_error(operator(x), reparameterize(operator, layout=layout)(x))
                 narrow = relative_error(low(x.float()), reparameterize(low, layout=layout)(x.float()))
                 worst[f"fp64 {layout}"] = max(worst[f"fp64 {layout}"], wide)

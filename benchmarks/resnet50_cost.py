@@ -16,14 +16,14 @@ from torch import nn
 
 from benchmarks.randomize import randomize_norms
 from benchmarks.record import write_record
-from xvolution import XVolutionConfig, convert, reparameterize
+from xvolution import conversion_summary, convert, reparameterize
 from xvolution.bench import count_flops, count_parameters, measure_latency
 
 
 @torch.no_grad()
 def measure(plain: nn.Module, stages: tuple[int, ...] | None, x: torch.Tensor) -> dict[str, Any]:
     """Convert, compare, deploy and time one network."""
-    converted = convert(plain, XVolutionConfig(stages=stages))
+    converted = convert(plain, stages=stages)
     unchanged = float((converted(x) - plain(x)).abs().max())
     trained = randomize_norms(converted)
     deployed = reparameterize(trained, x, fold_norms=True)
@@ -38,7 +38,7 @@ def measure(plain: nn.Module, stages: tuple[int, ...] | None, x: torch.Tensor) -
     )
     error = float((deployed(x) - trained(x)).abs().max() / trained(x).abs().max())
     return {
-        "replaced": len(vars(converted)["summary"].replaced),
+        "replaced": len(conversion_summary(converted).replaced),
         "largest_difference_after_conversion": unchanged,
         "relative_error_after_reparameterization": error,
         "parameters": {"plain": count_parameters(plain), "x-volution": count_parameters(converted)},

@@ -1,10 +1,10 @@
 """What a training step costs: the plain layers, X-volution as modules, and X-volution with the fused operator.
 
-    python -m benchmarks.training_step operator --shapes resnet-1 resnet-3 --batch 32 --output results/step-operator.json
-    python -m benchmarks.training_step network --networks resnet50 --stages 3 1,2,3,4 --precisions bf16 --channels-last \
-        --device cuda --output results/step-network.json
+    python -m benchmarks.training_step operator --shapes resnet-1 resnet-3 --output results/step-operator.json
+    python -m benchmarks.training_step network --networks resnet50 --stages 3 1,2,3,4 --precisions bf16 \
+        --channels-last --device cuda --forms plain modules --output results/step-network.json
 
-Forms take turns in one process; ratios are medians over the turns. Memory is that of a process of its own for each form.
+Forms take turns in one process; ratios are medians over the turns. For memory each form has a process of its own.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import write_record
-from xvolution import XVolution2d, XVolutionConfig, convert
+from xvolution import XVolution2d, convert
+from xvolution.attention.fused import step
 from xvolution.bench import measure_latency
 from xvolution.bench.operators import RESNET
-from xvolution.nn import fused
 
 FORMS = ("plain", "modules", "fused", "default")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
@@ -39,16 +39,16 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 @contextmanager
 def training_as(form: str) -> Iterator[None]:
-    """X-volutions train as modules; fused wherever the operator can, on any device and size; or as the library chooses."""
+    """X-volutions train as modules; fused wherever the operator can, at any size; or as the library chooses."""
     changes: dict[str, dict[str, Any]] = {
         "plain": {},
         "default": {},
-        "modules": {"serves": lambda *arguments: False},
-        "fused": {"DEVICES": {"cpu", "cuda"}, "SMALLEST": 0},
+        "modules": {"SMALLEST": 2**62},
+        "fused": {"SMALLEST": 0},
     }
     with ExitStack() as stack:
         for name, value in changes[form].items():
-            stack.enter_context(patch.object(fused, name, value))
+            stack.enter_context(patch.object(step, name, value))
         yield
 
 
@@ -124,7 +124,7 @@ def _network(case: Case, form: str) -> tuple[nn.Module, Tensor]:
     model, x = timm.create_model(case.what), torch.randn(case.batch, 3, case.image_size, case.image_size)
     if form == "plain":
         return model, x
-    model = convert(model, XVolutionConfig(stages=case.stages), inplace=True)
+    model = convert(model, stages=case.stages, inplace=True)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("attention_norm.weight"):
@@ -153,7 +153,7 @@ def _network_step(model: nn.Module, x: Tensor, case: Case) -> Callable[[], objec
 
 
 def peak_memory(case: Case, form: str, threads: int) -> dict[str, int]:
-    """Bytes at the peak of a step: of torch's allocator on a GPU, of this process on a CPU; and above what it began with."""
+    """Bytes at the peak of a step, and above its start: of torch's allocator on a GPU, of this process on a CPU."""
     torch.set_num_threads(threads)
     step = case.step(form)
     step()  # allocates what stays: the optimizer's state, compiled code, the libraries' caches
@@ -233,6 +233,9 @@ def main() -> int:
     """Measure, print and write."""
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
+    if options.device == "cuda" and "fused" in options.forms:
+        print("the fused operator is for CPUs; with --device cuda give --forms plain modules", file=sys.stderr)
+        return 2
     if not options.no_memory and options.device == "cpu" and not Path("/proc/self/clear_refs").exists():
         print("peak memory on a CPU is read from Linux's /proc; leave it out with --no-memory", file=sys.stderr)
         return 2

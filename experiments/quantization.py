@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import write_record
-from xvolution import XVolutionConfig, reparameterize
+from xvolution import reparameterize
 from xvolution.deploy.equalize import equalize
 from xvolution.deploy.quantize import quantize
 from xvolution.deploy.runtimes import OnnxRuntime
@@ -37,7 +37,7 @@ def trained(operator: str, data: str, runs: Path, epochs: int) -> tuple[nn.Modul
         model_kwargs={"channels": [32, 64, 128, 256]},
         small_images=True,
         operator=operator,
-        xvolution=XVolutionConfig(stages=STAGES),
+        stages=list(STAGES),
         data=data,
         image_size=32,
         epochs=epochs,
@@ -128,9 +128,7 @@ def main() -> None:
             "val_images": len(images),
             "calibration_images": options.calibration,
             "onnxruntime": OnnxRuntime().version(),
-            "recipe": {
-                name: value for name, value in asdict(recipe).items() if name not in ("xvolution", "data", "output")
-            },
+            "recipe": {name: value for name, value in asdict(recipe).items() if name not in ("data", "output")},
             "stages": STAGES,
         },
     )

@@ -14,7 +14,8 @@ from xvolution.analysis import (
     receptive_field,
     silenced,
 )
-from xvolution.deploy.fold import fold
+from xvolution.attention import GatedDepthwise, PixelShift
+from xvolution.operator import fold
 
 
 def trained(operator: XVolution2d) -> XVolution2d:
@@ -78,7 +79,9 @@ def test_training_mode_is_refused(model):
 def test_attention_kernel_is_the_dynamic_part():
     """Written out: the tap δ of the dynamic kernel is scale · W^v diag(q_0 ⊙ w_δ) W^k."""
     torch.manual_seed(1)
-    operator = trained(XVolution2d(4, 6, 3, padding=1, gate="identity", query_norm=False, window_norm=False))
+    operator = trained(
+        XVolution2d(4, 6, 3, padding=1, attention=PixelShift(gate="identity", query_norm=False, window_norm=False))
+    )
     attention, norm = operator.attention, operator.attention_norm
     x = torch.randn(2, 4, 5, 5)
     row, column = 2, 3
@@ -94,7 +97,7 @@ def test_attention_kernel_is_the_dynamic_part():
 
 def test_attention_kernel_of_shared_values_is_what_is_left_without_the_convolution():
     torch.manual_seed(1)
-    operator = trained(XVolution2d(4, 6, 3, padding=1, attention="shared", window=3))
+    operator = trained(XVolution2d(4, 6, 3, padding=1, attention=GatedDepthwise(window=3)))
     x = torch.randn(2, 4, 7, 7)
     whole, static = dynamic_kernel(operator, x, (3, 2)), fold(operator).convolution.weight.float()
     whole[:, :, :, 1:4, 1:4] -= static

@@ -45,6 +45,17 @@ def stored(kind: str, cases: list[dict[str, Any]]) -> str:
     return json.dumps(values)
 
 
+def test_records_of_version_0_1_0_are_read_by_the_names_of_today(tmp_path: Path) -> None:
+    forms = {"conv": 1, "conv and norm": 2, "global": 3, "xvolution-global split": 4, "xvolution single": 5}
+    record = json.loads(stored("operators", [{"forms": forms}]))
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(record))
+    assert read_results(path)["cases"]["0"]["forms"] == forms
+    path.write_text(json.dumps(record | {"versions": {"xvolution": "0.1.0"}}))
+    renamed = {"conv": 1, "conv and norm": 2, "global-attention": 3, "global split": 4, "xvolution single": 5}
+    assert read_results(path)["cases"]["0"]["forms"] == renamed
+
+
 def test_an_operator_is_measured_in_every_form(tmp_path: Path) -> None:
     bench = OperatorBench(("xvolution", "sasa"), ("resnet-4",), (2,), ("bfloat16",), rounds=1)
     results = Results(tmp_path / "bench.json", "operators")
@@ -172,7 +183,7 @@ def test_the_page_does_without_the_operator(tmp_path: Path) -> None:
     forms = {"conv": form(1.0), "acmix": form(4.0)}
     case = operator_case("inference", "resnet-1", 1, "float32", **forms)
     (tmp_path / "bench-operators.json").write_text(stored("operators", [case]))
-    side = {"side": 56, "channels": 64, "threads": 1, "forms": {"conv": form(1.0), "xvolution-global": form(9.0)}}
+    side = {"side": 56, "channels": 64, "threads": 1, "forms": {"conv": form(1.0), "global": form(9.0)}}
     (tmp_path / "bench-scaling.json").write_text(stored("scaling", [side]))
     write_page(tmp_path, tmp_path / "performance.md")
     text = (tmp_path / "performance.md").read_text()
@@ -197,11 +208,11 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
             "side": n,
             "channels": 64,
             "threads": 1,
-            "forms": {"conv": form(n**2), "xvolution": form(n**2), "xvolution-global": form(n**4)},
+            "forms": {"conv": form(n**2), "xvolution": form(n**2), "global": form(n**4)},
         }
         for n in sides
     ]
-    scaling[-1]["forms"]["xvolution-global"] = {"skipped": "one call takes 9 GFLOPs"}
+    scaling[-1]["forms"]["global"] = {"skipped": "one call takes 9 GFLOPs"}
     forms = {"conv": form(1.0), "stage 3": form(1.02), "all stages": form(1.2)}
     networks = [
         {"network": "resnet50", "runtime": "onnxruntime", "batch": 1, "image_size": 224, "threads": 1, "forms": forms}
@@ -216,7 +227,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     assert f"| ResNet-50, stage 3, deployed in OpenVINO | 1.05 | {bars.NOT_MEASURED} |  |  |" in text
     assert "| faster than the global branch, 56x56 and up (least) | 20 times | 3136 times |  | yes |" in text
     assert "The dearest place is 64 x 56x56, batch 1" in text
-    assert "xvolution-global at 112x112 (one call takes 9 GFLOPs)" in text
+    assert "global at 112x112 (one call takes 9 GFLOPs)" in text
     assert "<svg" in (page.parent / "images" / "performance-scaling.svg").read_text()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.core.networks import randomize
-from xvolution import XVolutionConfig, convert, reparameterize
+from xvolution import conversion_summary, convert, reparameterize
 from xvolution.models import CellCentroidFormer, CentroidMaps, ModelError, centroid_loss, centroid_targets, decode
 
 BOXES = torch.tensor([[4.0, 6.0, 20.0, 18.0], [30.5, 8.0, 41.25, 22.5], [25.0, 34.0, 35.0, 50.0]])
@@ -115,9 +115,10 @@ def test_x_volution_in_the_neck_changes_nothing_and_merges():
     model = randomize(small()).eval()
     x = torch.randn(2, 3, 64, 64)
     expected = model(x)
-    converted = convert(model, XVolutionConfig(names=("neck.*",), kernel_sizes=(3,)))
-    assert len(converted.summary.replaced) == 8
-    assert all(replaced.name.startswith("neck.") for replaced in converted.summary.replaced)
+    converted = convert(model, names=("neck.*",), kernel_sizes=(3,))
+    replaced = conversion_summary(converted).replaced
+    assert len(replaced) == 8
+    assert all(row.name.startswith("neck.") for row in replaced)
     for before, after in zip(expected, converted(x), strict=True):
         torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     with torch.no_grad():

@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 
 from xvolution import XVolutionConfig, __version__
+from xvolution.attention import Global, Linear
 from xvolution.cli import COMMANDS, main
+from xvolution.conversion.config import Conversion, Placement
+from xvolution.conversion.register import operator_config, operator_names, options_of
 
 pytest.importorskip("jsonargparse")
 
+from xvolution.training import InputError
 from xvolution.training.commands import parse_run
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 TINY = [
     "--model-kwargs",
-    '{"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]}',
+    '{"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 32]}',
     "--small-images",
     "--image-size",
     "16",
@@ -56,30 +60,59 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flags_become_the_configuration() -> None:
     flags = ["--lr", "0.2", "--small-images", "--no-compile", "--precision", "bf16", "--devices", "2"]
     config = parse_run(
-        [*flags, "--xvolution.stages", "[2, 3]", "--xvolution.attention", "linear", "--checkpoint-every", "9"]
+        [*flags, "--stages", "[2, 3]", "--operator", "linear", "--num-heads", "2", "--checkpoint-every", "9"]
     )
     assert (config.lr, config.small_images, config.compile, config.precision) == (0.2, True, False, "bf16")
     assert (config.devices, config.checkpoint_every) == (2, 9)
-    assert config.xvolution == XVolutionConfig(stages=(2, 3), attention="linear")
-    assert parse_run([]).xvolution.stages == (3,)
+    assert config.conversion == Conversion(XVolutionConfig(attention=Linear(num_heads=2)), Placement(stages=(2, 3)))
+    assert parse_run([]).stages == [3]
+
+
+@pytest.mark.parametrize("name", [name for name in operator_names() if name != "conv"])
+def test_each_operator_has_flags_of_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_run(["--operator", name, "--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{option.name.replace('_', '-')}" in text for option in options_of(name))
+    config = parse_run(["--operator", name, "--kernel-size", "3"])
+    assert config.operator_options == {"kernel_size": 3}
+    assert config.conversion == Conversion(operator_config(name, {"kernel_size": 3}), Placement(stages=(3,)))
+
+
+def test_an_option_of_another_operator_is_answered_with_the_right_ones() -> None:
+    with pytest.raises(
+        InputError, match=r"--window is no option of linear, whose options are --attention-ratio, --num-heads"
+    ):
+        parse_run(["--operator", "linear", "--window", "5"])
+    with pytest.raises(InputError, match=r"'linear' does not take window; its options are attention_ratio, num_heads"):
+        _ = parse_run(["--operator", "linear", "--operator-options", '{"window": 5}']).conversion
+    with pytest.raises(InputError, match=r"--operator is softmax; it must be one of xvolution, "):
+        parse_run(["--operator", "softmax"])
+
+
+def test_an_option_on_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("operator: gated_depthwise\noperator_options: {window: 3, pooled_value: true}\nzero_init: false\n")
+    config = parse_run(["--config", str(file), "--window", "5"])
+    assert config.operator_options == {"window": 5, "pooled_value": True, "zero_init": False}
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("lr: 0.3\nepochs: 7\nxvolution:\n  stages: [1]\n  heads: 2\n")
-    config = parse_run(["--config", str(file), "--epochs", "9", "--xvolution.heads", "4"])
+    file.write_text("lr: 0.3\nepochs: 7\noperator: global\nstages: [1]\nnum_heads: 2\n")
+    config = parse_run(["--config", str(file), "--epochs", "9", "--num-heads", "4"])
     assert (config.lr, config.epochs) == (0.3, 9)
-    assert config.xvolution == XVolutionConfig(stages=(1,), heads=4)
+    assert config.conversion == Conversion(XVolutionConfig(attention=Global(num_heads=4)), Placement(stages=(1,)))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_recipes_parse(path: Path) -> None:
     config = parse_run(["--config", str(path)])
     assert config.operator == "xvolution"
-    assert config.xvolution.stages == (3,)
+    assert config.stages == [3]
     assert (config.task != "classify") == path.stem.startswith(("coco", "penn"))
     if "imagenet1k" in path.stem:
-        assert config.xvolution.kernel_sizes == (3,)
+        assert config.kernel_sizes == [3]
 
 
 def test_there_are_recipes() -> None:
@@ -94,7 +127,7 @@ def test_there_are_recipes() -> None:
         (["train", "--data", "/no/such/folder"], "there is no file or folder /no/such/folder"),
         (["train", "--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["train", "--model", "resnet1850"], "timm knows no model called 'resnet1850'"),
-        (["train", "--xvolution.norm-layer", "NoSuchNorm"], "NoSuchNorm"),
+        (["train", "--norm-layer", "NoSuchNorm"], "NoSuchNorm"),
         (["evaluate", "/no/such.ckpt"], "there is no file /no/such.ckpt"),
         (["deploy", "/no/such.ckpt", "--output", "m.onnx"], "there is no file /no/such.ckpt"),
     ],

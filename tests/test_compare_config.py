@@ -17,8 +17,8 @@ from xvolution.compare import CompareConfig, Variant, parse_variants, preset, pr
 from xvolution.compare.commands import parse_compare
 from xvolution.compare.grid import cells, claim
 from xvolution.compare.variants import variants_from
+from xvolution.conversion.register import operator_names
 from xvolution.models import build_model
-from xvolution.operators import operator_names
 from xvolution.training import InputError, TrainConfig
 from xvolution.training.classification.train import model_spec
 from xvolution.training.commands import parse_run
@@ -26,13 +26,13 @@ from xvolution.training.commands import parse_run
 
 def test_options_follow_a_colon() -> None:
     options = "attention_ratio=0.5,window=5,gate=tanh"
-    last = "xvolution:shift_distance=[1,2,4],label=far,stages=[2,3]"
+    last = "xvolution:dilation=[1,2,4],label=far,stages=[2,3]"
     plain, several, both, far = parse_variants(f"conv,xvolution:{options},conv-conv,{last}")
     assert plain == Variant("conv", "conv")
     assert several.options == {"attention_ratio": 0.5, "window": 5, "gate": "tanh"}
     assert several.label == f"xvolution:{options}"
     assert both.operator == "conv-conv"
-    assert far == Variant("far", "xvolution", {"shift_distance": [1, 2, 4]}, {"stages": [2, 3]})
+    assert far == Variant("far", "xvolution", {"dilation": [1, 2, 4]}, {"stages": [2, 3]})
 
 
 def test_the_grid_is_seed_major_with_the_baseline_first() -> None:
@@ -44,7 +44,7 @@ def test_the_grid_is_seed_major_with_the_baseline_first() -> None:
 
 
 def test_the_command_of_a_cell_trains_the_cell() -> None:
-    recipe = parse_run(["--small-images", "--lr", "0.3", "--xvolution.stages", "[2]", "--no-xvolution.zero-init"])
+    recipe = parse_run(["--small-images", "--lr", "0.3", "--stages", "[2]", "--no-pretrained"])
     config = CompareConfig(recipe, parse_variants("xvolution:window=5,stages=[3,4]"), output="some where")
     for cell in cells(config):
         words = shlex.split(shlex.join(cell.command))
@@ -71,12 +71,12 @@ def test_there_are_the_presets_of_the_paper() -> None:
 def test_flags_win_over_a_preset_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "recipe: {lr: 0.3, epochs: 7, xvolution: {stages: [2]}}\nseeds: [4, 5]\n"
+        "recipe: {lr: 0.3, epochs: 7, stages: [2]}\nseeds: [4, 5]\n"
         "variants:\n  wide: {operator: xvolution, attention_ratio: 1.0}\n  acmix: acmix\n"
     )
     config, _ = parse_compare(["--preset", str(file), "--epochs", "9", "--backbone", "resnet34"])
     assert (config.recipe.lr, config.recipe.epochs, config.recipe.model) == (0.3, 9, "resnet34")
-    assert config.recipe.xvolution.stages == (2,)
+    assert config.recipe.stages == [2]
     assert config.seeds == (4, 5)
     assert [variant.label for variant in config.variants] == ["conv", "wide", "acmix"]
     config, _ = parse_compare(["--preset", str(file), "--operators", "conv-conv", "--seeds", "[7]"])
@@ -168,5 +168,5 @@ def test_a_dry_run_prints_the_commands(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_configuration_survives_json() -> None:
-    config = parse_run(["--xvolution.shift-distance", "[1, 2]", "--model-kwargs", '{"drop_rate": 0.1}'])
+    config = parse_run(["--dilation", "[1, 2]", "--model-kwargs", '{"drop_rate": 0.1}'])
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

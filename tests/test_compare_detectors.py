@@ -27,8 +27,9 @@ from xvolution.compare.commands import parse_compare
 from xvolution.compare.grid import Cell, cells, claim
 from xvolution.compare.register import comparison_of
 from xvolution.compare.timing import latencies
-from xvolution.deploy import ReparameterizationError
+from xvolution.conversion.config import Conversion, Placement
 from xvolution.models.detection import DetectorSpec, build_detector
+from xvolution.operator import ReparameterizationError
 from xvolution.training import DetectionConfig, DetectionEvaluation, InputError, RunError, TrainConfig
 from xvolution.training.commands import parse_run
 from xvolution.training.tasks import config_from_dict
@@ -195,7 +196,7 @@ def test_other_images_leave_no_interval_over_images(blocks: Path, tmp_path: Path
 
 
 def test_the_command_of_a_cell_trains_the_cell() -> None:
-    flags = ["--task", "segment", "--parts", '["backbone"]', "--norm", "batch", "--xvolution.stages", "[2]"]
+    flags = ["--task", "segment", "--parts", '["backbone"]', "--norm", "batch", "--stages", "[2]"]
     config, _ = parse_compare(["--operators", "xvolution:stages=[3,4]", *flags, "--output", "some where"])
     assert isinstance(config.recipe, DetectionConfig)
     assert (config.recipe.architecture, config.recipe.lr, config.recipe.epochs) == ("maskrcnn", 0.005, 12)
@@ -279,7 +280,7 @@ def test_images_without_objects_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["maskrcnn", "fcos"])
 def test_flops_are_those_that_do_not_depend_on_what_is_found(architecture: str) -> None:
     spec = DetectorSpec(architecture, backbone="timm/test_resnet", num_classes=2, min_size=60)
-    converted = replace(spec, conversion=XVolutionConfig(stages=(3,)).to_dict())
+    converted = replace(spec, conversion=Conversion(XVolutionConfig(), Placement(stages=(3,))).to_dict())
     plain, with_attention = (count_detector_flops(build_detector(each).eval()) for each in (spec, converted))
     assert plain.pixels == (64, 64)
     assert plain.masks == 0

@@ -8,8 +8,7 @@ import torch
 pytest.importorskip("torchvision")
 
 from tests.test_detection_models import PARTS, VERSIONS, images, small_detector
-from xvolution import ExportError
-from xvolution.deploy import ReparameterizationError, layouts_of, reparameterize, unfolded_of
+from xvolution import ExportError, ReparameterizationError, layouts_of, reparameterize, unfolded_of
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxSession
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import export_detector

@@ -13,7 +13,8 @@ torchvision = pytest.importorskip("torchvision")
 from torch import nn  # noqa: E402
 from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
 
-from xvolution import XVolution2d, XVolutionConfig  # noqa: E402
+from xvolution import XVolution2d, XVolutionConfig, conversion_summary  # noqa: E402
+from xvolution.conversion.config import Conversion, Placement  # noqa: E402
 from xvolution.models import ModelError, ModelSpec, build_model  # noqa: E402
 from xvolution.models.detect_parts import FixedBatchNorm2d  # noqa: E402
 from xvolution.models.detection import DetectorSpec, build_detector, modules_of_part, part_of  # noqa: E402
@@ -40,7 +41,7 @@ TWO_STAGES = {
     "rpn_post_nms_top_n_train": 16,
 }
 ONE_STAGE = {"score_thresh": 0.0, "detections_per_img": 8}
-STAGE = XVolutionConfig(stages=(3,)).to_dict()
+STAGE = Conversion(XVolutionConfig(), Placement(stages=(3,))).to_dict()
 
 
 def images() -> list[torch.Tensor]:
@@ -123,7 +124,7 @@ def test_conversion_keeps_the_detector_and_it_trains(architecture: str, version:
 )
 def test_each_part_alone(part: str, names: set[str]) -> None:
     detector = small_detector("maskrcnn", 1, (part,))
-    assert operators(detector) == names == {row.name for row in detector.summary.replaced}
+    assert operators(detector) == names == {row.name for row in conversion_summary(detector).replaced}
     assert names <= {name for name, _ in modules_of_part(detector, part)}
     assert part_of(detector, "roi_heads.box_head.fc6") is None
 
@@ -225,8 +226,8 @@ def test_descriptions_that_mean_nothing(values: dict, message: str) -> None:
         ({"backbone": "vit_tiny_patch16_224"}, "pyramid"),
         ({"trainable_layers": 6}, "trainable_layers is 6"),
         ({"kwargs": {"speed": 3}}, "speed"),
-        ({"conversion": {"stages": [7]}, "parts": ("backbone",)}, "4 stages"),
-        ({"conversion": {"names": ["nothing"]}}, "nothing"),
+        ({"conversion": {**STAGE, "where": {"stages": [7]}}, "parts": ("backbone",)}, "4 stages"),
+        ({"conversion": {**STAGE, "where": {"names": ["nothing"]}}}, "nothing"),
     ],
 )
 def test_detectors_that_cannot_be_built(values: dict, message: str) -> None:

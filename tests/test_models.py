@@ -10,7 +10,14 @@ import torch
 timm = pytest.importorskip("timm")
 
 from xvolution import XVolution2d, XVolutionConfig  # noqa: E402
+from xvolution.attention import Linear  # noqa: E402
+from xvolution.conversion.config import Conversion, Placement  # noqa: E402
 from xvolution.models import ModelError, ModelSpec, build_model  # noqa: E402
+
+
+def in_stages(*stages: int) -> dict:
+    """The description of X-volution in these stages."""
+    return Conversion(XVolutionConfig(), Placement(stages=stages)).to_dict()
 
 
 def operators(model: torch.nn.Module) -> list[str]:
@@ -30,11 +37,12 @@ def test_registered_networks_are_timms_with_the_third_stage_converted(depth: int
 
 
 def test_registered_networks_take_stages_config_and_timms_arguments() -> None:
-    config = XVolutionConfig(attention="linear")
+    config = XVolutionConfig(attention=Linear(num_heads=2))
     model = timm.create_model(
         "xvolution_resnet18", num_classes=3, in_chans=1, stages=(4,), xvolution=config, layers=[1, 1, 1, 1]
     )
     assert operators(model) == ["layer4.0.conv1", "layer4.0.conv2"]
+    assert model.layer4[0].conv1.attention.config == Linear(num_heads=2)
     assert model(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
 
 
@@ -43,16 +51,14 @@ def test_a_converted_network_starts_as_the_plain_one() -> None:
     torch.manual_seed(0)
     plain = build_model(ModelSpec("resnet18", 10, kwargs=small, small_images=True)).eval()
     torch.manual_seed(0)
-    xvolution = XVolutionConfig(stages=(3,)).to_dict()
+    xvolution = in_stages(3)
     converted = build_model(ModelSpec("resnet18", 10, kwargs=small, small_images=True, conversion=xvolution)).eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(converted(x), plain(x))
 
 
 def test_a_description_builds_the_same_network_again() -> None:
-    spec = ModelSpec(
-        "xvolution_resnet18", 7, kwargs={"layers": [1, 1, 1, 1]}, conversion=XVolutionConfig(stages=(2,)).to_dict()
-    )
+    spec = ModelSpec("xvolution_resnet18", 7, kwargs={"layers": [1, 1, 1, 1]}, conversion=in_stages(2))
     again = ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
     a, b = build_model(spec), build_model(again)
@@ -72,7 +78,7 @@ def test_the_small_image_stem_keeps_the_resolution() -> None:
         (ModelSpec("resnet18", 10, kwargs={"depth": 3}), "cannot build"),
         (ModelSpec("vgg11", 10, small_images=True), "none"),
         (ModelSpec("xvolution_resnet18", 10), "the plain one is called resnet18"),
-        (ModelSpec("resnet18", 10, conversion=XVolutionConfig(stages=(9,)).to_dict()), "cannot be converted"),
+        (ModelSpec("resnet18", 10, conversion=in_stages(9)), "cannot be converted"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )

@@ -11,14 +11,16 @@ from torch import nn
 
 from tests.core.networks import SmallNet, randomize
 from xvolution import XVolution1d, XVolution2d, XVolutionConfig, convert, export, reparameterize
+from xvolution.attention import PixelShift
 from xvolution.deploy.equalize import equalize
 from xvolution.deploy.quantize import QuantizationError, quantize
 
 
-def unbalanced(layout: str, operator: type = XVolution2d, **options: Any) -> nn.Module:
+def unbalanced(layout: str, attention: PixelShift, operator: type = XVolution2d, **options: Any) -> nn.Module:
     """A deployed operator in fp64 whose channels of q and k differ by orders of magnitude."""
     torch.manual_seed(0)
-    module = randomize(operator(8, 16, 3, padding=1, zero_init=False, dtype=torch.float64, **options)).eval()
+    options |= {"attention": attention, "zero_init": False, "dtype": torch.float64}
+    module = randomize(operator(8, 16, 3, padding=1, **options)).eval()
     with torch.no_grad():
         for convolution in (module.attention.query, module.attention.windows[0]):
             spread = torch.logspace(-3, 3, convolution.out_channels, dtype=torch.float64)
@@ -30,7 +32,7 @@ def unbalanced(layout: str, operator: type = XVolution2d, **options: Any) -> nn.
 @pytest.mark.parametrize("gate", ["identity", "sigmoid", "tanh"])
 @pytest.mark.parametrize("layout", ["single", "split"])
 def test_equalization_changes_nothing(layout: str, gate: str, groups: int) -> None:
-    deployed = unbalanced(layout, gate=gate, groups=groups)
+    deployed = unbalanced(layout, PixelShift(gate=gate), groups=groups)
     x = torch.randn(4, 8, 9, 7, dtype=torch.float64)
     before = {name: tensor.clone() for name, tensor in deployed.state_dict().items()}
     equal = equalize(deployed, [x])
@@ -41,13 +43,13 @@ def test_equalization_changes_nothing(layout: str, gate: str, groups: int) -> No
 
 @pytest.mark.parametrize("layout", ["single", "split"])
 def test_equalization_in_one_dimension_and_several_windows(layout: str) -> None:
-    deployed = unbalanced(layout, XVolution1d, shift_distance=(1, 2), gate="tanh")
+    deployed = unbalanced(layout, PixelShift(dilation=(1, 2), gate="tanh"), XVolution1d)
     x = torch.randn(4, 8, 20, dtype=torch.float64)
     torch.testing.assert_close(equalize(deployed, [x])(x), deployed(x), rtol=1e-12, atol=1e-12)
 
 
 def test_parts_of_the_single_convolution_get_one_range() -> None:
-    deployed = unbalanced("single", gate="identity", global_term=False)
+    deployed = unbalanced("single", PixelShift(gate="identity", pooled_key=False))
     x = torch.randn(8, 8, 9, 7, dtype=torch.float64)
     equal = equalize(deployed, [x])
     y, query, window_sum = equal.parts(x)
@@ -59,7 +61,7 @@ def test_parts_of_the_single_convolution_get_one_range() -> None:
 
 
 def test_channels_of_the_split_layout_get_one_range() -> None:
-    deployed = unbalanced("split", gate="sigmoid")
+    deployed = unbalanced("split", PixelShift())
     x = torch.randn(8, 8, 9, 7, dtype=torch.float64)
     window_sum = equalize(deployed, [x]).parts(x)[2].abs().amax((0, 2, 3))
     assert window_sum.max() < 4 * window_sum.min()
@@ -77,7 +79,7 @@ def test_norms_on_the_window_sum_are_left_alone() -> None:
 
 def test_equalization_needs_images() -> None:
     with pytest.raises(ValueError, match="calibration holds no batch"):
-        equalize(unbalanced("single"), [])
+        equalize(unbalanced("single", PixelShift()), [])
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def calibration() -> list[torch.Tensor]:
 
 def test_equalization_saves_what_one_scale_would_lose(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    deployed, calibration = unbalanced("split", gate="sigmoid").float(), [torch.randn(8, 8, 16, 16)]
+    deployed, calibration = unbalanced("split", PixelShift()).float(), [torch.randn(8, 8, 16, 16)]
     before = quantize(deployed, tmp_path / "before.onnx", calibration)
     after = quantize(equalize(deployed, calibration), tmp_path / "after.onnx", calibration)
     assert before.relative_error > 0.5

@@ -1,1 +1,1 @@
-"""Every architecture of timm and torchvision: converted, differentiated, re-parameterized, and compared at each step."""
+"""Every architecture of timm and torchvision: converted, differentiated, re-parameterized, compared at each step."""

@@ -14,7 +14,8 @@ from benchmarks.coverage.networks import Architecture, Example, candidates
 from benchmarks.coverage.outlook import nothing_to_convert, outlook
 from benchmarks.randomize import batch_norms, randomize_attention, randomize_scales, randomize_statistics
 from xvolution import convert, reparameterize
-from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
+from xvolution.conversion.outputs import TOLERANCE, difference, tensors_in
+from xvolution.conversion.summary import record_of
 
 #: In float64, relative error of each operator on its own input; and what rounding may grow to through the network.
 OPERATOR_LIMIT = 1e-12
@@ -54,8 +55,8 @@ def _examine(architecture: Architecture) -> dict[str, Any]:
     if _is_equal(record):
         return record | {"status": "equal"}
     errors = (
-        f"{record['conversion_error']:.1e} after conversion, {record['deployment_error']:.1e} after re-parameterization, "
-        f"{record['operator_error']:.1e} in one operator"
+        f"{record['conversion_error']:.1e} after conversion, "
+        f"{record['deployment_error']:.1e} after re-parameterization, {record['operator_error']:.1e} in one operator"
     )
     return record | {"status": "failed", "reason": f"outputs differ in {record['dtype']}: {errors}"}
 
@@ -73,7 +74,7 @@ def _measured(architecture: Architecture, dtype: torch.dtype) -> dict[str, Any]:
     network, example, expected = _prepared(architecture, dtype)
     with _step("conversion"):
         network = convert(network, inplace=True, example_inputs=example.evaluation)
-    names = [row.name for row in vars(network)["summary"].replaced]
+    names = [row.name for row in record_of(network).replaced]
     with _step("running the converted network"):
         converted = _evaluate(network, example)
     randomize_attention([network.get_submodule(name) for name in names])

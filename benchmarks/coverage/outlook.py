@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.coverage.networks import Architecture
-from xvolution import XVolutionConfig
-from xvolution.surgery.selection import convolutions, select
+from xvolution.conversion.config import Placement
+from xvolution.conversion.selection import convolutions, select
 
 
 def outlook(architecture: Architecture) -> tuple[list[str], dict[str, int]]:
@@ -18,7 +18,7 @@ def outlook(architecture: Architecture) -> tuple[list[str], dict[str, int]]:
         # Without memory for weights, which most networks without convolutions do not have to spend then.
         with torch.device("meta"):
             network = architecture.build()
-        selected = select(network, XVolutionConfig())
+        selected = select(network, Placement())
         left = left_behind(network, selected)
         if set(left) <= {"1x1", "stem"}:
             return selected, left
@@ -26,7 +26,7 @@ def outlook(architecture: Architecture) -> tuple[list[str], dict[str, int]]:
         pass
     # Whether a subclass computes a plain convolution is told from its numbers.
     network = architecture.build()
-    selected = select(network, XVolutionConfig())
+    selected = select(network, Placement())
     return selected, left_behind(network, selected)
 
 

@@ -1,41 +1,18 @@
 """X-volution: convolution and self-attention in training, one convolution in deployment."""
 
-from xvolution import functional
-from xvolution.deploy import (
-    CollapseReport,
-    ExportError,
-    ExportReport,
-    ReparameterizationError,
-    collapse,
-    dynamic_kernel,
-    export,
-    layouts_of,
-    reparameterize,
-    unfolded_of,
-)
-from xvolution.nn import (
-    GlobalAttention1d,
-    GlobalAttention2d,
-    GlobalAttention3d,
-    ImageAttention1d,
-    ImageAttention2d,
-    ImageAttention3d,
-    LinearAttention1d,
-    LinearAttention2d,
-    LinearAttention3d,
-    PixelShiftAttention1d,
-    PixelShiftAttention2d,
-    PixelShiftAttention3d,
-    SharedValueAttention1d,
-    SharedValueAttention2d,
-    SharedValueAttention3d,
-    XVolution1d,
-    XVolution2d,
-    XVolution3d,
-)
-from xvolution.surgery import ConversionError, ConversionSummary, XVolutionConfig, convert
+from xvolution import attention, functional
+from xvolution import operators as operators  # registers what convert() takes by name
+from xvolution.conversion.config import XVolutionConfig
+from xvolution.conversion.convert import ConversionError, convert
+from xvolution.conversion.register import OperatorConfig
+from xvolution.conversion.summary import ConversionSummary, conversion_summary
+from xvolution.deploy.collapse import CollapseReport, collapse
+from xvolution.deploy.dynamic_kernel import dynamic_kernel
+from xvolution.deploy.export import ExportError, ExportReport, export
+from xvolution.deploy.reparameterize import layouts_of, reparameterize, unfolded_of
+from xvolution.operator import ReparameterizationError, XVolution1d, XVolution2d, XVolution3d
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CollapseReport",
@@ -43,28 +20,16 @@ __all__ = [
     "ConversionSummary",
     "ExportError",
     "ExportReport",
-    "GlobalAttention1d",
-    "GlobalAttention2d",
-    "GlobalAttention3d",
-    "ImageAttention1d",
-    "ImageAttention2d",
-    "ImageAttention3d",
-    "LinearAttention1d",
-    "LinearAttention2d",
-    "LinearAttention3d",
-    "PixelShiftAttention1d",
-    "PixelShiftAttention2d",
-    "PixelShiftAttention3d",
+    "OperatorConfig",
     "ReparameterizationError",
-    "SharedValueAttention1d",
-    "SharedValueAttention2d",
-    "SharedValueAttention3d",
     "XVolution1d",
     "XVolution2d",
     "XVolution3d",
     "XVolutionConfig",
     "__version__",
+    "attention",
     "collapse",
+    "conversion_summary",
     "convert",
     "dynamic_kernel",
     "export",

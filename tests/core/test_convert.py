@@ -1,6 +1,7 @@
 """Conversion keeps what a network computes, and says what it did."""
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -8,7 +9,11 @@ import torch
 from torch import nn
 
 from tests.core.networks import Residual, SmallNet, randomize
-from xvolution import ConversionError, XVolution2d, XVolutionConfig, convert
+from xvolution import ConversionError, XVolution2d, XVolutionConfig, conversion_summary, convert, reparameterize
+from xvolution.attention import ChannelGate, GatedDepthwise, Global, Linear, PixelShift, PixelShiftDot
+from xvolution.conversion.config import Conversion, Placement
+from xvolution.conversion.register import conversion_from_dict, operator_names
+from xvolution.operators import ACmix2d
 
 
 def operators_in(model):
@@ -38,12 +43,12 @@ def test_outputs_stay_and_norms_move_in(network, images):
 @pytest.mark.parametrize(
     "options",
     [
-        {"gate": "sigmoid", "query_norm": True, "window_norm": True, "global_term": True},
-        {"similarity": "dot", "heads": 2},
-        {"attention": "linear"},
-        {"attention": "global"},
-        {"attention": "image"},
-        {"attention": "shared"},
+        {"attention": PixelShift(gate="sigmoid", query_norm=True, window_norm=True, pooled_key=True)},
+        {"attention": PixelShiftDot(num_heads=2)},
+        {"attention": Linear()},
+        {"attention": Global()},
+        {"attention": ChannelGate()},
+        {"attention": GatedDepthwise()},
         {"norm_layer": None},
         {"norm_layer": lambda channels: nn.GroupNorm(2, channels)},
         {"attention": lambda conv: nn.Conv2d(conv.in_channels, conv.out_channels, 1)},
@@ -74,8 +79,8 @@ def test_modes_of_all_modules_are_kept(network):
 
 
 def test_selection(network):
-    def names(filter_fn=None, **options):
-        return operators_in(convert(network, XVolutionConfig(**options), filter_fn))
+    def names(filter_fn=None, **where):
+        return operators_in(convert(network, XVolutionConfig(), filter_fn=filter_fn, **where))
 
     assert names(stages=(2,)) == ["layer2.conv1", "layer2.conv2"]
     assert names(names=("layer1.*1", "stem")) == ["stem", "layer1.conv1"]
@@ -90,15 +95,45 @@ def test_selection(network):
         convert(nn.Linear(2, 2))
 
 
+def test_what_goes_in_by_name_or_configuration(network, images):
+    linear = convert(network, "linear")
+    assert all(linear.get_submodule(name).attention.config == Linear() for name in operators_in(linear))
+    assert torch.equal(linear(images), network(images))
+    acmix = convert(network, "acmix", stages=(2,))
+    assert type(acmix.layer2.conv1) is ACmix2d
+    assert type(acmix.layer1.conv1) is nn.Conv2d
+    heads = convert(network, XVolutionConfig(attention=Linear(num_heads=4)), names=("layer2.*",))
+    assert operators_in(heads) == ["layer2.conv1", "layer2.conv2"]
+    assert heads.layer2.conv1.attention.heads == 4
+    by_name = convert(network, XVolutionConfig(attention="linear"), stages=[1])
+    assert by_name.layer1.conv1.attention.config == Linear()
+
+
+def test_requests_that_mean_nothing_are_sentences(network):
+    with pytest.raises(ValueError, match=r"stages is 3; give several in a list or tuple, or one as \(3,\)"):
+        convert(network, stages=3)
+    with pytest.raises(
+        ValueError, match=r"names is 'layer2'; give several in a list or tuple, or one as \('layer2',\)"
+    ):
+        convert(network, names="layer2")
+    with pytest.raises(ValueError, match="kernel_sizes is 3; give several"):
+        convert(network, kernel_sizes=3)
+    with pytest.raises(ValueError, match=r"operator is 'linaer'; allowed are .*'linear', .*'acmix'") as refusal:
+        convert(network, "linaer")
+    assert all(repr(name) in str(refusal.value) for name in operator_names())
+    with pytest.raises(ValueError, match=r"attention is 'pssa'; allowed are 'channel_gate', .*'pixel_shift'"):
+        XVolutionConfig(attention="pssa")
+
+
 def test_converting_again_changes_nothing(network, images):
     once = convert(network, XVolutionConfig())
     twice = convert(once, XVolutionConfig())
     assert operators_in(twice) == operators_in(once)
     assert torch.equal(twice(images), once(images))
-    more = convert(convert(network, XVolutionConfig(stages=(1,))), XVolutionConfig())
+    more = convert(convert(network, XVolutionConfig(), stages=(1,)), XVolutionConfig())
     assert operators_in(more) == operators_in(once)
     with pytest.raises(ValueError, match="selects no convolution"):
-        convert(once, XVolutionConfig(names=("nonsense",)))
+        convert(once, names=("nonsense",))
 
 
 def test_shared_modules_are_replaced_once_and_stay_shared(images):
@@ -204,20 +239,21 @@ def test_checkpoints_of_the_plain_model_load(network, images):
 
 
 def test_the_summary_counts(network):
-    summary = convert(network, XVolutionConfig(stages=(2,))).summary
+    converted = convert(network, stages=(2,))
+    summary = conversion_summary(converted)
     assert [row.name for row in summary.replaced] == ["layer2.conv1", "layer2.conv2"]
     assert summary.parameters_before == sum(p.numel() for p in network.parameters())
-    assert summary.parameters_after == sum(
-        p.numel() for p in convert(network, XVolutionConfig(stages=(2,))).parameters()
-    )
+    assert summary.parameters_after == sum(p.numel() for p in converted.parameters())
     assert summary.flops_after > summary.flops_before > 0
     assert "layer2.conv1  3x3 8->8  layer2.norm1" in str(summary)
     assert "2 convolutions replaced" in str(summary)
 
 
 def test_the_configuration_survives_json():
-    config = XVolutionConfig(stages=[3], gate="tanh", shift_distance=(1, 2), names=["a.*"])
-    assert XVolutionConfig.from_dict(config.to_dict()) == config
+    config = XVolutionConfig(attention=PixelShift(gate="tanh", dilation=(1, 2)))
+    assert XVolutionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    conversion = Conversion(config, Placement.of([3], None, ["a.*"]))
+    assert conversion_from_dict(json.loads(json.dumps(conversion.to_dict()))) == conversion
     with pytest.raises(ValueError, match="unknown fields colour"):
         XVolutionConfig.from_dict({"colour": 1})
     with pytest.raises(ValueError, match="norm_layer is 'Batch'"):
@@ -233,9 +269,24 @@ def test_resnets_convert_by_stage(source, name):
     torch.manual_seed(0)
     model = randomize((models.create_model if source == "timm" else models.get_model)(name)).eval()
     x = torch.randn(1, 3, 64, 64)
-    converted = convert(model, XVolutionConfig(stages=(3,)))
+    converted = convert(model, stages=(3,))
     assert operators_in(converted) == [f"layer3.{block}.conv2" for block in range(6)]
     assert torch.equal(converted(x), model(x))
+
+
+def test_tensorflow_padding_converts_and_deploys_exactly():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = randomize(timm.create_model("tf_efficientnet_lite0")).double().eval()
+    x = torch.randn(1, 3, 65, 50, dtype=torch.float64)
+    converted = convert(model, kernel_sizes=(3, 5), example_inputs=x)
+    kinds = {type(converted.get_submodule(name).conv).__name__ for name in operators_in(converted)}
+    assert kinds == {"Conv2d", "Conv2dSame"}
+    assert torch.equal(converted(x), model(x))
+    for name in operators_in(converted):
+        nn.init.normal_(converted.get_submodule(name).attention_norm.weight, std=0.1)
+    deployed = reparameterize(converted, x, layout="single")
+    assert (deployed(x) - converted(x)).abs().max() < 1e-12 * converted(x).abs().max()
 
 
 @pytest.mark.parametrize(
@@ -245,7 +296,7 @@ def test_other_timm_networks_convert_by_feature_info(name, stage):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model = randomize(timm.create_model(name)).eval()
-    converted = convert(model, XVolutionConfig(stages=(2,)))
+    converted = convert(model, stages=(2,))
     assert operators_in(converted)
     assert all(operator.startswith(f"{stage}.") for operator in operators_in(converted))
     x = torch.randn(1, 3, 64, 64)

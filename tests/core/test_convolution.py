@@ -8,7 +8,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.core.networks import randomize
 from xvolution import XVolution2d, XVolutionConfig, convert, reparameterize
-from xvolution.nn.convolution import is_convolution, kernel_of, padding_of
+from xvolution.attention import Global, Linear, PixelShift, PixelShiftDot
+from xvolution.convolutions import conv_over, geometry_of, is_convolution, kernel_of, padding_of
+from xvolution.geometry import Geometry
 
 
 class Standardized(nn.Conv2d):
@@ -32,6 +34,22 @@ class PaddedBySize(nn.Conv2d):
             total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
             widths += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, widths), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class PaddedByModule(nn.Conv2d):
+    """TensorFlow's SAME for one image size, by a module of its own, as EfficientNet's ports have it."""
+
+    def __init__(self, *args, image_size=16, **options):
+        super().__init__(*args, **options)
+        widths = []
+        for k, s, d in zip(*map(reversed, (self.kernel_size, self.stride, self.dilation)), strict=True):
+            total = max((-(-image_size // s) - 1) * s + (k - 1) * d + 1 - image_size, 0)
+            widths += [total // 2, total - total // 2]
+        self.static_padding = nn.ZeroPad2d(widths)
+
+    def forward(self, x):
+        x = self.static_padding(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Squared(nn.Conv2d):
@@ -58,6 +76,10 @@ UNDERSTOOD = {
     "standardized": lambda: Standardized(4, 8, 3, padding=1),
     "padded by size": lambda: PaddedBySize(4, 8, 3, stride=2),
     "padded by size, dilated": lambda: PaddedBySize(4, 8, 5, stride=(2, 1), dilation=2),
+    "padded by size, stride 1": lambda: PaddedBySize(4, 8, 3),
+    "padded by size, even": lambda: PaddedBySize(4, 8, 4, groups=4),
+    "padded by a module": lambda: PaddedByModule(4, 8, 3, bias=False),
+    "padded by a module, even": lambda: PaddedByModule(4, 8, 4, dilation=3),
     "parametrized": parametrized,
     "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(4, 8, 3, padding=1)),
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Conv2d(4, 8, 3, padding=1)),
@@ -77,7 +99,7 @@ def test_understood_convolutions_convert_and_deploy_exactly(name, size):
     converted = convert(model, XVolutionConfig(), example_inputs=x)
     operator = converted[1]
     assert isinstance(operator, XVolution2d)
-    torch.testing.assert_close(converted(x), model(x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(converted(x), model(x))
     nn.init.normal_(operator.attention_norm.weight)
     nn.init.normal_(operator.attention_norm.bias)
     for layout in ("single", "split"):
@@ -107,19 +129,34 @@ def test_hooks_of_the_user_are_not_run():
 
 def test_lazy_convolutions_are_left_alone():
     assert not is_convolution(nn.LazyConv2d(4, 3))
+    with pytest.raises(ValueError, match="LazyConv2d has no weights yet; run the network once"):
+        kernel_of(nn.LazyConv2d(4, 3))
+
+
+def test_geometry_of():
+    assert geometry_of(nn.Conv2d(4, 4, 3, padding="same")) == Geometry.create(3, padding="same")
+    assert geometry_of(PaddedBySize(4, 4, 3, stride=2)) == Geometry.create(3, 2, "same_upper")
+    assert geometry_of(Standardized(4, 4, 3, padding=(1, 0))) == Geometry.create(3, padding=(1, 0))
 
 
 def test_padding_of():
     assert padding_of(nn.Conv2d(4, 4, 3, padding="same")) == "same"
+    assert padding_of(nn.Conv2d(4, 4, 3, padding=(1, 0))) == (1, 0)
     assert padding_of(PaddedBySize(4, 4, 3, stride=2)) == "same_upper"
+    assert padding_of(PaddedBySize(4, 4, 3)) == "same"
+    assert padding_of(conv_over(Geometry.create(3, 2, "same_upper"), 4, 4)) == "same_upper"
     assert padding_of(Standardized(4, 4, 3, padding=(1, 0))) == (1, 0)
+    uneven = Geometry((3, 3), (2, 2), ((0, 1), (1, 1)), (1, 1))
+    with pytest.raises(ValueError, match=r"pads by \(\(0, 1\), \(1, 1\)\) pixels, which no padding of nn.Conv2d says"):
+        padding_of(conv_over(uneven, 4, 4))
 
 
 @pytest.mark.parametrize("branch", ["query", "key", "value"])
 def test_parametrized_attention_is_materialized(branch):
     torch.manual_seed(0)
-    for options in ({}, {"similarity": "dot"}, {"attention": "linear"}, {"attention": "global"}):
-        operator = randomize(XVolution2d(4, 8, 3, padding=1, **options, zero_init=False, dtype=torch.float64)).eval()
+    for attention in (PixelShift(), PixelShiftDot(), Linear(), Global()):
+        options = {"attention": attention, "zero_init": False, "dtype": torch.float64}
+        operator = randomize(XVolution2d(4, 8, 3, padding=1, **options)).eval()
         parametrizations.weight_norm(getattr(operator.attention, branch)).eval()
         x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
         deployed = reparameterize(operator, x)

@@ -1,4 +1,4 @@
-"""Signals and videos: conversion, the four steps to deployment, and the branches in one and three dimensions."""
+"""Networks for signals and videos: the four steps from conversion to what is written."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.core.networks import randomize
 from xvolution import XVolution1d, XVolution2d, XVolution3d, XVolutionConfig, collapse, convert, export, reparameterize
-from xvolution.deploy.deployed import DeployedXVolution
+from xvolution.attention.deployed import DeployedOperator
 
 
 class SignalBlock(nn.Module):
@@ -74,44 +74,8 @@ def test_networks_for_videos(name):
     torch.manual_seed(0)
     x = torch.randn(1, 3, 4, 32, 32)
     converted, deployed = walk(getattr(video, name)(num_classes=5), torch.cat([x, x.flip(2)]), XVolution3d, "split")
-    assert sum(isinstance(module, DeployedXVolution) for module in deployed.modules()) >= 16
+    assert sum(isinstance(module, DeployedOperator) for module in deployed.modules()) >= 16
     torch.testing.assert_close(deployed(x), converted(x), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(("kind", "size"), [(XVolution1d, (12,)), (XVolution3d, (5, 6, 7))])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"similarity": "dot", "heads": 2},
-        {"attention": "linear"},
-        {"attention": "global"},
-        {"attention": "image"},
-        {"attention": "shared"},
-    ],
-    ids=str,
-)
-def test_every_branch_has_its_gradient(kind, size, options):
-    torch.manual_seed(0)
-    operator = kind(4, 8, 3, 2, 1, **options, zero_init=False)
-    x = torch.randn(2, 4, *size, requires_grad=True)
-    y = operator(x)
-    assert y.shape == operator.conv(x).shape
-    y.square().mean().backward()
-    assert all(torch.isfinite(p.grad).all() for p in (x, *operator.parameters()))
-    assert operator(x[0]).shape == y.shape[1:]
-
-
-def test_norms_are_taken_in_the_operators_dimensions():
-    assert type(XVolution1d(4, 4, 3).attention_norm) is nn.BatchNorm1d
-    assert type(XVolution3d(4, 4, 3, norm_layer=nn.InstanceNorm1d, zero_init=False).conv_norm) is nn.InstanceNorm3d
-
-
-def test_the_wrong_dimension_is_refused():
-    with pytest.raises(ValueError, match=r"XVolution2d goes in the place of an nn\.Conv2d, not of Conv1d"):
-        XVolution2d.from_conv(nn.Conv1d(4, 4, 3))
-    with pytest.raises(ValueError, match="has 3 numbers for 2 dimensions"):
-        XVolution2d(4, 4, (3, 3, 3), padding="same_upper")
 
 
 def test_a_convolution_over_channels_is_left_alone():
@@ -129,12 +93,3 @@ def test_a_convolution_over_channels_is_left_alone():
     converted = convert(ChannelAttention())
     assert type(converted.channels) is nn.Conv1d
     assert type(converted.conv2) is XVolution2d
-
-
-def test_deployed_forms_tell_the_geometry_of_the_convolution():
-    for options in ({}, {"attention": "linear"}, {"attention": "image"}, {"attention": "shared"}):
-        operator = XVolution2d(8, 16, (3, 5), (2, 1), (1, 2), groups=2, **options).eval()
-        for layout in ("single", "split"):
-            deployed = reparameterize(operator, layout=layout)
-            for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
-                assert getattr(deployed, name) == getattr(operator, name), name

@@ -4,36 +4,29 @@ import pytest
 import torch
 from torch import nn
 
+from tests.core.cases import CASES, VARIANTS
 from tests.core.networks import SmallNet, randomize
 from xvolution import ExportError, XVolution2d, XVolutionConfig, convert, export, reparameterize
+from xvolution.attention import ChannelGate, GatedDepthwise
 from xvolution.deploy.runtimes import base
 from xvolution.deploy.runtimes.torch_export import LoadedProgram
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-BRANCHES = [
-    {"gate": "sigmoid", "global_term": True, "window_norm": True},
-    {"similarity": "dot"},
-    {"attention": "linear"},
-    {"attention": "global"},
-    {"attention": "global", "query_key_norm": True},
-    {"attention": "image"},
-    {"attention": "image", "separable": True},
-    {"attention": "image", "channel_keys": True},
-    {"attention": "shared"},
-]
 
-
-def deployed_network(**options):
+def deployed_network(attention=None):
     torch.manual_seed(0)
-    return reparameterize(randomize(convert(SmallNet(), XVolutionConfig(stages=(2,), **options))).eval())
+    config = None if attention is None else XVolutionConfig(attention=attention)
+    return reparameterize(randomize(convert(SmallNet(), config, stages=(2,))).eval())
 
 
-@pytest.mark.parametrize("options", BRANCHES)
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_every_branch_exports_with_open_batch_and_size(tmp_path, options, ending):
-    report = export(deployed_network(**options), tmp_path / f"model.{ending}", torch.randn(1, 3, 16, 16))
+def test_every_branch_exports_with_open_batch_and_size(tmp_path, branch, variant, ending):
+    report = export(
+        deployed_network(CASES[branch].variants[variant]), tmp_path / f"model.{ending}", torch.randn(1, 3, 16, 16)
+    )
     assert report.dynamic == "batch and image size"
     assert report.relative_error <= 1e-4
     assert [file.name for file in tmp_path.iterdir()] == [f"model.{ending}"]
@@ -119,17 +112,17 @@ def test_train_mode_and_missing_packages_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "fixed"),
+    ("attention", "fixed"),
     [
-        ({"attention": "image"}, 1),
-        ({"attention": "image", "separable": True}, 1),
-        ({"attention": "image", "channel_keys": True}, 1),
-        ({"attention": "shared"}, 2),
+        (ChannelGate(), 1),
+        (ChannelGate(separable=True), 1),
+        (ChannelGate(channel_keys=True), 1),
+        (GatedDepthwise(), 2),
     ],
 )
-def test_a_kernel_for_each_image_is_one_convolution_for_a_fixed_batch(tmp_path, options, fixed):
+def test_a_kernel_for_each_image_is_one_convolution_for_a_fixed_batch(tmp_path, attention, fixed):
     onnx = pytest.importorskip("onnx")
-    layer = XVolution2d(8, 8, 3, padding=1, zero_init=False, **options)
+    layer = XVolution2d(8, 8, 3, padding=1, zero_init=False, attention=attention)
     layer = randomize(layer).eval()
     layer = reparameterize(layer, layout="single")
     for images, dynamic, convolutions in ((1, False, fixed), (3, False, fixed), (1, True, 2)):

@@ -8,13 +8,14 @@ from torch import nn
 
 from tests.core.networks import randomize
 from xvolution import XVolution1d, XVolution2d, XVolution3d, functional
-from xvolution.kernels import reference
-from xvolution.nn import fused
+from xvolution.attention import PixelShift, PixelShiftAttention
+from xvolution.attention.fused import reference, step
+from xvolution.geometry import per_channel
 
 
 @pytest.fixture(autouse=True)
 def _serve_small_maps(monkeypatch):
-    monkeypatch.setattr(fused, "SMALLEST", 1)
+    monkeypatch.setattr(step, "SMALLEST", 1)
 
 
 GEOMETRIES = {
@@ -91,7 +92,7 @@ def test_the_reference_is_the_formula():
         mean_weight * scale_k,
         padding=1,
     )
-    shift, scale = (functional.per_channel(part, y) for part in (of_output[0], (of_output[1] + 1e-3).rsqrt()))
+    shift, scale = (per_channel(part, y) for part in (of_output[0], (of_output[1] + 1e-3).rsqrt()))
     expected = reference.add_attention(
         y, query, key, window, mean_weight, ones, ones, value, channels, "identity", *options[1:]
     )
@@ -123,9 +124,9 @@ def test_vmap_runs_the_operator_for_each_element():
 BLOCKS = {
     "default": (XVolution2d, {}),
     "stride": (XVolution2d, {"stride": 2}),
-    "groups": (XVolution2d, {"groups": 2, "gate": "tanh"}),
-    "window": (XVolution2d, {"window": 5}),
-    "no-mean": (XVolution2d, {"global_term": False, "gate": "identity"}),
+    "groups": (XVolution2d, {"groups": 2, "attention": PixelShift(gate="tanh")}),
+    "window": (XVolution2d, {"attention": PixelShift(window=5)}),
+    "no-mean": (XVolution2d, {"attention": PixelShift(pooled_key=False, gate="identity")}),
     "signal": (XVolution1d, {}),
     "video": (XVolution3d, {}),
 }
@@ -148,8 +149,8 @@ def apart(module, x):
 
 def together(module, x):
     y = module.conv_norm(module.conv(x))
-    assert fused.serves(module.attention, module.attention_norm, y)
-    return fused.add_branch(y, x, module.attention, module.attention_norm)
+    assert step.serves(module.attention, module.attention_norm, y)
+    return step.add_branch(y, x, module.attention, module.attention_norm)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -239,7 +240,7 @@ def test_gradients_of_each_sample_in_train_mode():
 
 
 def disturbed(what):
-    options = {"distances": {"shift_distance": (1, 2)}, "reflect": {"padding_mode": "reflect"}}
+    options = {"dilations": {"attention": PixelShift(dilation=(1, 2))}, "reflect": {"padding_mode": "reflect"}}
     module = block("default", **options.get(what, {}))
     if what == "hooked":
         module.attention.value.register_forward_hook(lambda *_: None)
@@ -253,29 +254,49 @@ def disturbed(what):
         module.attention_norm.momentum = None
     elif what == "evaluation":
         module.eval()
+    elif what == "patched":
+        module.attention.forward = lambda x: module.conv(x)
     return module
 
 
-@pytest.mark.parametrize(
-    "what", ["distances", "reflect", "hooked", "parametrized", "synchronized", "frozen", "cumulative", "evaluation"]
-)
+DISTURBED = (
+    "dilations", "reflect", "hooked", "parametrized", "synchronized", "frozen", "cumulative", "evaluation", "patched",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DISTURBED)
 def test_everything_else_runs_as_modules(what):
     module = disturbed(what)
-    assert not fused.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
+    assert not step.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
+
+
+def test_a_subclass_trains_by_its_own_forward():
+    class Doubled(PixelShiftAttention):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module = block("default", norm_layer=None)
+    expected = apart(copy.deepcopy(module), images(module))
+    module.attention.__class__ = Doubled
+    doubled = module(images(module))
+    torch.testing.assert_close(doubled - module.conv(images(module)), 2 * (expected - module.conv(images(module))))
+    module = block("default")
+    module.attention.__class__ = Doubled
+    torch.testing.assert_close(module(images(module)), apart(module, images(module)))
 
 
 def test_one_value_for_each_channel_is_refused_as_before():
     module = block("default")
-    assert not fused.serves(module.attention, module.attention_norm, torch.zeros(1, 8, 1, 1))
+    assert not step.serves(module.attention, module.attention_norm, torch.zeros(1, 8, 1, 1))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         module(torch.zeros(1, 4, 1, 1, dtype=torch.float64))
 
 
 def test_small_maps_and_other_devices_run_as_modules(monkeypatch):
     module = block("default")
-    assert fused.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
+    assert step.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
     monkeypatch.undo()
-    assert not fused.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
+    assert not step.serves(module.attention, module.attention_norm, torch.zeros(3, 8, 8, 7))
     large = torch.zeros(()).expand(32, 64, 56, 56)
-    assert fused.serves(module.attention, module.attention_norm, large)
-    assert not fused.serves(module.attention, module.attention_norm, large.to("meta"))
+    assert step.serves(module.attention, module.attention_norm, large)
+    assert not step.serves(module.attention, module.attention_norm, large.to("meta"))

@@ -7,10 +7,11 @@ from torch.overrides import TorchFunctionMode
 
 from tests.core.networks import randomize
 from xvolution import XVolution2d, reparameterize
-from xvolution.nn.geometry import CONVOLUTIONS, ExplicitPadding, Geometry, conv_over
+from xvolution.attention import ATTENTION
+from xvolution.convolutions import CONVOLUTIONS, ExplicitPadding, conv_over, geometry_of
+from xvolution.operator import fold
 
 CONVOLVE = (torch.conv1d, torch.conv2d, torch.conv3d)
-BRANCHES = ({}, {"similarity": "dot"}, {"attention": "linear"}, {"attention": "global"})
 
 
 class RecordedConvolutions(TorchFunctionMode):
@@ -54,7 +55,7 @@ def test_outputs_and_gradients_are_those_of_torch(dims, seed):
     expected = CONVOLUTIONS[dims](
         in_channels, out_channels, 1, stride, padding, groups=groups, padding_mode=mode, dtype=torch.float64
     )
-    actual = conv_over(Geometry.of(expected), in_channels, out_channels, groups=groups, dtype=torch.float64)
+    actual = conv_over(geometry_of(expected), in_channels, out_channels, groups=groups, dtype=torch.float64)
     assert isinstance(actual, ExplicitPadding)
     actual.load_state_dict(expected.state_dict())
     x = random(2, in_channels, *(number(3, 7) for _ in range(dims))).requires_grad_()
@@ -70,16 +71,14 @@ def test_outputs_and_gradients_are_those_of_torch(dims, seed):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["trained", "single", "split"])
-@pytest.mark.parametrize("options", BRANCHES, ids=str)
-def test_no_branch_gives_torch_a_strided_pointwise_convolution(options, form):
-    module = randomize(XVolution2d(4, 8, 3, stride=2, padding=1, zero_init=False, **options))
-    if form != "trained":
-        module = reparameterize(module.eval(), layout=form)
-    with RecordedConvolutions() as recorded:
-        module(torch.randn(2, 4, 9, 9))
-    assert recorded.windows
-    assert not recorded.strided_pointwise
+@pytest.mark.parametrize("branch", ATTENTION)
+def test_no_branch_gives_torch_a_strided_pointwise_convolution(branch):
+    module = randomize(XVolution2d(4, 8, 3, stride=2, padding=1, zero_init=False, attention=branch)).eval()
+    for form in (module, *(reparameterize(module, layout=layout) for layout in fold(module).layouts)):
+        with RecordedConvolutions() as recorded:
+            form(torch.randn(2, 4, 9, 9))
+        assert recorded.windows
+        assert not recorded.strided_pointwise
 
 
 def test_a_strided_operator_of_few_channels_trains_in_channels_last():

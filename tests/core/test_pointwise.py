@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xvolution import XVolution2d, reparameterize
-from xvolution.deploy.pointwise import project, project_onto
+from xvolution.attention.pointwise import project, project_onto
+from xvolution.convolutions import CONVOLUTIONS
 
 SHAPES = {1: (3, 6, 5), 2: (2, 6, 5, 4), 3: (2, 6, 3, 4, 2)}
 Layout = Callable[[Tensor], Tensor]
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def channels_innermost(x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from xvolution import ExportError, export
+from xvolution.conversion.outputs import tensors_in
 from xvolution.deploy.latency import measure_latency
 from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxRuntime, Runtime, base, register
 from xvolution.deploy.runtimes.onnx_files import write_properties
-from xvolution.surgery.outputs import tensors_in
 
 
 class ToyFile(LoadedFile):

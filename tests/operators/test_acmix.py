@@ -46,7 +46,7 @@ def formula(module, kernel_size, stride, padding, window):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_outputs_and_gradients_are_those_of_the_formula(stride):
-    module = build(stride=stride, heads=2)
+    module = build(stride=stride, num_heads=2)
     agrees(module, formula(module, 3, stride, 1, 5), torch.randn(2, 6, 7, 9, dtype=torch.float64))
 
 
@@ -65,7 +65,7 @@ def test_each_path_alone():
 
 def test_the_convolution_path_begins_as_shifts_and_is_a_convolution():
     torch.manual_seed(0)
-    module = ACmix2d(3, 4, 3, padding=1, heads=1, bias=False, dtype=torch.float64)
+    module = ACmix2d(3, 4, 3, padding=1, num_heads=1, bias=False, dtype=torch.float64)
     x = torch.randn(2, 3, 8, 7, dtype=torch.float64)
     # One head: y_c = Σ_δ Σ_m mix_{δ,m} (W_m x)_{c, δ} is a 3x3 convolution with this kernel.
     projections = module.project.weight.flatten(1).unflatten(0, (3, 4))
@@ -89,7 +89,7 @@ def test_it_runs_everywhere():
 def test_bad_arguments_are_sentences():
     with pytest.raises(ValueError, match="groups is 2; acmix has no grouped form"):
         ACmix2d(8, 8, 3, groups=2)
-    with pytest.raises(ValueError, match="heads is 3; it must be positive and divide the 8"):
-        ACmix2d(8, 8, 3, heads=3)
+    with pytest.raises(ValueError, match="num_heads is 3; it must be positive and divide the 8"):
+        ACmix2d(8, 8, 3, num_heads=3)
     with pytest.raises(ValueError, match="window is 4; it must be odd"):
         ACmix2d(8, 8, 3, window=4)

@@ -3,8 +3,9 @@
 import torch
 
 from xvolution import XVolution2d
+from xvolution.attention import PixelShift
+from xvolution.conversion.summary import count_parameters
 from xvolution.operators import AttentionAttention2d
-from xvolution.surgery.summary import count_parameters
 
 
 def test_it_is_the_sum_of_the_branches_of_two_x_volutions():
@@ -22,6 +23,6 @@ def test_it_is_the_sum_of_the_branches_of_two_x_volutions():
 
 
 def test_its_parameters_are_those_of_two_branches():
-    whole = XVolution2d(8, 12, 3, padding=1, attention_ratio=0.5)
+    whole = XVolution2d(8, 12, 3, padding=1, attention=PixelShift(attention_ratio=0.5))
     branch = count_parameters(whole.attention) + count_parameters(whole.attention_norm)
     assert count_parameters(AttentionAttention2d(8, 12, 3, padding=1, attention_ratio=0.5)) == 2 * branch

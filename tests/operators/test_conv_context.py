@@ -5,8 +5,8 @@ from torch import nn
 
 from tests.core.networks import randomize
 from tests.operators.checks import agrees, runs_everywhere
+from xvolution.conversion.summary import count_parameters
 from xvolution.operators import ConvContext2d
-from xvolution.surgery.summary import count_parameters
 
 
 def reference(operator, x):

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from tests.operators.checks import agrees, runs_everywhere
-from xvolution.nn import GlobalAttention2d
+from xvolution.attention import GlobalAttention
 from xvolution.operators import global_attention
 
 
-@pytest.mark.parametrize("query_key_norm", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_outputs_and_gradients_are_those_of_the_formula(stride, query_key_norm):
+def test_outputs_and_gradients_are_those_of_the_formula(stride, qk_norm):
     torch.manual_seed(0)
-    module = global_attention(6, 8, 3, stride, 1, heads=2, query_key_norm=query_key_norm, dtype=torch.float64)
-    assert isinstance(module, GlobalAttention2d)
+    module = global_attention(6, 8, 3, stride, 1, num_heads=2, qk_norm=qk_norm, dtype=torch.float64)
+    assert isinstance(module, GlobalAttention)
     temperatures = (None, None)
-    if query_key_norm:
+    if qk_norm:
         temperatures = module.temperature
         torch.nn.init.uniform_(temperatures, 1, 5)
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from xvolution.operators import HPConv2d, conversion
-from xvolution.surgery import Conversion, convert
+from xvolution import OperatorConfig, convert
+from xvolution.operators import HPConv2d
 
 
 def reference(x, operator, stride):
@@ -103,9 +103,8 @@ def test_without_hierarchy_a_resnet50_has_the_parameters_of_pyconvresnet50():
     """24.85 million, which follows from its kernels and groups: 4, 3, 2 and 1 levels in the four stages."""
     network = timm.create_model("resnet50")
     for stage, levels in enumerate((4, 3, 2), 1):
-        where = Conversion(stages=(stage,), kernel_sizes=(3,))
-        options = {"levels": levels, "hierarchical": False}
-        network = convert(network, conversion("hpconv", options, where), inplace=True)
+        config = OperatorConfig(operator="hpconv", options={"levels": levels, "hierarchical": False})
+        network = convert(network, config, stages=(stage,), kernel_sizes=(3,), inplace=True)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 24.85
 
 

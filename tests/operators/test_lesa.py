@@ -11,7 +11,7 @@ from xvolution.operators import LESA2d
 
 def build(stride=1, **options):
     torch.manual_seed(0)
-    options = {"heads": 2, "map_size": 7} | options
+    options = {"num_heads": 2, "map_size": 7} | options
     return randomize(LESA2d(6, 8, 3, stride, 1, dtype=torch.float64, **options))
 
 
@@ -91,7 +91,7 @@ def test_it_runs_everywhere():
 def test_bad_arguments_are_sentences():
     with pytest.raises(ValueError, match="lesa needs an even number"):
         LESA2d(6, 9, 3)
-    with pytest.raises(ValueError, match="heads is 5; it must be positive and divide the 6 input channels"):
-        LESA2d(6, 8, 3, heads=5)
+    with pytest.raises(ValueError, match="num_heads is 5; it must be positive and divide the 6 input channels"):
+        LESA2d(6, 8, 3, num_heads=5)
     with pytest.raises(ValueError, match="map_size is 0"):
         LESA2d(6, 8, 3, map_size=0)

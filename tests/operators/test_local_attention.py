@@ -33,7 +33,7 @@ def formula(module, kernel_size, stride, padding):
 
 @pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (5, 2, 2), (1, 1, 0)])
 def test_outputs_and_gradients_are_those_of_the_formula(kernel_size, stride, padding):
-    module = build(kernel_size=kernel_size, stride=stride, padding=padding, heads=2)
+    module = build(kernel_size=kernel_size, stride=stride, padding=padding, num_heads=2)
     agrees(module, formula(module, kernel_size, stride, padding), torch.randn(2, 6, 7, 9, dtype=torch.float64))
 
 
@@ -73,5 +73,5 @@ def test_it_runs_everywhere():
 def test_bad_arguments_are_sentences():
     with pytest.raises(ValueError, match="needs an even number, half of them for the rows"):
         LocalAttention2d(6, 9, 3)
-    with pytest.raises(ValueError, match="heads is 8, which leaves 1 channels to each"):
-        LocalAttention2d(8, 8, 3, heads=8)
+    with pytest.raises(ValueError, match="num_heads is 8, which leaves 1 channels to each"):
+        LocalAttention2d(8, 8, 3, num_heads=8)

@@ -58,7 +58,7 @@ def reference(x, block, stride):
 @pytest.mark.parametrize(("stride", "outputs", "patch"), [(1, 8, 2), (1, 12, 4), (2, 12, 2)])
 def test_module_is_the_reference(stride, outputs, patch):
     torch.manual_seed(0)
-    block = MobileViT2d(8, outputs, 3, stride, 1, dim=12, heads=3, patch_size=patch, dtype=torch.float64).eval()
+    block = MobileViT2d(8, outputs, 3, stride, 1, dim=12, num_heads=3, patch_size=patch, dtype=torch.float64).eval()
     randomize(block)
     x = torch.randn(2, 8, 16, 8, dtype=torch.float64, requires_grad=True)
     inputs = (x, *block.parameters())
@@ -153,8 +153,8 @@ def test_output_size_is_that_of_the_convolution(geometry):
 
 
 def test_bad_input_is_a_sentence():
-    with pytest.raises(ValueError, match="dim=10 does not divide into heads=4; choose dim a multiple of heads"):
+    with pytest.raises(ValueError, match="dim=10 does not divide into num_heads=4; choose dim a multiple of num_heads"):
         MobileViT2d(8, 10, 3)
-    for option in ("dim", "depth", "heads", "patch_size", "mlp_ratio"):
+    for option in ("dim", "depth", "num_heads", "patch_size", "mlp_ratio"):
         with pytest.raises(ValueError, match=f"{option} is 0; it must be positive"):
             MobileViT2d(8, 8, 3, **{option: 0})

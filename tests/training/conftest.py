@@ -51,10 +51,9 @@ def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """An X-volution network after two short epochs, with random attention: its two branches both count."""
-    from xvolution import XVolutionConfig
 
     output = str(tmp_path_factory.mktemp("trained") / "run")
-    return train(TrainConfig(**TINY, output=output, xvolution=XVolutionConfig(stages=(2, 3), zero_init=False)))
+    return train(TrainConfig(**TINY, output=output, stages=[2, 3], operator_options={"zero_init": False}))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xvolution.deploy import ReparameterizationError
+from xvolution import ReparameterizationError
 from xvolution.training import InputError, RunError, deploy, evaluate, load_model
 from xvolution.training.fit import TrainResult
 

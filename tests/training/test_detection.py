@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from tests.training import coco_folder
-from xvolution import XVolutionConfig
 from xvolution.cli import main
 from xvolution.models import ModelSpec, build_model
 from xvolution.training import InputError, evaluate, load_model, train
@@ -32,7 +31,7 @@ SMALL: dict[str, Any] = {
     "backbone": "resnet18",
     "trainable_layers": 5,
     "norm": "batch",
-    "xvolution": XVolutionConfig(stages=(3,), zero_init=False),
+    "operator_options": {"zero_init": False},
     "min_size": 64,
     "max_size": 96,
     "model_kwargs": {

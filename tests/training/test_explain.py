@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 
-from xvolution import XVolutionConfig
 from xvolution.analysis import branch_statistics, silenced
 from xvolution.cli import main
 from xvolution.explain import explain
@@ -52,7 +51,7 @@ def test_the_page_stands_alone(explained):
 
 
 def test_a_branch_without_a_kernel_is_explained_too(tiny, tmp_path):
-    run = train(tiny(epochs=1, xvolution=XVolutionConfig(stages=(3,), attention="global", zero_init=False)))
+    run = train(tiny(epochs=1, operator="global", operator_options={"zero_init": False}))
     found = explain(run.checkpoint, images=20, output=tmp_path / "page", say=lambda line: None)
     assert all(row["kurtosis"] is None for row in found.figures["operators"])
     assert found.page.is_file()

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from xvolution import XVolution2d
+from xvolution.conversion.register import conversion_from_dict
+from xvolution.conversion.upgrade import upgrade_conversion
 from xvolution.models.detection import build_detector
-from xvolution.operators import conversion_from_dict
 from xvolution.training import TrainConfig, deploy, evaluate, load_model, train
 from xvolution.training.detection.metadata import DetectorMetadata
 
@@ -69,8 +70,9 @@ def test_the_training_form_deploys(model: str, layout: str, tmp_path: Path) -> N
 def test_the_configuration_of_a_run_is_read(model: str) -> None:
     config = TrainConfig.from_dict(json.loads((FORMAT1 / model / "config.json").read_text()))
     assert (config.model, config.data, config.epochs, config.lr) == ("resnet18", "digits", 1, 0.1)
-    assert config.xvolution.stages == (3,)
-    assert config.xvolution.attention == ("shared" if model == "shared" else "pssa")
+    assert config.stages == [3]
+    assert config.operator == ("gated_depthwise" if model == "shared" else "pixel_shift")
+    assert config.conversion is not None
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -82,8 +84,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("entry", CONVERSIONS, ids=range(len(CONVERSIONS)))
 def test_a_conversion_builds_the_same_parameters(entry: dict[str, Any]) -> None:
-    conversion = conversion_from_dict(entry["values"])
-    operator = conversion.replacement(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+    conversion = conversion_from_dict(upgrade_conversion(entry["values"]) or {})
+    operator = conversion.operator.replacement(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
     found = sorted([name, list(tensor.shape)] for name, tensor in operator.state_dict().items())
     assert found == entry["parameters"]
 

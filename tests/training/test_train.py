@@ -36,7 +36,7 @@ def test_a_run_leaves_weights_checkpoint_history_and_logs(trained: TrainResult) 
 
 def test_checkpoints_hold_plain_values_only(trained: TrainResult) -> None:
     checkpoint = torch.load(trained.checkpoint, weights_only=True)
-    assert checkpoint["xvolution"]["model"]["conversion"]["stages"] == [2, 3]
+    assert checkpoint["xvolution"]["model"]["conversion"]["where"]["stages"] == [2, 3]
 
 
 def test_the_weights_say_what_they_are(trained: TrainResult) -> None:

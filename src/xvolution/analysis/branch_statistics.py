@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution import PixelShiftAttention2d, XVolution2d
+from xvolution.attention.base import methods_of
+from xvolution.operator import XVolution2d
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,14 @@ class _Probe:
         self.size: Any = None
         self._attended: Any = None
         self._attention, self._convolution, self._products = Moments(), Moments(), Moments()
-        attention = operator.attention
-        self._has_products = isinstance(attention, PixelShiftAttention2d) and attention.similarity == "hadamard"
+        projection = methods_of(operator.attention).projection
+        self._has_products = projection is not None
         self._handles = [
             operator.attention_norm.register_forward_hook(self._keep),
             operator.register_forward_hook(self._measure),
         ]
-        if self._has_products:
-            products = attention.value.register_forward_pre_hook(lambda _, inputs: self._products.add(inputs[0]))
+        if projection is not None:
+            products = projection.register_forward_pre_hook(lambda _, inputs: self._products.add(inputs[0]))
             self._handles.append(products)
 
     def _keep(self, _: nn.Module, __: Any, attended: Tensor) -> None:

@@ -93,9 +93,9 @@ def network_bars(cases: Sequence[Record]) -> list[Bar]:
 def scaling_bars(cases: Sequence[Record]) -> list[Bar]:
     """Against exact global attention, and linear in the number of pixels."""
     speedups = [
-        case["forms"]["xvolution-global"]["median_ms"] / case["forms"][OPERATOR]["median_ms"]
+        case["forms"]["global"]["median_ms"] / case["forms"][OPERATOR]["median_ms"]
         for case in cases
-        if case["side"] >= 56 and measures_operator(case) and "ratio" in case["forms"].get("xvolution-global", {})
+        if case["side"] >= 56 and measures_operator(case) and "ratio" in case["forms"].get("global", {})
     ]
     least = min(speedups, default=math.nan)
     measured = NOT_MEASURED if math.isnan(least) else f"{least:.0f} times"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xvolution.surgery.summary import count_flops
+from xvolution.conversion.summary import count_flops
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xvolution.bench.results import Record
+from xvolution.conversion.summary import count_flops, count_parameters
 from xvolution.deploy.latency import LatencyComparison, measure_latency
-from xvolution.surgery.summary import count_flops, count_parameters
 
 #: Of one call: what would take more is named in the results, with the reason, and not run.
 FLOPS_LIMIT = 1e12

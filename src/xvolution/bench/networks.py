@@ -18,10 +18,11 @@ from xvolution.bench.forms import cost, inference, timed
 from xvolution.bench.operators import BASELINE
 from xvolution.bench.results import Case, Record
 from xvolution.bench.settings import require_at_least, require_known, thread_count
-from xvolution.deploy import export, reparameterize
+from xvolution.conversion.convert import convert
+from xvolution.deploy.export import export
 from xvolution.deploy.latency import cpu_threads
+from xvolution.deploy.reparameterize import reparameterize
 from xvolution.deploy.runtimes import RUNTIMES
-from xvolution.surgery import XVolutionConfig, convert
 from xvolution.training.errors import InputError
 
 FORMS: dict[str, tuple[int, ...]] = {"stage 3": (3,), "all stages": (1, 2, 3, 4)}
@@ -99,7 +100,7 @@ def _network(name: str, stages: tuple[int, ...]) -> nn.Module:
     model = timm.create_model(name)
     if not stages:
         return model
-    converted = convert(model, XVolutionConfig(stages=stages), inplace=True)
+    converted = convert(model, stages=stages, inplace=True)
     # At its start the attention is off; time does not depend on it, but what is measured should be what is trained.
     with torch.no_grad():
         for module_name, parameter in converted.named_parameters():

@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from xvolution.bench.forms import cost, inference, peak_bytes, refusal, timed, training
 from xvolution.bench.results import Case, Record
 from xvolution.bench.settings import require_at_least, require_known, thread_count
-from xvolution.deploy import reparameterize
+from xvolution.conversion.register import operator_config, operator_names
 from xvolution.deploy.latency import cpu_threads
-from xvolution.nn import XVolution
-from xvolution.operators import conversion, operator_names
+from xvolution.operator import XVolution, fold
 from xvolution.training.errors import InputError
 
 RESNET = {"resnet-1": (64, 56, 56), "resnet-2": (128, 28, 28), "resnet-3": (256, 14, 14), "resnet-4": (512, 7, 7)}
 FPN = {"fpn-2": (256, 200, 304), "fpn-3": (256, 100, 152), "fpn-4": (256, 50, 76), "fpn-5": (256, 25, 38)}
 SHAPES = {**RESNET, **FPN}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LAYOUTS = ("split", "single")
 BASELINE = "conv"
 WITH_NORM = "conv and norm"
 
@@ -36,7 +34,7 @@ class OperatorBench:
     """What to measure: every combination of shapes, batches, dtypes, modes and threads.
 
     Args:
-        operators: names of the register beside conv, such as xvolution, acmix, involution, sasa, xvolution-global.
+        operators: names of the register beside conv, such as xvolution, acmix, involution, sasa, global.
         shapes: resnet-1 to resnet-4 (the 3x3 convolutions of a ResNet at 224), fpn-2 to fpn-5 (an FPN at 800x1216).
         batches: images in a batch.
         dtypes: float32, bfloat16.
@@ -48,7 +46,7 @@ class OperatorBench:
         channels_last: the memory format.
     """
 
-    operators: Sequence[str] = ("xvolution", "xvolution-global", "sasa", "involution", "acmix")
+    operators: Sequence[str] = ("xvolution", "global", "sasa", "involution", "acmix")
     shapes: Sequence[str] = tuple(RESNET)
     batches: Sequence[int] = (1, 32)
     dtypes: Sequence[str] = ("float32", "bfloat16")
@@ -138,7 +136,7 @@ class OperatorBench:
         for name in self.operators:
             if name == BASELINE:
                 continue
-            operator = conversion(name).replacement(deepcopy(conv), nn.BatchNorm2d(channels))
+            operator = operator_config(name).replacement(deepcopy(conv), nn.BatchNorm2d(channels))
             if what == "training":
                 yield name, operator.train()
             elif not isinstance(operator, XVolution):
@@ -148,10 +146,10 @@ class OperatorBench:
                     yield f"{name} {layout}", deployed
 
 
-def deployed_layouts(operator: nn.Module) -> dict[str, nn.Module]:
+def deployed_layouts(operator: XVolution) -> dict[str, nn.Module]:
     """Each layout in which an operator deploys; those that cannot merge have one."""
-    forms = {layout: reparameterize(operator, layout=layout) for layout in LAYOUTS}
-    return {str(form.layout): form for form in forms.values()}
+    folded = fold(operator)
+    return {layout: folded.deployed(layout, operator.conv.weight) for layout in folded.layouts}
 
 
 def _call(what: str, module: Any, x: Tensor) -> Any:

@@ -35,7 +35,7 @@ floating-point operations.
 TRIED = """## What was tried
 
 - The 1x1 convolutions of the deployed form as matrix products, the last one adding onto the convolution's output: faster, and
-  kept (`deploy/pointwise.py`).
+  kept (`attention/pointwise.py`).
 - The mean over all pixels taken from the keys, which are fewer than the input's channels: faster, and kept.
 - Attention maps with the channels innermost while the image has them outermost: the depthwise convolution gains what the
   transposed products lose.
@@ -45,7 +45,7 @@ TRIED = """## What was tried
   float32, where maps are small; the depthwise convolution of large maps with few channels stays what costs most.
 - The layout `single`: it pays the arithmetic of a K x K convolution for query and key.
 - Training with one operator that computes window sum, gate and products again in the backward pass, where the modules keep them:
-  less memory in about the same time, and kept (`nn/fused.py`).
+  less memory in about the same time, and kept (`attention/fused`).
 """
 
 GPU = """## On a GPU
@@ -135,7 +135,7 @@ def _where_it_loses(cases: Sequence[Record]) -> list[str]:
         return []
     cheaper = []
     for case in cases:
-        form = case["forms"].get("xvolution-global split", {})
+        form = case["forms"].get("global split", {})
         if form.get("ratio", float("inf")) < fastest_layout(case["forms"])["ratio"]:
             cheaper.append(_place(case))
     worst = max(cases, key=lambda case: fastest_layout(case["forms"])["ratio"])

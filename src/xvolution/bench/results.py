@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from xvolution.bench.conditions import device_conditions, versions
+from xvolution.conversion.upgrade import OPERATOR_NAMES
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 from xvolution.training.metadata import provenance
@@ -78,7 +79,7 @@ class Results:
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a bench has written.
+    """What a bench has written, with the operators called by today's names.
 
     Raises:
         InputError: there is no such file, or it is another's.
@@ -91,7 +92,16 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} is no results file of xvolution bench ({error}).") from error
     if not isinstance(stored, dict) or not {"kind", "machine", "versions", "cases"} <= stored.keys():
         raise InputError(f"{path} is no results file of xvolution bench; give one that it wrote.")
+    if stored["versions"].get("xvolution") == "0.1.0":
+        for case in stored["cases"].values():
+            case["forms"] = {_renamed(form): figures for form, figures in case["forms"].items()}
     return stored
+
+
+def _renamed(form: str) -> str:
+    """A form of version 0.1.0, an operator and perhaps a layout, by today's name of the operator."""
+    operator, *layout = form.split(" ")
+    return " ".join([OPERATOR_NAMES.get(operator, operator), *layout])
 
 
 def _differences(stored: Record, here: Record) -> str:

@@ -15,10 +15,9 @@ from xvolution.bench.forms import cost, inference, peak_bytes, refusal, timed
 from xvolution.bench.operators import BASELINE
 from xvolution.bench.results import Case, Record
 from xvolution.bench.settings import require_at_least, require_known, thread_count
-from xvolution.deploy import reparameterize
+from xvolution.conversion.register import operator_config, operator_names
 from xvolution.deploy.latency import cpu_threads
-from xvolution.nn import XVolution
-from xvolution.operators import conversion, operator_names
+from xvolution.operator import XVolution, fold
 
 #: Maps from this side on show how work grows; below it calls cost more than their arithmetic.
 ASYMPTOTIC_SIDE = 28
@@ -36,7 +35,7 @@ class ScalingBench:
         rounds: samples of each form, taken in turns.
     """
 
-    operators: Sequence[str] = ("xvolution", "xvolution-linear", "xvolution-global", "global")
+    operators: Sequence[str] = ("xvolution", "linear", "global", "global-attention")
     sides: Sequence[int] = (7, 14, 28, 40, 56, 80, 112, 160, 256)
     channels: int = 64
     threads: int = 1
@@ -79,8 +78,13 @@ class ScalingBench:
 def deployed(name: str, channels: int) -> nn.Module:
     """An operator in the form that is deployed, in eval mode."""
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    operator = conversion(name).replacement(conv, nn.BatchNorm2d(channels)).eval() if name != BASELINE else conv.eval()
-    return reparameterize(operator, layout="split") if isinstance(operator, XVolution) else operator
+    if name == BASELINE:
+        return conv.eval()
+    operator = operator_config(name).replacement(conv, nn.BatchNorm2d(channels)).eval()
+    if not isinstance(operator, XVolution):
+        return operator
+    folded = fold(operator)
+    return folded.deployed("split" if "split" in folded.layouts else folded.layouts[0], operator.conv.weight)
 
 
 def exponent(pixels: Sequence[int], values: Sequence[float]) -> float:

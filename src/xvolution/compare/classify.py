@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xvolution.bench import count_flops, count_parameters
 from xvolution.compare.statistics import Interval, bootstrap_difference
 from xvolution.compare.task import ComparedTask, Form, Metric
-from xvolution.deploy import layouts_of, reparameterize
+from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.models import build_model
 from xvolution.training.classification.evaluate import EvaluationResult
 from xvolution.training.classification.train import model_spec

@@ -12,7 +12,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.preset_files import preset, preset_names
 from xvolution.compare.variants import parse_variants, variants_from
-from xvolution.training.commands import add_run_flags, configured, task_named
+from xvolution.training.commands import HelpFormatter, add_run_flags, configured, operators_help, said
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 from xvolution.training.tasks import CLASSIFY, task_called
@@ -38,7 +38,7 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     """
     given = _preset_of(arguments)
     recipe = given.get("recipe") or {}
-    defaults = task_called(task_named(arguments, str(recipe.get("task", CLASSIFY.name)))).defaults()
+    defaults = task_called(said(arguments, "task") or str(recipe.get("task", CLASSIFY.name))).defaults()
     parsed = compare_parser(defaults).parse_args(["--config", json.dumps(recipe), *arguments])
     values: dict[str, Any] = parsed.as_dict()
     values.pop("preset")
@@ -63,6 +63,8 @@ def compare_parser(defaults: RunConfig) -> ArgumentParser:
         prog="xvolution compare",
         description="Which operator helps on my data, and what does it cost? Trains each with several seeds and reports. "
         "Each task has recipes of its own: see xvolution compare --task detect --help.",
+        epilog=operators_help("--operators"),
+        formatter_class=HelpFormatter,
         default_env=False,
         allow_abbrev=False,
     )

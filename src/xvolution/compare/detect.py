@@ -16,7 +16,7 @@ from xvolution.bench import count_parameters
 from xvolution.bench.detectors import count_detector_flops
 from xvolution.compare.statistics import DRAWS, Interval, resampled_difference
 from xvolution.compare.task import ComparedTask, Form, Metric
-from xvolution.deploy import layouts_of, reparameterize
+from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.training.coco.data import detection_loader
 from xvolution.training.coco.resampling import resampled_precision

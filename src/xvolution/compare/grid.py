@@ -28,7 +28,7 @@ CIRCUMSTANCES = (
     "num_nodes",
     "strategy",
 )
-PER_CELL = ("seed", "operator", "operator_options", "xvolution")
+PER_CELL = ("seed", "operator", "operator_options", "stages", "kernel_sizes", "names")
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,12 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    changes = []
-    for name in now.keys() & before.keys():
-        if before[name] == now[name]:
-            continue
-        if isinstance(before[name], dict) and isinstance(now[name], dict) and name == "xvolution":
-            changes += _changes(before[name], now[name], f"{prefix}{name}.")
-        else:
-            changes.append(f"{prefix}{name} was {json.dumps(before[name])}, is {json.dumps(now[name])}")
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    changes = [
+        f"{name} was {json.dumps(before[name])}, is {json.dumps(now[name])}"
+        for name in now.keys() & before.keys()
+        if before[name] != now[name]
+    ]
     return sorted(changes, key=lambda change: (not change.startswith("task was"), change))  # the task explains the rest
 
 

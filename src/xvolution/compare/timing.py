@@ -13,7 +13,7 @@ from xvolution.bench.conditions import device_conditions
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, read_json
 from xvolution.compare.register import comparison_of
-from xvolution.deploy import ReparameterizationError
+from xvolution.operator import ReparameterizationError
 from xvolution.training.errors import RunError
 from xvolution.training.files import write_text
 

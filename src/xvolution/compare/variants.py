@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from xvolution.operators import operator_names
+from xvolution.conversion.register import operator_names
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 
@@ -24,7 +24,7 @@ class Variant:
 
     Attributes:
         label: what the tables call it.
-        operator: one of ``xvolution.operators.operator_names()``.
+        operator: one of ``xvolution.conversion.register.operator_names()``.
         options: of the operator.
         placement: ``stages``, ``kernel_sizes`` or ``names`` in the place of the recipe's.
     """
@@ -52,8 +52,8 @@ class Variant:
             InputError: an option that the operator does not have.
         """
         try:
-            placement = replace(recipe.xvolution, **self.placement)
-            config = replace(recipe, operator=self.operator, operator_options=dict(self.options), xvolution=placement)
+            options: dict[str, Any] = {"operator": self.operator, "operator_options": dict(self.options)}
+            config = replace(recipe, **options, **self.placement)
             _ = config.conversion  # builds it, which checks the options
         except (TypeError, ValueError) as error:
             raise InputError(f"the variant {self.label!r} cannot be used: {error}") from error

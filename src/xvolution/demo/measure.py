@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.bench import LatencyComparison, count_flops, count_parameters, measure_latency
-from xvolution.deploy import export
+from xvolution.deploy.export import export
 from xvolution.training import RunError, deploy, open_data
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.classification.onnx_classifier import OnnxClassifier

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from xvolution import XVolutionConfig, __version__
+from xvolution import __version__
 from xvolution.training import InputError, TrainConfig
 
 Operator = Literal["conv", "xvolution"]
@@ -55,7 +55,7 @@ class Recipe:
             model_kwargs=MODEL,
             small_images=True,
             operator=operator,
-            xvolution=XVolutionConfig(stages=STAGES),
+            stages=list(STAGES),
             data="digits",
             image_size=IMAGE_SIZE,
             epochs=self.epochs,

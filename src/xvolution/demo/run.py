@@ -31,7 +31,7 @@ from xvolution.demo.measure import (
 )
 from xvolution.demo.page import render
 from xvolution.demo.recipe import OPERATORS, STAGES, Recipe
-from xvolution.deploy import reparameterize
+from xvolution.deploy.reparameterize import reparameterize
 from xvolution.explain.figures import as_pictures, attention_picture, finest_operator
 from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.files import write_text

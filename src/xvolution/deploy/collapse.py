@@ -10,13 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.deploy.fold import fold
-from xvolution.deploy.reparameterize import ReparameterizationError
-from xvolution.functional import convolution, window_taps
-from xvolution.nn import XVolution
-from xvolution.nn.geometry import conv_over
-from xvolution.surgery.modules import call, replace_module
-from xvolution.surgery.outputs import tensors_in
+from xvolution.conversion.modules import call, replace_module
+from xvolution.conversion.outputs import tensors_in
+from xvolution.convolutions import conv_of
+from xvolution.operator import XVolution, fold, require_eval
 
 #: Ridge relative to the mean diagonal of the normal equations: keeps flat directions at the convolution branch.
 _RIDGE = 1e-8
@@ -64,8 +61,7 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     if not operators:
         raise ValueError("the model has no X-volution to collapse")
-    if any(module.training for module in model.modules()):
-        raise ReparameterizationError("the model is in train mode; call model.eval() before collapsing it")
+    require_eval(model)
     batches = list(calibration)
     if not batches:
         raise ValueError("calibration holds no batch; give at least one batch of images like those the model will see")
@@ -116,8 +112,8 @@ class _Fit:
         batched = geometry.dims + 2
         x, y = (t.double() if t.dim() == batched else t.double().unsqueeze(0) for t in (args[0], output))
         padded = geometry.pad(x)
-        base = convolution(padded, self.weight, self.bias, geometry.stride, geometry.dilation, self.groups)
-        taps = torch.stack(window_taps(padded, geometry.kernel_size, geometry.stride, geometry.dilation), 2)
+        base = geometry.convolve_padded(padded, self.weight, self.bias, self.groups)
+        taps = torch.stack(geometry.taps(padded), 2)
         patches = taps.flatten(3).unflatten(1, (self.groups, -1)).permute(1, 0, 4, 2, 3).flatten(3).flatten(1, 2)
         patches = torch.cat([patches, torch.ones_like(patches[..., :1])], 2)
         residual = (y - base).flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
@@ -136,16 +132,6 @@ class _Fit:
         self.error = _ratio(left.sum(), self.output_square)
         weight = self.operator.conv.weight
         delta = solution[:, :-1].transpose(1, 2).reshape(self.weight.shape)
-        conv = conv_over(
-            self.geometry,
-            self.operator.in_channels,
-            self.operator.out_channels,
-            groups=self.groups,
-            device=weight.device,
-            dtype=weight.dtype,
-        ).eval()
-        with torch.no_grad():
-            conv.weight.copy_(self.weight + delta)
-            bias: Any = conv.bias
-            bias.copy_(self.bias + solution[:, -1].flatten())
-        return conv
+        factory = {"device": weight.device, "dtype": weight.dtype}
+        bias = self.bias + solution[:, -1].flatten()
+        return conv_of(self.geometry, self.weight + delta, bias, self.groups, factory).eval()

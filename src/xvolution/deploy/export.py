@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from xvolution.conversion.modules import call
+from xvolution.conversion.outputs import TOLERANCE, Difference, difference, tensors_in
 from xvolution.deploy.runtimes import ExportError, LoadedFile, Runtime, runtime_for
 from xvolution.deploy.runtimes.base import one_sentence
-from xvolution.surgery.modules import call
-from xvolution.surgery.outputs import TOLERANCE, Difference, difference, tensors_in
 
 #: Axes of an image batch that stay open, the most general choice first.
 _DYNAMIC_AXES = {"batch and image size": (0, 2, 3, 4), "batch": (0,), "none": ()}

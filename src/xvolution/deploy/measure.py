@@ -1,4 +1,4 @@
-"""Which of several equal modules is fastest here."""
+"""Which of several layouts is fastest here."""
 
 from __future__ import annotations
 
@@ -7,25 +7,33 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from xvolution.attention.deployed import DeployedOperator
 from xvolution.deploy.latency import measure_latency
 
 _ROUNDS = 7
-_chosen: dict[tuple[Any, ...], str] = {}
 
 
-def fastest(candidates: Sequence[nn.Module], x: Tensor) -> nn.Module:
-    """The candidate that takes the least time on ``x``, as the median over turns that all of them take on its device.
+class LayoutTimer:
+    """Chooses the fastest layout of operators; one that is like an earlier one, on a like input, is not measured again."""
 
-    The choice is remembered by the modules' configuration, shape, dtype, memory format, device and number of threads, so a
-    network measures each distinct operator once.
-    """
-    key = (repr(candidates), tuple(x.shape), x.dtype, x.stride(), str(x.device), torch.get_num_threads())
-    layouts = {str(candidate.layout): candidate for candidate in candidates}
-    if _chosen.get(key) not in layouts:
-        with torch.inference_mode():
-            measured = measure_latency({layout: partial(layouts[layout], x) for layout in layouts}, _ROUNDS)
-        first = next(iter(layouts))
-        _chosen[key] = min(layouts, key=lambda layout: measured.ratio(layout, first))
-    return layouts[_chosen[key]]
+    def __init__(self) -> None:
+        self._chosen: dict[tuple[Any, ...], str] = {}
+
+    def fastest(self, candidates: Sequence[DeployedOperator], x: Tensor) -> DeployedOperator:
+        """The candidate that takes the least time on ``x``, as the median over turns that all of them take on its device."""
+        layouts = {candidate.layout: candidate for candidate in candidates}
+        key = (*map(_structure, candidates), tuple(x.shape), x.dtype, x.stride(), str(x.device))
+        if key not in self._chosen:
+            with torch.inference_mode():
+                measured = measure_latency({layout: partial(layouts[layout], x) for layout in layouts}, _ROUNDS)
+            first = next(iter(layouts))
+            self._chosen[key] = min(layouts, key=lambda layout: measured.ratio(layout, first))
+        return layouts[self._chosen[key]]
+
+
+def _structure(module: DeployedOperator) -> tuple[Any, ...]:
+    """What decides how long an operator takes: its form, its window, and the shapes of its weights."""
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items())
+    return (type(module), module.geometry, module.groups, shapes)

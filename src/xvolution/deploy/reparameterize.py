@@ -10,21 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from xvolution.deploy.deployed import DeployedXVolution
-from xvolution.deploy.fold import fold, is_foldable
-from xvolution.deploy.layouts import build, layouts_for
-from xvolution.deploy.measure import fastest
-from xvolution.nn import XVolution
-from xvolution.nn.convolution import is_plain
-from xvolution.surgery.modules import call, conv_at, replace_module
-from xvolution.surgery.outputs import TOLERANCE, difference, tensors_in
-from xvolution.surgery.pairing import norm_alone, pair_norms, without_norm
-
-LAYOUTS = ("auto", "single", "split")
-
-
-class ReparameterizationError(RuntimeError):
-    """The model cannot be re-parameterized, or the deployed form computes something else."""
+from xvolution.attention.deployed import DeployedOperator
+from xvolution.attention.folded import LayoutError
+from xvolution.conversion.convert import norms_behind
+from xvolution.conversion.modules import call, conv_at
+from xvolution.conversion.outputs import TOLERANCE, difference, tensors_in
+from xvolution.conversion.pairing import norm_alone, without_norm
+from xvolution.conversion.proof import Changes
+from xvolution.convolutions import is_plain
+from xvolution.deploy.measure import LayoutTimer
+from xvolution.folding import is_foldable
+from xvolution.operator import ReparameterizationError, XVolution, fold, require_eval
 
 
 def reparameterize(
@@ -42,10 +38,10 @@ def reparameterize(
         model: a network in eval mode, or a single ``XVolution2d``.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments. When given, the outputs
             before and after are compared, and ``layout="auto"`` measures on the inputs that each operator sees.
-        layout: ``"single"`` (one standard convolution, then the gate), ``"split"`` (least arithmetic), ``"auto"`` (the
-            fastest on the model's device; the least arithmetic without ``example_inputs``), or a mapping from module name to
-            layout as returned by ``layouts_of``. Branches that cannot merge (``dot``, ``global``, a module) are always split.
-        inplace: change ``model`` itself instead of a copy.
+        layout: of every operator: ``"auto"`` (the fastest on the model's device; the one with the fewest multiplications
+            without ``example_inputs``), a layout that all of them have, such as ``"single"`` (one convolution) or ``"split"``
+            (several), or a mapping from module name to layout as returned by ``layouts_of``.
+        inplace: change ``model`` itself instead of a copy; when that fails the model is as it was.
         rtol: allowed difference relative to the largest magnitude of the output; by dtype when None (1e-4 in fp32, 1e-10 in
             fp64).
         atol: allowed absolute difference, however small the outputs are; 1e-6 when None.
@@ -57,13 +53,13 @@ def reparameterize(
     Raises:
         ReparameterizationError: the model is in train mode, or the outputs differ; the message names the first module that
             differs.
-        ValueError: an unknown layout.
+        LayoutError: an operator has no such layout; a ValueError that names it and lists its layouts.
 
     Source: X-volution, section 3.3; the factorization is in ``docs/architecture.md``.
     """
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
-    _check(model, operators, layout)
-    wanted = layout if isinstance(layout, Mapping) else dict.fromkeys(operators, layout)
+    require_eval(model)
+    wanted = _wanted(operators, layout)
     seen = _Recorder(operators)
     expected = None
     if example_inputs is not None:
@@ -71,24 +67,29 @@ def reparameterize(
             expected = call(model, example_inputs)
     deployed = model if inplace else deepcopy(model)
     # Before the operators are replaced: torch.fx passes over a training form, but not into a deployed one.
-    pairs = pair_norms(deployed, example_inputs) if fold_norms else {}
-    replacements = {
-        name: _deploy(deployed.get_submodule(name), wanted[name], seen.inputs.get(name)) for name in operators
-    }
-    for name, replacement in replacements.items():
-        deployed = replace_module(deployed, name, replacement)
-    inside = tuple(f"{name}." if name else "" for name in operators)
-    deployed = _fold_norms(deployed, {conv: norm for conv, norm in pairs.items() if not conv.startswith(inside)})
-    if expected is not None:
-        with torch.no_grad(), _Recorder(replacements) as after:
-            actual = call(deployed, example_inputs)
-        _compare(expected, actual, seen, after, rtol, 1e-6 if atol is None else atol)
-    return deployed
+    pairs = norms_behind(deployed, _plain_outside(deployed, operators), lambda: example_inputs) if fold_norms else {}
+    changes, timer = Changes(deployed), LayoutTimer()
+    try:
+        replacements = {
+            name: _deploy(name, deployed.get_submodule(name), wanted[name], seen.inputs.get(name), timer)
+            for name in operators
+        }
+        for name, replacement in replacements.items():
+            changes.put(name, replacement)
+        _fold_norms(changes, pairs)
+        if expected is not None:
+            with torch.no_grad(), _Recorder(replacements) as after:
+                actual = call(changes.model, example_inputs)
+            _compare(expected, actual, seen, after, rtol, 1e-6 if atol is None else atol)
+    except BaseException:
+        changes.take_back()
+        raise
+    return changes.model
 
 
 def layouts_of(deployed: nn.Module) -> dict[str, str]:
     """Layout of every deployed operator by module name: what ``reparameterize(layout=...)`` takes to build the same again."""
-    return {name: module.layout for name, module in deployed.named_modules() if isinstance(module, DeployedXVolution)}
+    return {name: module.layout for name, module in deployed.named_modules() if isinstance(module, DeployedOperator)}
 
 
 def unfolded_of(deployed: nn.Module) -> dict[str, str]:
@@ -96,57 +97,48 @@ def unfolded_of(deployed: nn.Module) -> dict[str, str]:
     return {
         f"{name}.{child}".lstrip("."): type(norm).__name__
         for name, module in deployed.named_modules()
-        if isinstance(module, DeployedXVolution)
+        if isinstance(module, DeployedOperator)
         for child, norm in module.named_children()
         if child.endswith("_norm") and type(norm) is not nn.Identity
     }
 
 
-def _check(model: nn.Module, operators: Mapping[str, nn.Module], layout: str | Mapping[str, str]) -> None:
-    if isinstance(layout, Mapping):
-        unknown = [name for name in operators if name not in layout]
-        if unknown:
-            raise ValueError(f"layout names no layout for {', '.join(unknown)}; give one for each X-volution")
-        allowed = set(layout.values()) - set(LAYOUTS)
-    else:
-        allowed = {layout} - set(LAYOUTS)
-    if allowed:
-        raise ValueError(f"layout is {', '.join(map(repr, allowed))}; allowed are {', '.join(map(repr, LAYOUTS))}")
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        raise ReparameterizationError(
-            f"{training[0]} is in train mode, where batch norms use the statistics of each batch and cannot fold; "
-            "call model.eval() first"
-        )
+def _wanted(operators: Mapping[str, nn.Module], layout: str | Mapping[str, str]) -> Mapping[str, str]:
+    """The layout of each operator."""
+    if not isinstance(layout, Mapping):
+        return dict.fromkeys(operators, layout)
+    unknown = [name for name in operators if name not in layout]
+    if unknown:
+        raise ValueError(f"layout names no layout for {', '.join(unknown)}; give one for each X-volution")
+    return layout
 
 
-def _deploy(operator: Any, layout: str, x: Tensor | None) -> nn.Module:
-    folded = fold(operator)
-    weight = operator.conv.weight
-    factory = {"device": weight.device, "dtype": weight.dtype}
-    allowed = layouts_for(folded, operator.attention)
-    candidates = allowed if layout == "auto" else (layout if layout in allowed else allowed[0],)
-    if len(candidates) == 1 or x is None:
-        return build(folded, operator.attention, candidates[0], factory)
-    return fastest([build(folded, operator.attention, candidate, factory) for candidate in candidates], x)
+def _deploy(name: str, operator: Any, layout: str, x: Tensor | None, timer: LayoutTimer) -> nn.Module:
+    folded, weight = fold(operator), operator.conv.weight
+    if layout != "auto":
+        try:
+            return folded.deployed(layout, weight)
+        except LayoutError as error:
+            raise LayoutError(f"{name or 'the operator'}: {error}; give one of these, or 'auto'") from error
+    if len(folded.layouts) == 1 or x is None:
+        return folded.deployed(folded.layouts[0], weight)
+    return timer.fastest([folded.deployed(candidate, weight) for candidate in folded.layouts], x)
 
 
-def _deploy_alone(operator: XVolution) -> nn.Module:
-    return reparameterize(operator)
+def _plain_outside(model: nn.Module, operators: Mapping[str, nn.Module]) -> set[str]:
+    """Names of the plain convolutions that are no part of an operator."""
+    inside = tuple(f"{name}." if name else "" for name in operators)
+    return {name for name, module in model.named_modules() if is_plain(module) and not name.startswith(inside)}
 
 
-XVolution.deployment = staticmethod(_deploy_alone)
-
-
-def _fold_norms(model: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
+def _fold_norms(changes: Changes, pairs: Mapping[str, str]) -> None:
     """Fold the norms that can fold into the plain convolutions before them."""
     for conv_name, norm_name in pairs.items():
-        conv, norm = conv_at(model, conv_name), model.get_submodule(norm_name)
+        conv, norm = conv_at(changes.model, conv_name), changes.model.get_submodule(norm_name)
         alone: Any = norm_alone(norm)
-        if is_foldable(alone) and is_plain(conv):
-            model = replace_module(model, conv_name, fuse_conv_bn_eval(conv, alone))
-            model = replace_module(model, norm_name, without_norm(norm))
-    return model
+        if is_foldable(alone):
+            changes.put(conv_name, fuse_conv_bn_eval(conv, alone))
+            changes.put(norm_name, without_norm(norm))
 
 
 class _Recorder:

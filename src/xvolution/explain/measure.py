@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xvolution.analysis import BranchStatistics, branch_statistics, receptive_field, silenced
-from xvolution.deploy import collapse
+from xvolution.deploy.collapse import collapse
 
 #: Images whose gradients the receptive field is a mean of.
 RECEPTIVE_FIELD_IMAGES = 64

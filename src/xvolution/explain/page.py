@@ -13,8 +13,8 @@ def render(figures: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 
     Args:
         figures: what `results.json` holds.
-        pictures: SVG by name: ``losses``, which is drawn from the figures; ``attention`` and ``field``, which take the network
-            and its images, and without which their sections are left out.
+        pictures: SVG by name: ``losses``, which is drawn from the figures; ``attention`` and ``field``, which take the
+            network and its images, and without which their sections are left out.
 
     Returns:
         A document that loads nothing from anywhere.

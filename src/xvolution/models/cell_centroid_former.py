@@ -87,11 +87,11 @@ class CellCentroidFormer(nn.Module):
         self.backbone, channels = _backbone(backbone, pretrained, in_chans)
         first, second = neck_channels
         self.neck = nn.Sequential(
-            MobileViT2d(channels, first, 3, padding=1, heads=2),
+            MobileViT2d(channels, first, 3, padding=1, num_heads=2),
             *_conv_layer_norm(first, first),
             *_conv_layer_norm(first, first),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-            MobileViT2d(first, second, 3, padding=1, heads=2),
+            MobileViT2d(first, second, 3, padding=1, num_heads=2),
             *_conv_layer_norm(second, 2 * second),
             *_conv_layer_norm(2 * second, 2 * second),
         )

@@ -16,9 +16,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from xvolution.conversion.modules import replace_module
+from xvolution.conversion.selection import stages_of
 from xvolution.models.factory import ModelError
-from xvolution.surgery.modules import replace_module
-from xvolution.surgery.selection import stages_of
 
 #: Channels of every level of the pyramid.
 PYRAMID_CHANNELS = 256

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.deploy import ReparameterizationError, reparameterize
+from xvolution.deploy.reparameterize import reparameterize
 from xvolution.models.detect_match import match_detections
+from xvolution.operator import ReparameterizationError
 
 # Everything of a detector with convolutions; between them lie proposals and suppression, which jump where scores are equal.
 _PIECES = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.mask_head", "head")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.deploy import ExportError, export
+from xvolution.deploy.export import ExportError, export
 from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxReader, OnnxRuntime
 from xvolution.deploy.runtimes.onnx_files import write_properties, write_traced
 from xvolution.models.detect_match import Agreement, match_detections

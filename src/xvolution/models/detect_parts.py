@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvolution.conversion.config import Conversion, ConversionConfig, Placement, XVolutionConfig
+from xvolution.conversion.convert import ConversionError, convert
+from xvolution.conversion.selection import select
+from xvolution.conversion.summary import Record, Replacement, count_parameters, forget, remember
 from xvolution.models.factory import ModelError
-from xvolution.surgery import Conversion, ConversionError, ConversionSummary, XVolutionConfig, convert
-from xvolution.surgery.selection import select
-from xvolution.surgery.summary import Replacement, count_parameters
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def modules_of_part(detector: nn.Module, part: str) -> Iterator[tuple[str, nn.Mo
     return ((name, module) for name, module in detector.named_modules() if f"{name}.".startswith(_PARTS[part].prefix))
 
 
-def convert_parts(detector: nn.Module, config: Conversion, parts: Sequence[str], fixed_norms: bool) -> nn.Module:
+def convert_parts(detector: nn.Module, conversion: Conversion, parts: Sequence[str], fixed_norms: bool) -> nn.Module:
     """Replace convolutions in the parts, in place; each part is checked to compute what it computed.
 
     ``stages`` chooses within the backbone; ``names`` are names in the detector or, for the backbone, in the network alone; all
@@ -91,7 +92,7 @@ def convert_parts(detector: nn.Module, config: Conversion, parts: Sequence[str],
 
     Args:
         detector: a plain detector on the CPU.
-        config: what takes the place of the convolutions.
+        conversion: what takes the place of which convolutions.
         parts: names of parts.
         fixed_norms: keep the statistics of the attention's batch norms fixed in every part, not only where a convolution runs
             once for each level.
@@ -103,51 +104,51 @@ def convert_parts(detector: nn.Module, config: Conversion, parts: Sequence[str],
     replaced: list[Replacement] = []
     for part in parts:
         fixed = fixed_norms or not _PARTS[part].once
-        done = [row for name in _PARTS[part].converted for row in _convert(detector, name, part, config, fixed)]
-        if not done and config.names is None:
+        operator = _with_norms(conversion.operator, fixed)
+        done = []
+        for name in _PARTS[part].converted:
+            done += _convert(detector, name, part, operator, _within(conversion.where, name, part))
+        if not done and conversion.where.names is None:
             raise ModelError(f"the configuration selects no convolution of the part {part!r}; leave the part out.")
         replaced += done
     if not replaced:
-        raise ModelError(f"no convolution of the parts {', '.join(parts)} is called {config.names}.")
-    after = count_parameters(detector)
-    summary = ConversionSummary(replaced, before, after, flops_before=None, flops_after=None, input_shape=None)
-    # Written past nn.Module's bookkeeping, which is for parameters and modules.
-    vars(detector)["summary"] = summary
+        raise ModelError(f"no convolution of the parts {', '.join(parts)} is called {conversion.where.names}.")
+    remember(detector, Record(replaced, before, None, "each part computes what it computed before"))
     return detector
 
 
-def _convert(detector: nn.Module, name: str, part: str, config: Conversion, fixed: bool) -> list[Replacement]:
+def _convert(
+    detector: nn.Module, name: str, part: str, operator: ConversionConfig, where: Placement
+) -> list[Replacement]:
     module = _submodule(detector, name)
     if module is None:
         raise ModelError(f"{type(detector).__name__} has no part {part!r}.")
-    own = _within(config, name, part)
-    spatial_only = own.names is None and own.kernel_sizes is None
+    spatial_only = where.names is None and where.kernel_sizes is None
     try:
         chosen = select(
-            module, own, None if part == "backbone" else lambda conv, _: not spatial_only or _is_spatial(conv)
+            module, where, None if part == "backbone" else lambda conv, _: not spatial_only or _is_spatial(conv)
         )
         if not chosen:
             return []
-        placed = replace(_with_norms(own, fixed), stages=None, names=None, kernel_sizes=None)
         runner, prefix, example = _runner(detector, name, part)
         wanted = {f"{prefix}{conv}" for conv in chosen}
-        convert(runner, placed, lambda _, conv: conv in wanted, inplace=True, example_inputs=example)
+        convert(runner, operator, filter_fn=lambda _, conv: conv in wanted, inplace=True, example_inputs=example)
     except (ValueError, ConversionError) as error:
         raise ModelError(f"the part {part!r} cannot be converted: {error}") from error
-    rows = vars(runner).pop("summary").replaced
+    rows = forget(runner).replaced
     path = name.removesuffix(prefix.rstrip(".")).rstrip(".") if prefix else name
     return [replace(row, name=f"{path}.{row.name}", norm=row.norm and f"{path}.{row.norm}") for row in rows]
 
 
-def _within(config: Conversion, name: str, part: str) -> Conversion:
-    names = None if config.names is None else tuple(pattern.removeprefix(f"{name}.") for pattern in config.names)
-    return replace(config, names=names, stages=config.stages if part == "backbone" else None)
+def _within(where: Placement, name: str, part: str) -> Placement:
+    names = None if where.names is None else tuple(pattern.removeprefix(f"{name}.") for pattern in where.names)
+    return replace(where, names=names, stages=where.stages if part == "backbone" else None)
 
 
-def _with_norms(config: Conversion, fixed: bool) -> Conversion:
-    if fixed and isinstance(config, XVolutionConfig) and config.norm_layer == "BatchNorm2d":
-        return replace(config, norm_layer=FixedBatchNorm2d)
-    return config
+def _with_norms(operator: ConversionConfig, fixed: bool) -> ConversionConfig:
+    if fixed and isinstance(operator, XVolutionConfig) and operator.norm_layer == "BatchNorm2d":
+        return replace(operator, norm_layer=FixedBatchNorm2d)
+    return operator
 
 
 def _is_spatial(conv: Any) -> bool:

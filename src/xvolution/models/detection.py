@@ -16,10 +16,10 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
+from xvolution.conversion.register import conversion_from_dict
 from xvolution.models.detect_backbone import PYRAMID_CHANNELS, Pyramid, matched
 from xvolution.models.detect_parts import PARTS, convert_parts, modules_of_part, part_of
 from xvolution.models.factory import ModelError
-from xvolution.operators import conversion_from_dict
 
 __all__ = ["DetectorSpec", "build_detector", "modules_of_part", "part_of"]
 
@@ -47,8 +47,8 @@ class DetectorSpec:
         kwargs: further arguments of torchvision's class, such as ``box_score_thresh``.
         parts: parts in which convolutions are replaced: ``"backbone"``, ``"fpn"`` (its output convolutions), ``"rpn"``,
             ``"mask"``; of RetinaNet and FCOS ``"head"``.
-        conversion: what takes the place of convolutions: ``to_dict()`` of an ``XVolutionConfig`` or an ``OperatorConfig``, or
-            None for the plain detector. ``stages`` chooses in the backbone only.
+        conversion: what takes the place of which convolutions: ``to_dict()`` of a ``Conversion``, or None for the plain
+            detector. ``stages`` chooses in the backbone only.
     """
 
     architecture: str = "fasterrcnn"

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from xvolution.operators import conversion_from_dict
-from xvolution.surgery import ConversionError, XVolutionConfig, convert
+from xvolution.conversion.convert import ConversionError, convert
+from xvolution.conversion.register import conversion_from_dict
 
 
 class ModelError(ValueError):
@@ -29,8 +29,7 @@ class ModelSpec:
         in_chans: channels of the input images.
         kwargs: further keyword arguments of `timm.create_model`.
         small_images: whether a ResNet's stem is replaced by a 3x3 convolution of stride 1 without max-pooling.
-        conversion: what takes the place of convolutions: `to_dict()` of an `XVolutionConfig` or an `OperatorConfig`, or None
-            for the plain network.
+        conversion: what takes the place of which convolutions: `to_dict()` of a `Conversion`, or None for the plain network.
     """
 
     name: str
@@ -54,7 +53,8 @@ def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch
     Args:
         spec: what to build.
         pretrained: load timm's weights into the plain network, before conversion.
-        example_inputs: (N, in_chans, H, W) images for the FLOPs in the conversion's summary (`model.summary`).
+        example_inputs: (N, in_chans, H, W) images to compare the outputs on before and after the conversion; without them
+            nothing is compared, as befits a network whose weights are loaded next.
 
     Raises:
         ModelError: timm does not know the name or its arguments, or nothing in the network can be converted.
@@ -62,29 +62,32 @@ def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch
     model = _create(spec, pretrained)
     if spec.small_images:
         model = shrink_stem(model)
-    if spec.conversion is None or spec.name.startswith("xvolution_"):
+    if spec.conversion is None:
         return model
     try:
-        return convert(model, conversion_from_dict(spec.conversion), inplace=True, example_inputs=example_inputs)
+        conversion = conversion_from_dict(spec.conversion)
+        return convert(
+            model,
+            conversion.operator,
+            **vars(conversion.where),
+            example_inputs=example_inputs,
+            verify=example_inputs is not None,
+            inplace=True,
+        )
     except (ValueError, ConversionError) as error:
         raise ModelError(f"{spec.name} cannot be converted: {error}") from error
 
 
 def _create(spec: ModelSpec, pretrained: bool) -> nn.Module:
-    arguments = dict(spec.kwargs)
-    if spec.name.startswith("xvolution_"):
-        if spec.conversion is None:
-            plain = spec.name.removeprefix("xvolution_")
-            raise ModelError(f"{spec.name} is an X-volution network; the plain one is called {plain}.")
-        arguments["xvolution"] = XVolutionConfig.from_dict(spec.conversion)
-    elif not timm.is_model(spec.name.removeprefix("timm/").split(".")[0]):
-        near = ", ".join(timm.list_models(f"*{spec.name[:6]}*")[:8])
-        raise ModelError(
-            f"timm knows no model called {spec.name!r}" + (f"; names close to it: {near}." if near else ".")
-        )
+    arguments, name = dict(spec.kwargs), spec.name.removeprefix("xvolution_")
+    if name != spec.name and spec.conversion is None:
+        raise ModelError(f"{spec.name} is an X-volution network; the plain one is called {name}.")
+    if not timm.is_model(name.removeprefix("timm/").split(".")[0]):
+        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:8])
+        raise ModelError(f"timm knows no model called {name!r}" + (f"; names close to it: {near}." if near else "."))
     try:
         return timm.create_model(
-            spec.name, pretrained=pretrained, num_classes=spec.num_classes, in_chans=spec.in_chans, **arguments
+            name, pretrained=pretrained, num_classes=spec.num_classes, in_chans=spec.in_chans, **arguments
         )
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

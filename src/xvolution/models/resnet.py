@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import timm
@@ -11,7 +10,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import resnet18, resnet34, resnet50, resnet101
 from torch import nn
 
-from xvolution.surgery import XVolutionConfig, convert
+from xvolution.conversion.config import ConversionConfig
+from xvolution.conversion.convert import convert
 
 _PLAIN = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
 
@@ -23,17 +23,14 @@ default_cfgs = generate_default_cfgs(
 def _xvolution_resnet(
     name: str,
     pretrained: bool = False,
-    stages: Sequence[int] | None = None,
-    xvolution: XVolutionConfig | None = None,
+    stages: Sequence[int] | None = (3,),
+    xvolution: ConversionConfig | str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build timm's `name` with the plain network's weights, then convert it; its outputs do not change by that."""
     for argument in ("pretrained_cfg", "pretrained_cfg_overlay"):
         kwargs.pop(argument, None)
-    config = xvolution if xvolution is not None else XVolutionConfig(stages=(3,))
-    if stages is not None:
-        config = replace(config, stages=tuple(stages))
-    return convert(_PLAIN[name](pretrained=pretrained, **kwargs), config, inplace=True)
+    return convert(_PLAIN[name](pretrained=pretrained, **kwargs), xvolution, stages=stages, inplace=True)
 
 
 @register_model

@@ -1,5 +1,6 @@
 """The neighbours of X-volution: operators that take the place of a convolution, one file each, by name."""
 
+from xvolution.operators import controls as controls
 from xvolution.operators import conv as conv
 from xvolution.operators.acmix import ACmix2d
 from xvolution.operators.attention_attention import AttentionAttention2d
@@ -10,20 +11,8 @@ from xvolution.operators.involution import Involution2d
 from xvolution.operators.lesa import LESA2d
 from xvolution.operators.local_attention import LocalAttention2d
 from xvolution.operators.mobilevit import MobileViT2d
-from xvolution.operators.registry import (
-    OPERATORS,
-    XVOLUTIONS,
-    Operator,
-    OperatorConfig,
-    conversion,
-    conversion_from_dict,
-    operator_names,
-    register,
-)
 
 __all__ = [
-    "OPERATORS",
-    "XVOLUTIONS",
     "ACmix2d",
     "AttentionAttention2d",
     "ConvContext2d",
@@ -32,11 +21,5 @@ __all__ = [
     "LESA2d",
     "LocalAttention2d",
     "MobileViT2d",
-    "Operator",
-    "OperatorConfig",
-    "conversion",
-    "conversion_from_dict",
     "global_attention",
-    "operator_names",
-    "register",
 ]

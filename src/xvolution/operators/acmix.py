@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.nn.geometry import Geometry, conv_over
+from xvolution.conversion.register import register
+from xvolution.convolutions import conv_over
+from xvolution.geometry import Geometry
 from xvolution.operators.local_attention import check_ungrouped, geometry_of, taps_of, weighted_sum, window_scores
-from xvolution.operators.registry import register
 
 
 @register(
@@ -42,7 +43,7 @@ class ACmix2d(nn.Module):
         groups: must be 1.
         bias: of the three projections.
         window: side length of the attention's window, 7 in the paper.
-        heads: None takes 4, the authors' number, or its largest divisor that divides the output channels.
+        num_heads: None takes 4, the authors' number, or its largest divisor that divides the output channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').
@@ -66,14 +67,14 @@ class ACmix2d(nn.Module):
         dtype: Any = None,
         *,
         window: int = 7,
-        heads: int | None = None,
+        num_heads: int | None = None,
     ) -> None:
         super().__init__()
         geometry = geometry_of(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         check_ungrouped(groups, "acmix")
-        heads = gcd(4, out_channels) if heads is None else heads
+        heads = gcd(4, out_channels) if num_heads is None else num_heads
         if heads < 1 or out_channels % heads:
-            raise ValueError(f"heads is {heads}; it must be positive and divide the {out_channels} output channels")
+            raise ValueError(f"num_heads is {heads}; it must be positive and divide the {out_channels} output channels")
         if window < 1 or window % 2 == 0:
             raise ValueError(f"window is {window}; it must be odd and positive, such as 7")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

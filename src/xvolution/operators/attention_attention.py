@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xvolution.functional import Similarity
-from xvolution.nn import XVolution2d
-from xvolution.operators.registry import register
+from xvolution.attention import attention_config
+from xvolution.conversion.register import register
+from xvolution.operator import XVolution2d
 
 
 @register(
@@ -25,7 +25,8 @@ class AttentionAttention2d(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
             ``nn.Conv2d``.
         bias: has no effect; the norms have one.
-        attention_ratio, similarity: those of ``XVolution2d``, of both branches.
+        attention: name of the branch that both are.
+        attention_ratio: of both branches.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').
@@ -45,16 +46,15 @@ class AttentionAttention2d(nn.Module):
         device: Any = None,
         dtype: Any = None,
         *,
+        attention: str = "pixel_shift",
         attention_ratio: float = 0.25,
-        similarity: Similarity = "hadamard",
     ) -> None:
         super().__init__()
         geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, False, padding_mode)
-        options: dict[str, Any] = {"attention_ratio": attention_ratio, "similarity": similarity, "zero_init": False}
-        # The operator knows its branch's defaults; of each, that branch and its norm are kept.
-        both = [
-            XVolution2d(in_channels, out_channels, *geometry, **options, device=device, dtype=dtype) for _ in range(2)
-        ]
+        branch = attention_config({"type": attention, "attention_ratio": attention_ratio})
+        options: dict[str, Any] = {"attention": branch, "zero_init": False, "device": device, "dtype": dtype}
+        # The operator knows where its branch stands; of each, that branch and its norm are kept.
+        both = [XVolution2d(in_channels, out_channels, *geometry, **options) for _ in range(2)]
         self.attentions = nn.ModuleList(each.attention for each in both)
         self.norms = nn.ModuleList(each.attention_norm for each in both)
 

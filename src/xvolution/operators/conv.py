@@ -2,6 +2,6 @@
 
 from torch import nn
 
-from xvolution.operators.registry import register
+from xvolution.conversion.register import register
 
 register("conv", "The plain convolution.", "torch.nn.Conv2d")(nn.Conv2d)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xvolution.functional import spatial
-from xvolution.nn.pixel_shift import attention_channels
-from xvolution.operators.registry import register
+from xvolution.attention.base import attention_channels
+from xvolution.conversion.register import register
+from xvolution.geometry import spatial
 
 
 @register(
@@ -50,7 +50,7 @@ class ConvContext2d(nn.Module):
         super().__init__()
         geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        hidden = attention_channels(out_channels, ratio, 1, 1)
+        hidden = attention_channels(out_channels, ratio, 1)
         self.conv = nn.Conv2d(in_channels, out_channels, *geometry, **factory)
         self.conv_norm = nn.BatchNorm2d(out_channels, **factory)
         self.context = nn.Sequential(

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
-from xvolution.nn import GlobalAttention2d
+from xvolution.attention import Global, GlobalAttention
+from xvolution.conversion.register import register
+from xvolution.geometry import ConvSite
 from xvolution.operators.local_attention import geometry_of
-from xvolution.operators.registry import register
 
 
 @register(
-    "global",
+    "global-attention",
     "Exact multi-head self-attention over all pixels.",
     "Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin: Attention Is All You Need, NeurIPS 2017, "
     "arXiv 1706.03762, equation 1; over the pixels of a feature map as in X-volution (arXiv 2106.02253), equation 1",
@@ -32,18 +33,18 @@ def global_attention(
     dtype: Any = None,
     *,
     attention_ratio: float = 1.0,
-    heads: int | None = None,
-    query_key_norm: bool = False,
-) -> GlobalAttention2d:
-    """``GlobalAttention2d`` on the centres of the convolution's windows, with softmax and without positions.
+    num_heads: int | None = None,
+    qk_norm: bool = False,
+) -> GlobalAttention:
+    """The branch of ``Global`` on the centres of the convolution's windows, with softmax and without positions.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
             ``nn.Conv2d``; they place the pixels that attend to each other.
         bias: of the value, which is the bias of the output, since the weights of a softmax are one in sum.
         attention_ratio: query and key channels as a fraction of the output channels.
-        heads: heads in each group; None takes 8, or its largest divisor that divides the output channels.
-        query_key_norm: cosines of query and key times a learned temperature as logits.
+        num_heads: heads in each group; None takes 8, or its largest divisor that divides the output channels.
+        qk_norm: cosines of query and key times a learned temperature as logits.
 
     Returns:
         A module of (N, C_in, H, W) -> (N, C_out, H', W').
@@ -51,12 +52,10 @@ def global_attention(
     Raises:
         ValueError: heads that do not divide the channels, or a ratio that is not positive.
     """
-    geometry_of(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-    heads = gcd(8, out_channels // groups) if heads is None else heads
-    window: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, padding_mode)
-    options: dict[str, Any] = {"attention_ratio": attention_ratio, "heads": heads, "query_key_norm": query_key_norm}
-    options |= {"device": device, "dtype": dtype}
-    attention = GlobalAttention2d(in_channels, out_channels, *window, **options)
+    geometry = geometry_of(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+    heads = gcd(8, out_channels // groups) if num_heads is None else num_heads
+    site = ConvSite(in_channels, out_channels, geometry, groups, device, dtype)
+    attention = Global(attention_ratio, heads, qk_norm).build(site)
     if not bias:
         attention.value.register_parameter("bias", None)
     return attention

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.operators.registry import register
+from xvolution.conversion.register import register
 
 #: Groups of the levels, from the smallest kernel on, as in pyramidal convolution (Duta et al. 2020).
 LEVEL_GROUPS = (1, 4, 8, 16)
@@ -117,8 +117,8 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 def _grown(padding: int | Sequence[int] | str, dilation: int | Sequence[int], level: int) -> tuple[int, int] | str:
     """The padding that keeps a kernel that reaches ``level`` taps further on the same pixels."""
-    if padding == "same":
-        return "same"
+    if isinstance(padding, str) and padding != "valid":
+        return padding  # "same", and what nn.Conv2d refuses
     pads = (0, 0) if isinstance(padding, str) else _pair(padding)
     height, width = _pair(dilation)
     return (pads[0] + height * level, pads[1] + width * level)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from xvolution.conversion.register import register
 from xvolution.operators.local_attention import check_ungrouped, geometry_of, taps_of, weighted_sum
-from xvolution.operators.registry import register
 
 
 @register(

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.nn.geometry import Geometry, conv_over
+from xvolution.conversion.register import register
+from xvolution.convolutions import conv_over
+from xvolution.geometry import Geometry
 from xvolution.operators.local_attention import check_ungrouped, geometry_of
-from xvolution.operators.registry import register
 
 
 @register(
@@ -35,9 +36,9 @@ class LESA2d(nn.Module):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, padding_mode, device, dtype: those of ``nn.Conv2d``,
             of the convolution of the unary term; the attention is over the centres of its windows.
-        groups: must be 1; the convolution has ``heads`` groups.
+        groups: must be 1; the convolution has ``num_heads`` groups.
         bias: has no effect, since both terms end in a norm, which has one.
-        heads: heads of the attention and groups of the convolution; None takes 8, the authors' number, or its largest divisor
+        num_heads: heads of the attention and groups of the convolution; None takes 8, the authors' number, or its largest divisor
             that divides the input channels and half of the output channels.
         map_size: side length of the maps for which positions are learned, 14 in the authors' models; they are interpolated
             for others. None leaves positions out.
@@ -63,13 +64,13 @@ class LESA2d(nn.Module):
         device: Any = None,
         dtype: Any = None,
         *,
-        heads: int | None = None,
+        num_heads: int | None = None,
         map_size: int | None = 14,
     ) -> None:
         super().__init__()
         geometry = geometry_of(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         check_ungrouped(groups, "lesa")
-        heads = _checked_heads(heads, in_channels, out_channels)
+        heads = _checked_heads(num_heads, in_channels, out_channels)
         if map_size is not None and map_size < 1:
             raise ValueError(f"map_size is {map_size}; it must be positive, or None to leave positions out")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -174,7 +175,7 @@ def _checked_heads(heads: int | None, in_channels: int, out_channels: int) -> in
     heads = gcd(8, most) if heads is None else heads
     if heads < 1 or most % heads:
         raise ValueError(
-            f"heads is {heads}; it must be positive and divide the {in_channels} input channels and half of the "
+            f"num_heads is {heads}; it must be positive and divide the {in_channels} input channels and half of the "
             f"{out_channels} output channels, that is, divide {most}"
         )
     return heads

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.functional import window_taps
-from xvolution.nn.geometry import Geometry, conv_over
-from xvolution.nn.pixel_shift import check_heads
-from xvolution.operators.registry import register
+from xvolution.attention.base import check_heads
+from xvolution.conversion.register import register
+from xvolution.convolutions import conv_over
+from xvolution.geometry import Geometry
 
 
 def geometry_of(
@@ -44,7 +44,7 @@ def check_ungrouped(groups: int, operator: str) -> None:
 
 def taps_of(x: Tensor, geometry: Geometry) -> list[Tensor]:
     """The pixels of every window: T views of (N, C, H', W') for a map (N, C, H, W), which is padded first."""
-    return window_taps(geometry.pad(x), geometry.kernel_size, geometry.stride, geometry.dilation)
+    return geometry.taps(geometry.pad(x))
 
 
 def window_scores(query: Tensor, taps: Sequence[Tensor], heads: int) -> Tensor:
@@ -103,7 +103,7 @@ class LocalAttention2d(nn.Module):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``; the paper's window is 7. ``groups`` are groups of the projections.
-        heads: heads in each group; None takes 8, the paper's number, or its largest divisor that leaves every head an even
+        num_heads: heads in each group; None takes 8, the paper's number, or its largest divisor that leaves every head an even
             number of channels.
 
     Shape:
@@ -127,7 +127,7 @@ class LocalAttention2d(nn.Module):
         device: Any = None,
         dtype: Any = None,
         *,
-        heads: int | None = None,
+        num_heads: int | None = None,
     ) -> None:
         super().__init__()
         window = (kernel_size, stride, padding, dilation, groups, padding_mode)
@@ -138,12 +138,12 @@ class LocalAttention2d(nn.Module):
                 f"each of the {groups} groups has {group_channels} output channels; sasa needs an even number, half of "
                 "them for the rows and half for the columns"
             )
-        heads = gcd(8, group_channels // 2) if heads is None else heads
+        heads = gcd(8, group_channels // 2) if num_heads is None else num_heads
         check_heads(heads, out_channels, groups)
         if group_channels // heads % 2:
             raise ValueError(
-                f"heads is {heads}, which leaves {group_channels // heads} channels to each; sasa needs an even number, half "
-                f"of them for the rows and half for the columns: heads must divide {group_channels // 2}"
+                f"num_heads is {heads}, which leaves {group_channels // heads} channels to each; sasa needs an even number, half "
+                f"of them for the rows and half for the columns: num_heads must divide {group_channels // 2}"
             )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         options: dict[str, Any] = {"groups": groups, "bias": False, **factory}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xvolution.operators.registry import register
+from xvolution.conversion.register import register
 
 
 @register(
@@ -37,7 +37,7 @@ class MobileViT2d(nn.Module):
         bias: accepted for the interface; a batch norm follows, so that a bias would have no effect.
         dim: channels of the transformer; None takes ``out_channels``.
         depth: transformer layers.
-        heads: attention heads; they divide ``dim``.
+        num_heads: attention heads; they divide ``dim``.
         patch_size: side of the patches in pixels.
         mlp_ratio: hidden channels of the perceptron over ``dim``.
 
@@ -64,22 +64,24 @@ class MobileViT2d(nn.Module):
         *,
         dim: int | None = None,
         depth: int = 2,
-        heads: int = 4,
+        num_heads: int = 4,
         patch_size: int = 2,
         mlp_ratio: float = 2.0,
     ) -> None:
         super().__init__()
         dim = out_channels if dim is None else dim
-        _check(dim=dim, depth=depth, heads=heads, patch_size=patch_size, mlp_ratio=mlp_ratio)
-        if dim % heads:
-            raise ValueError(f"dim={dim} does not divide into heads={heads}; choose dim a multiple of heads")
+        _check(dim=dim, depth=depth, num_heads=num_heads, patch_size=patch_size, mlp_ratio=mlp_ratio)
+        if dim % num_heads:
+            raise ValueError(
+                f"dim={dim} does not divide into num_heads={num_heads}; choose dim a multiple of num_heads"
+            )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         window: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, False, padding_mode)
         fusion: tuple[Any, ...] = (kernel_size, 1, "same", 1, 1, False, padding_mode)
         self.patch_size = patch_size
         self.local = _normalized(nn.Conv2d(in_channels, out_channels, *window, **factory))
         self.reduce = nn.Conv2d(out_channels, dim, 1, bias=False, **factory)
-        self.layers = nn.Sequential(*(TransformerLayer(dim, heads, mlp_ratio, **factory) for _ in range(depth)))
+        self.layers = nn.Sequential(*(TransformerLayer(dim, num_heads, mlp_ratio, **factory) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, **factory)
         self.project = _normalized(nn.Conv2d(dim, out_channels, 1, bias=False, **factory))
         self.keeps_size = _keeps_size(self.local[0])

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xvolution.operators import conversion, operator_names
-from xvolution.surgery import Conversion, XVolutionConfig
+from xvolution.conversion.config import Conversion, Placement
+from xvolution.conversion.register import operator_config, operator_names
 from xvolution.training.errors import InputError
+from xvolution.training.upgrade import upgrade_config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,10 +23,12 @@ class RunConfig(ABC):
 
     Args:
         data: what is trained on.
-        operator: conv trains the plain network, xvolution the converted one; the name of any other registered operator puts
-            that in the place of the same convolutions.
-        operator_options: options of the operator, as JSON; kernel_size is one of every operator's.
-        xvolution: what to put in the place of convolutions, and where (stages, kernel_sizes and names hold for every operator).
+        operator: what takes the place of convolutions: xvolution, an attention branch or another operator by its name; conv
+            leaves the network as it is.
+        operator_options: options of the operator, as JSON; each has a flag of its own too.
+        stages: stages of the network in which convolutions are replaced, counted from 1.
+        kernel_sizes: side lengths of the kernels that are replaced; by default those larger than one pixel.
+        names: shell patterns of the modules that are replaced, such as layer3.*.conv2.
         holdout: judge by this fraction of the training part in the place of the validation part.
         on_bad_image: error ends the run at an unreadable image, skip goes on without it.
         workers: processes that load images; 0 loads in the training process.
@@ -64,7 +67,9 @@ class RunConfig(ABC):
     data: str = "."
     operator: str = "xvolution"
     operator_options: dict[str, Any] = field(default_factory=dict)
-    xvolution: XVolutionConfig = field(default_factory=lambda: XVolutionConfig(stages=(3,)))
+    stages: list[int] | None = field(default_factory=lambda: [3])
+    kernel_sizes: list[int] | None = None
+    names: list[str] | None = None
     holdout: float | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     workers: int | None = None
@@ -121,9 +126,10 @@ class RunConfig(ABC):
         if self.operator == "conv" and not self.operator_options:
             return None
         try:
-            return conversion(self.operator, self.operator_options, self.xvolution, self.xvolution)
-        except ValueError as error:
-            raise InputError(f"--operator-options {self.operator_options}: {error}.") from error
+            where = Placement.of(self.stages, self.kernel_sizes, self.names)
+            return Conversion(operator_config(self.operator, self.operator_options), where)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--operator {self.operator} {self.operator_options or ''}: {error}.") from error
 
     @property
     def holdout_seed(self) -> int:
@@ -149,15 +155,12 @@ class RunConfig(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "xvolution"}
-        return {**values, "xvolution": self.xvolution.to_dict()}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; a field that is missing has its default."""
-        given = dict(values)
-        xvolution = XVolutionConfig.from_dict(given.pop("xvolution", {"stages": (3,)}))
-        return cls(**given, xvolution=xvolution)
+        """The inverse of `to_dict`, of an older version too; a field that is missing has its default."""
+        return cls(**upgrade_config(values))
 
 
 def require(config: RunConfig, name: str, holds: bool, allowed: str) -> None:
@@ -247,7 +250,7 @@ class DetectionConfig(RunConfig):
         pretrained: begin with the library's ImageNet weights in the backbone.
         norm: of the backbone; frozen keeps the classifier's statistics, batch trains them.
         trainable_layers: how many of the backbone's five layers, from the end, are trained.
-        parts: where convolutions are replaced: backbone (in the stages of xvolution.stages), fpn, rpn, mask, head.
+        parts: where convolutions are replaced: backbone (in the stages of --stages), fpn, rpn, mask, head.
         model_kwargs: further arguments of torchvision's class, as JSON, such as {"box_score_thresh": 0.2}.
         data: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
         min_size: shorter side of the images in pixels.

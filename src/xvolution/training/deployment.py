@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xvolution.deploy import ExportError, ReparameterizationError
+from xvolution.deploy.export import ExportError
+from xvolution.operator import ReparameterizationError
 from xvolution.training.checkpoint import save_weights
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.files import write_text

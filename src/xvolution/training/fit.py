@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from xvolution.conversion.summary import conversion_summary, is_converted
 from xvolution.training.callbacks import EpochLines, RunCheckpoints, best_row
 from xvolution.training.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
 from xvolution.training.config import RunConfig
@@ -152,8 +153,8 @@ def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:
 @rank_zero_only
 def announce(model: nn.Module) -> None:
     """Print what was converted, where something was; on the first process alone."""
-    if hasattr(model, "summary"):
-        print(model.summary, flush=True)
+    if is_converted(model):
+        print(conversion_summary(model), flush=True)
 
 
 @rank_zero_only

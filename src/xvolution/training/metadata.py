@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 
 import xvolution
+from xvolution.conversion.upgrade import FORMAT
 from xvolution.training.errors import InputError
+from xvolution.training.upgrade import upgrade
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,11 +63,11 @@ class Metadata(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"type": self.type, **vars(self), "model": self.model.to_dict()}
+        return {"format": FORMAT, "type": self.type, **vars(self), "model": self.model.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`, of an older version too.
 
         Raises:
             InputError: something is missing or unknown, or it describes a network of another type.
@@ -73,8 +75,9 @@ class Metadata(ABC):
         found = type_of(values)
         if found != cls.type:
             raise InputError(f"the file holds a network of the type {found}, where {cls.noun} is needed.")
+        given = {name: value for name, value in upgrade(values).items() if name not in ("format", "type")}
         try:
-            return cls(**cls.fields({name: value for name, value in values.items() if name != "type"}))
+            return cls(**cls.fields(given))
         except (KeyError, TypeError) as error:
             raise InputError(f"the file's description of its network cannot be read ({error}).") from error
 
@@ -88,14 +91,17 @@ class Metadata(ABC):
 
 
 def type_of(values: Mapping[str, Any]) -> str:
-    """The type of network that `Metadata.to_dict` described; files that do not say it yet are told apart by what they hold.
+    """The type of network that `Metadata.to_dict` described.
 
     Raises:
         InputError: these values describe no network.
     """
     if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
         raise InputError("the file's description of its network cannot be read (it names no model).")
-    return values["type"] if "type" in values else "detect" if "architecture" in values["model"] else "classify"
+    found = upgrade(values).get("type")
+    if not isinstance(found, str):
+        raise InputError("the file's description of its network cannot be read (it does not say of which type it is).")
+    return found
 
 
 def provenance(seed: int) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from xvolution.deploy.runtimes import ExportError
+from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxSession
 from xvolution.training.errors import InputError
-from xvolution.training.files import atomic_path
-from xvolution.training.metadata import HEADER, Metadata
+from xvolution.training.metadata import HEADER
 
 
 class OnnxNetwork(nn.Module):
@@ -23,24 +24,13 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
-        import onnxruntime
-
         if not Path(path).is_file():
             raise InputError(f"there is no file {path}.")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         try:
-            self.session: Any = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime raises a class of its own for each status code
+            self.session: OnnxSession = OnnxRuntime().load(path)
+        except ExportError as error:
             raise InputError(f"{path} is no ONNX network that ONNX Runtime can run, or it is damaged.") from error
         self.path = path
-
-    @property
-    def properties(self) -> dict[str, str]:
-        """What is written in the file beside the network."""
-        return self.session.get_modelmeta().custom_metadata_map
 
     @property
     def header(self) -> dict[str, Any]:
@@ -49,22 +39,8 @@ class OnnxNetwork(nn.Module):
         Raises:
             InputError: the file has none.
         """
-        if HEADER not in self.properties:
+        if HEADER not in self.session.properties:
             raise InputError(
                 f"{self.path} does not say how to prepare its images; it was not written by `xvolution deploy`."
             )
-        return json.loads(self.properties[HEADER])
-
-
-def write_properties(path: str | os.PathLike[str], metadata: Metadata) -> None:
-    """Put the metadata into an ONNX file.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    import onnx
-
-    network = onnx.load(os.fspath(path))
-    onnx.helper.set_model_props(network, {HEADER: metadata.to_json()})
-    with atomic_path(path) as temporary:
-        onnx.save(network, os.fspath(temporary))
+        return json.loads(self.session.properties[HEADER])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from xvolution.conversion.outputs import TOLERANCE, tensors_in
 from xvolution.deploy.latency import cpu_threads
 from xvolution.deploy.runtimes.base import ExportError, LoadedFile, Runtime, register
-from xvolution.surgery.outputs import TOLERANCE, tensors_in
 
 
 class LoadedProgram(LoadedFile):

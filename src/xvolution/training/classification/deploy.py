@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xvolution.deploy import ExportReport, export, layouts_of, reparameterize
+from xvolution.deploy.export import ExportReport, export
+from xvolution.deploy.reparameterize import layouts_of, reparameterize
+from xvolution.deploy.runtimes.onnx_files import write_properties
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.deployment import DeployResult, reparameterizing
-from xvolution.training.onnx_file import write_properties
+from xvolution.training.metadata import HEADER
 
 
 @dataclass
@@ -33,7 +35,7 @@ class ClassifierDeployment(DeployResult):
     def export(self, path: Path) -> ExportReport:
         report = export(self.model, path, example_inputs=self.example, dynamic=not self.fixed_size)
         if path.suffix == ".onnx":
-            write_properties(path, self.metadata)
+            write_properties(path, {HEADER: self.metadata.to_json()})
         return report
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from xvolution.deploy import layouts_of
+from xvolution.deploy.reparameterize import layouts_of
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import DetectorExport, export_detector
 from xvolution.models.detect_match import Agreement, match_detections

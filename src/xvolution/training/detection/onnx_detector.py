@@ -20,15 +20,10 @@ class OnnxDetector(OnnxNetwork):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        if self.properties.get("content") == "pyramid":
+        if self.session.properties.get("content") == "pyramid":
             raise InputError(
                 f"{path} holds a detector's backbone and pyramid alone, which find nothing; give its checkpoint."
             )
-        self.output_names = [output.name for output in self.session.get_outputs()]
 
     def forward(self, images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        return [self._find(image) for image in images]
-
-    def _find(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        outputs = self.session.run(self.output_names, {"image": image.contiguous().numpy()})
-        return {name: torch.from_numpy(output) for name, output in zip(self.output_names, outputs, strict=True)}
+        return [dict(zip(self.session.output_names, self.session(image), strict=True)) for image in images]

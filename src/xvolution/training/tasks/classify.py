@@ -51,7 +51,7 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         return ClassifierMetadata
 
     def build(self, metadata: ClassifierMetadata) -> nn.Module:
-        from xvolution.deploy import reparameterize
+        from xvolution.deploy.reparameterize import reparameterize
         from xvolution.models import build_model
 
         model, fold_norms = build_model(metadata.model).eval(), metadata.fold_norms

@@ -1,0 +1,193 @@
+"""Attention with one query for the whole image: the channels of a second convolution weighted by what the image shows::
+
+    a_0 = φ(q) ⊙ Σ_δ W^v_δ x_δ,      q = W^q mean(x) + b^q
+
+With the convolution beside it the branch is one convolution, whose kernel is ``W + diag(φ(q)) W^v`` for each image.
+Attention that mixes kernels is from Chen et al., Dynamic Convolution: Attention over Convolution Kernels, arXiv 1912.03458,
+2020; weights for the channels that a kernel reads and writes from Li, Zhou and Yao, Omni-Dimensional Dynamic Convolution,
+arXiv 2209.07947, 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.attention.base import AttentionBranch, AttentionConfig, check_gate, register
+from xvolution.attention.deployed import ContentConv, DeployedOperator
+from xvolution.attention.folded import Folded, StaysAttention, pixel_of
+from xvolution.attention.reference import each, image_average, mixed, padded_for, windows
+from xvolution.convolutions import conv_of, conv_over, kernel_of, pointwise
+from xvolution.folding import FoldedConvolution, NormLayer
+from xvolution.geometry import CONVOLVE, ConvSite, per_channel, spatial
+from xvolution.numerics import GATES, convolve_window, image_mean
+
+
+@register("channel_gate")
+@dataclass(frozen=True)
+class ChannelGate(AttentionConfig):
+    """A second convolution whose output channels the image weighs: once deployed one convolution for each image, or two.
+
+    Attributes:
+        gate: of the query: identity, sigmoid or tanh.
+        separable: read the values by a 1x1 convolution and a depthwise one, W^v_δ = w_δ ⊙ W^v: fewer weights, a shorter step.
+        channel_keys: weigh the input channels as well, by keys of their own: the kernel is W + diag(φ(q)) W^v diag(φ(k)).
+    """
+
+    gate: str = "sigmoid"
+    separable: bool = False
+    channel_keys: bool = False
+
+    def check(self) -> None:
+        check_gate(self.gate)
+
+    def build(self, site: ConvSite, norm_layer: NormLayer | None = None) -> ChannelGateAttention:
+        return ChannelGateAttention(self, site)
+
+
+class ChannelGateAttention(AttentionBranch):
+    """The branch of ``ChannelGate``: maps (N, C_in, H, W) to (N, C_out, H', W')."""
+
+    def __init__(self, config: ChannelGate, site: ConvSite) -> None:
+        super().__init__(config, site)
+        grouped: dict[str, Any] = {"groups": site.groups, **site.factory}
+        in_channels, out_channels, geometry = site.in_channels, site.out_channels, site.geometry
+        self.gate = config.gate
+        self.query = pointwise(site.dims, in_channels, out_channels, **grouped)
+        self.key = pointwise(site.dims, in_channels, in_channels, **grouped) if config.channel_keys else None
+        self.window: Any = None
+        if config.separable:
+            depthwise = {**grouped, "groups": out_channels}
+            self.value = pointwise(site.dims, in_channels, out_channels, bias=False, **grouped)
+            self.window = conv_over(geometry, out_channels, out_channels, bias=False, **depthwise)
+        else:
+            self.value = conv_over(geometry, in_channels, out_channels, bias=False, **grouped)
+
+    @property
+    def value_weight(self) -> Tensor:
+        """``W^v_δ``: (C_out, C_in / groups, kh, kw)."""
+        value: Tensor = self.value.weight
+        return value if self.window is None else per_channel(value.flatten(1), value) * self.window.weight
+
+    def weights(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """φ(q) and φ(k), or None without keys: (N, C_in, H, W) -> (N, C_out, 1, 1) and (N, C_in, 1, 1)."""
+        gate, mean = GATES[self.gate].apply, image_mean(x)
+        return gate(self.query(mean)), None if self.key is None else gate(self.key(mean))
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """``diag(φ(q)) W^v diag(φ(k))`` of each image: (N, C_in, H, W) -> (N, C_out, C_in / groups, kh, kw)."""
+        return scaled_kernels(self.value_weight.to(x.dtype), *self.weights(x), self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+        of_outputs, of_inputs = self.weights(x)
+        value = self.value(x if of_inputs is None else of_inputs * x)
+        return of_outputs * (value if self.window is None else convolve_window(self.window, value))
+
+    def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
+        scale, norm = convolution.absorb(norm)
+        return FoldedChannelGate(convolution, self, scale, norm)
+
+
+def scaled_kernels(weight: Tensor, of_outputs: Tensor, of_inputs: Tensor | None, groups: int) -> Tensor:
+    """``diag(φ(q)) W diag(φ(k))``: (N, C_out, C_in / groups, kh, kw) from W (C_out, C_in / groups, kh, kw)."""
+    kernels = of_outputs.unsqueeze(2) * weight
+    if of_inputs is None:
+        return kernels
+    return (kernels.unflatten(1, (groups, -1)) * of_inputs.unflatten(1, (groups, 1, -1))).flatten(1, 2)
+
+
+def channel_gate_attention(
+    x: Tensor,
+    query_weight: Tensor,
+    query_bias: Tensor,
+    value_weight: Tensor,
+    key_weight: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    *,
+    gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """The reference of ``ChannelGate``, shift by shift: ``Σ_δ φ(q) ⊙ W^v_δ x_δ``, ``q = W^q mean(x) + b^q``.
+
+    With keys, ``Σ_δ φ(q) ⊙ W^v_δ (φ(k) ⊙ x_δ)``, ``k = W^k mean(x) + b^k``: how much an output channel hears of an input channel
+    is the product of its query and of the other's key.
+
+    Args:
+        x: (N, C_in, H, W).
+        query_weight: ``W^q``, (C_out, C_in / groups, 1, 1).
+        query_bias: ``b^q``, (C_out,).
+        value_weight: ``W^v``, (C_out, C_in / groups, kh, kw).
+        key_weight, key_bias: ``W^k``, (C_in, C_in / groups, 1, 1), and ``b^k``, (C_in,); no keys when None.
+        gate: φ.
+        stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
+
+    Returns:
+        (N, C_out, H', W'); one or three dimensions in the place of H, W work alike.
+    """
+    dims, kernel_size = x.dim() - 2, tuple(value_weight.shape[2:])
+    steps, spaces, mean = each(stride, dims), each(dilation, dims), image_average(x)
+    query = gate(mixed(mean, query_weight, query_bias, groups))
+    if key_weight is not None:
+        x = gate(mixed(mean, key_weight, key_bias, groups)) * x
+    pixels = windows(padded_for(x, padding, kernel_size, spaces, padding_mode), kernel_size, steps, spaces)
+    matrices = value_weight.flatten(2)
+    terms = [query * mixed(pixels[:, :, tap], matrices[..., tap], None, groups) for tap in range(matrices.shape[2])]
+    return torch.stack(terms).sum(0)
+
+
+@dataclass
+class FoldedChannelGate(StaysAttention):
+    """Both convolutions as one for each image, or the folded convolution beside the branch."""
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        return ("single", "split") if type(self.norm) is nn.Identity else ("split",)
+
+    def build(self, layout: str, factory: dict[str, Any]) -> DeployedOperator:
+        if layout == "split":
+            return super().build(layout, factory)
+        return self.scaled(WeightedConv(self, factory))
+
+    def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """``W^c_δ + diag(φ(q)) W^v_δ diag(φ(k))``, the same at every pixel of an image."""
+        scale, convolution, attention = self.kernel_scale(), self.convolution, self.attention
+        # Refuses a position outside of the output, which is as large as the convolution's.
+        pixel_of(convolution.geometry.convolve(x, convolution.weight, groups=convolution.groups), position)
+        mean, gate, groups = x.mean(spatial(x), keepdim=True), GATES[attention.gate].apply, convolution.groups
+
+        def of_mean(conv: Any) -> Tensor:
+            kernel = kernel_of(conv)
+            return gate(CONVOLVE[attention.dims](mean, kernel.weight, kernel.bias, groups=groups))
+
+        value = kernel_of(attention.value).weight
+        if attention.window is not None:
+            value = per_channel(value.flatten(1), value) * kernel_of(attention.window).weight
+        value = value * per_channel(scale[:, None], value)
+        keys = None if attention.key is None else of_mean(attention.key)
+        kernel = convolution.weight + scaled_kernels(value, of_mean(attention.query), keys, groups)
+        return kernel, convolution.bias.expand(len(x), -1)
+
+
+class WeightedConv(ContentConv):
+    """Layout ``single``: the kernel of each image is ``W^c + diag(φ(q)) W^v``, or ``W^c + diag(φ(q)) W^v diag(φ(k))``."""
+
+    def __init__(self, folded: FoldedChannelGate, factory: dict[str, Any]) -> None:
+        super().__init__(folded.convolution, folded.attention, folded.norm, factory)
+        attention = self.attention
+        if attention.window is not None:
+            window = kernel_of(attention.window).geometry
+            attention.value = conv_of(window, attention.value_weight, None, attention.groups, factory)
+            attention.window = None
+
+    def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kernels = self.conv.weight.to(x.dtype) + self.attention.kernels(x)
+        return kernels, self.conv.bias.to(x.dtype).expand(len(x), -1)

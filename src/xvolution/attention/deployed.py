@@ -1,0 +1,165 @@
+"""Deployed operators: their base, the form of an operator without attention, and that of attention which stays attention."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.convolutions import conv_of, is_convolution, is_plain, kernel_of
+from xvolution.folding import FoldedConvolution
+from xvolution.geometry import CONVOLVE, Geometry, per_channel
+from xvolution.numerics import add
+
+
+class DeployedOperator(nn.Module, ABC):
+    """An operator as it is deployed. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any number of dimensions.
+
+    Attributes:
+        layout: which of the branch's deployed forms it is.
+        conv: the convolution that every form has.
+    """
+
+    layout: ClassVar[str]
+    conv: Any
+
+    def __init__(self, convolution: FoldedConvolution) -> None:
+        super().__init__()
+        self.geometry = geometry = convolution.geometry
+        # Some networks read the geometry of their convolutions, to pad before them for instance.
+        self.groups = convolution.groups
+        self.out_channels, self.in_channels = convolution.channels, convolution.weight.shape[1] * self.groups
+        self.kernel_size, self.stride, self.dilation = geometry.kernel_size, geometry.stride, geometry.dilation
+        self.padding, self.padding_mode = tuple(before for before, _ in geometry.padding), geometry.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
+        if x.dim() == self.conv.weight.dim() - 1:
+            return self.compute(x.unsqueeze(0)).squeeze(0)
+        return self.compute(x)
+
+    @abstractmethod
+    def compute(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    def parts_to_equalize(self, x: Tensor) -> Mapping[str, Tensor]:
+        """Maps (N, C, ...) by name, of which ``equalize_`` wants to know the range of each channel; none by default."""
+        return {}
+
+    def equalize_(self, ranges: Mapping[str, Tensor]) -> None:
+        """Rescale channels between the parts so that one 8-bit scale holds each part, and outputs stay the same.
+
+        Args:
+            ranges: by name, the largest magnitude (C,) of each channel of ``parts_to_equalize``.
+        """
+
+    def extra_repr(self) -> str:
+        return f"layout={self.layout}"
+
+
+class MergedConv(DeployedOperator):
+    """An operator without attention: its convolutions as one."""
+
+    layout = "single"
+
+    def __init__(self, convolution: FoldedConvolution, factory: dict[str, Any]) -> None:
+        super().__init__(convolution)
+        self.conv = conv_of(convolution.geometry, convolution.weight, convolution.bias, convolution.groups, factory)
+        self.conv_norm = convolution.norm
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.conv_norm(self.conv(x))
+
+
+class TwoBranchConv(DeployedOperator):
+    """Layout ``split`` of attention that stays attention: ``conv_norm(conv(x)) + attention_norm(attention(x))``."""
+
+    layout = "split"
+
+    def __init__(
+        self, convolution: FoldedConvolution, attention: nn.Module, norm: nn.Module, factory: dict[str, Any]
+    ) -> None:
+        super().__init__(convolution)
+        self.conv = conv_of(convolution.geometry, convolution.weight, convolution.bias, convolution.groups, factory)
+        self.conv_norm = convolution.norm
+        self.attention: Any = materialized(attention, factory)
+        self.attention_norm = norm
+
+    def compute(self, x: Tensor) -> Tensor:
+        return add(self.conv_norm(self.conv(x)), self.attention_norm(self.attention(x)))
+
+
+class TwoBranchOnConv(TwoBranchConv):
+    """The same of attention that reads ``v = conv(x)``: ``conv_norm(s v + b) + attention_norm(attention(x, v))``."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, convolution: FoldedConvolution, attention: nn.Module, norm: nn.Module, factory: dict[str, Any]
+    ) -> None:
+        super().__init__(convolution, attention, norm, factory)
+        weight, bias = convolution.value_weight, convolution.value_bias
+        self.conv = conv_of(convolution.geometry, weight, bias, convolution.groups, factory)
+        for name, vector in (("scale", convolution.scale), ("shift", convolution.shift)):
+            self.register_buffer(name, per_channel(vector, self.conv.weight).to(self.conv.weight))
+
+    def normalized(self, value: Tensor) -> Tensor:
+        """The convolution branch from the convolution's output."""
+        return self.conv_norm(value * self.scale.to(value.dtype) + self.shift.to(value.dtype))
+
+    def compute(self, x: Tensor) -> Tensor:
+        value = self.conv(x)
+        return add(self.normalized(value), self.attention_norm(self.attention(x, value)))
+
+
+class ContentConv(TwoBranchConv):
+    """Layout ``single`` of branches that are one convolution for each image, with a kernel that its content decides."""
+
+    layout = "single"
+
+    @abstractmethod
+    def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernels (N, C_out, C_in / groups, kh, kw) and biases (N, C_out) of the whole operator, in the dtype of ``x``."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        if not takes_kernels(x) or type(self.conv_norm) is not nn.Identity:
+            return super().compute(x)
+        return self.convolve(x)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The operator as one convolution for each image: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        return convolve_each(self.geometry, x, *self.kernels(x), self.conv.groups)
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Whether images can have a kernel each: a graph for any batch size cannot have one group for each image."""
+    of_one_size = not torch.compiler.is_compiling() or (torch.compiler.is_exporting() and type(x.shape[0]) is int)
+    return of_one_size and x.shape[0] > 0
+
+
+def convolve_each(geometry: Geometry, x: Tensor, kernels: Tensor, biases: Tensor, groups: int) -> Tensor:
+    """Each image by its own kernel: (N, C_in, H, W), (N, C_out, C_in / groups, kh, kw), (N, C_out) -> (N, C_out, H', W')."""
+    images = x.shape[0]
+    batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
+    y = CONVOLVE[geometry.dims](
+        batch, kernels.flatten(0, 1), biases.flatten(), geometry.stride, 0, geometry.dilation, images * groups
+    )
+    y = y.reshape(images, -1, *y.shape[2:])
+    channels_last = x.dim() == 4 and x.stride(1) == 1 < x.shape[1]
+    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+
+
+def materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:
+    """A copy of a branch with torch's own convolutions, where it had parametrized ones."""
+    attention = deepcopy(attention)
+    for name, module in list(attention.named_modules()):
+        if name and is_convolution(module) and not is_plain(module):
+            kernel, groups = kernel_of(module), int(getattr(module, "groups", 1))
+            bias = None if module.bias is None else kernel.bias
+            attention.set_submodule(name, conv_of(kernel.geometry, kernel.weight, bias, groups, factory))
+    return attention

@@ -1,0 +1,1 @@
+"""Converting a network: what to put in, where, the norms that follow, and the proof that nothing changed."""

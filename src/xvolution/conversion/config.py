@@ -1,0 +1,204 @@
+"""What takes the place of a convolution, and where: two things, each described by values that a file can hold."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from torch import nn
+
+from xvolution.attention import DEFAULT_ATTENTION, AttentionConfig, attention_config
+from xvolution.convolutions import conv_over, geometry_of
+from xvolution.operator import OPERATOR_OF_DIMS
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which convolutions of a network are replaced; where nothing is said, all spatial ones behind the stem.
+
+    Attributes:
+        stages: stages of the network, counted from 1.
+        kernel_sizes: side lengths of square kernels; without it, kernels larger than one pixel.
+        names: shell patterns of module names, such as layer3.*.conv2.
+    """
+
+    stages: tuple[int, ...] | None = None
+    kernel_sizes: tuple[int, ...] | None = None
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls, stages: Sequence[int] | None, kernel_sizes: Sequence[int] | None, names: Sequence[str] | None
+    ) -> Placement:
+        """The placement of lists, as files and the command line have them.
+
+        Raises:
+            ValueError: a criterion that is no list, such as one name alone.
+        """
+        for name, value in (("stages", stages), ("kernel_sizes", kernel_sizes), ("names", names)):
+            if isinstance(value, int | str):
+                raise ValueError(f"{name} is {value!r}; give several in a list or tuple, or one as ({value!r},)")
+        return cls(*(None if value is None else tuple(value) for value in (stages, kernel_sizes, names)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionConfig(ABC):
+    """What takes the place of a convolution.
+
+    Attributes:
+        kernel_size: side length of the kernel in the place of each; that of the replaced convolution when None. A kernel of
+            another size starts with new weights.
+    """
+
+    kernel_size: int | None = None
+
+    #: Whether the norm that follows a convolution moves into its replacement.
+    takes_norm: ClassVar[bool] = False
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether the converted network computes what it computed before, so that this is checked."""
+        return False
+
+    @abstractmethod
+    def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
+        """What takes the place of ``conv``; ``norm`` is the one that follows it, where ``takes_norm`` asks for it."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values, with its kind as ``"type"``.
+
+        Raises:
+            ValueError: a field holds a function, which has no JSON form.
+        """
+
+    def resized(self, conv: Any) -> Any:
+        """``conv``, or a new convolution of the same output size whose kernel has the side length ``kernel_size``.
+
+        Raises:
+            ValueError: no kernel of that size is centred on the same pixels.
+        """
+        side = self.kernel_size
+        if side is None or set(conv.kernel_size) == {side}:
+            return conv
+        geometry = geometry_of(conv)
+        sides = (side,) * geometry.dims
+        larger = geometry.recentred(sides, geometry.dilation)
+        grown = [d * (side - k) for k, d in zip(geometry.kernel_size, geometry.dilation, strict=True)]
+        off_centre = not isinstance(conv.padding, str) and any(pixels % 2 for pixels in grown)
+        if off_centre or min(min(pair) for pair in larger.padding) < 0:
+            raise ValueError(
+                f"kernel_size={side} cannot take the place of a kernel of {conv.kernel_size} with padding {conv.padding} "
+                "around the same pixels; give another size, or leave this convolution out"
+            )
+        options: dict[str, Any] = {"groups": conv.groups, "bias": conv.bias is not None}
+        options |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        return conv_over(larger, conv.in_channels, conv.out_channels, **options).train(conv.training)
+
+
+@dataclass(frozen=True)
+class XVolutionConfig(ConversionConfig):
+    """X-volution in the place of a convolution, which it keeps with its weights and the norm that follows.
+
+    Attributes:
+        attention: the configuration of a branch (``xvolution.attention``), its name, None, or a function that takes the
+            ``nn.Conv2d`` to be replaced and returns an attention module of the same input and output shapes.
+        num_conv_branches: convolutions, each with a norm, that are summed in training and are one once deployed.
+        norm_layer: norm of the attention branch and of further convolutions: the name of a class in torch.nn, such as
+            BatchNorm2d, a function of the number of channels, or None.
+        zero_init: start the attention and further convolutions at zero effect, so that the converted network computes what it
+            computed before.
+    """
+
+    attention: AttentionConfig | str | Callable[[Any], nn.Module] | None = DEFAULT_ATTENTION
+    num_conv_branches: int = 1
+    norm_layer: str | Callable[[int], nn.Module] | None = "BatchNorm2d"
+    zero_init: bool = True
+
+    takes_norm = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attention, str):
+            object.__setattr__(self, "attention", attention_config(self.attention))
+        if isinstance(self.norm_layer, str) and not hasattr(nn, self.norm_layer):
+            raise ValueError(
+                f"norm_layer is {self.norm_layer!r}; give the name of a class in torch.nn, such as 'BatchNorm2d'"
+            )
+
+    @property
+    def keeps_outputs(self) -> bool:
+        return self.zero_init and self.kernel_size is None
+
+    def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
+        """An X-volution around ``conv`` and its norm, which are kept, not copied."""
+        conv = self.resized(conv)
+        attention: Any = self.attention
+        if callable(attention):
+            attention = attention(conv)
+        norm_layer = getattr(nn, self.norm_layer) if isinstance(self.norm_layer, str) else self.norm_layer
+        return OPERATOR_OF_DIMS[len(conv.kernel_size)].from_conv(
+            conv,
+            conv_norm=norm,
+            attention=attention,
+            num_conv_branches=self.num_conv_branches,
+            norm_layer=norm_layer,
+            zero_init=self.zero_init,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        functions = [name for name in ("attention", "norm_layer") if callable(getattr(self, name))]
+        if functions:
+            raise ValueError(
+                f"{', '.join(functions)} of this configuration is a function and cannot be stored; use a name"
+            )
+        attention: Any = self.attention
+        return {
+            "type": "xvolution",
+            "attention": None if attention is None else attention.to_dict(),
+            "num_conv_branches": self.num_conv_branches,
+            "norm_layer": self.norm_layer,
+            "zero_init": self.zero_init,
+            "kernel_size": self.kernel_size,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> XVolutionConfig:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: a field, a branch or an option that this version does not know.
+        """
+        given = {name: value for name, value in values.items() if name != "type"}
+        check_fields(cls, given)
+        if isinstance(given.get("attention"), Mapping):
+            given["attention"] = attention_config(given["attention"])
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is put in, and where.
+
+    Attributes:
+        operator: what takes the place of each convolution.
+        where: which convolutions.
+    """
+
+    operator: ConversionConfig
+    where: Placement
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        where = {name: value if value is None else list(value) for name, value in asdict(self.where).items()}
+        return {"operator": self.operator.to_dict(), "where": where}
+
+
+def check_fields(cls: type, given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a name that is no field of the dataclass ``cls``."""
+    unknown = set(given) - {field.name for field in fields(cls)}
+    if unknown:
+        raise ValueError(
+            f"the configuration has unknown fields {', '.join(sorted(unknown))}; it may be of a newer version"
+        )

@@ -1,0 +1,220 @@
+"""Putting X-volution in the place of the convolutions of a network, keeping what it computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from xvolution.conversion.config import ConversionConfig, Placement
+from xvolution.conversion.modules import infer_inputs, without_zeros
+from xvolution.conversion.outputs import Difference, tensors_in
+from xvolution.conversion.pairing import traced_pairs, watched_pairs
+from xvolution.conversion.proof import Changes, Proof, pairs_hold, random_statistics
+from xvolution.conversion.register import operator_config
+from xvolution.conversion.selection import FilterFunction, convolutions, select
+from xvolution.conversion.summary import Record, Replacement, count_parameters, remember
+from xvolution.operator import XVolution
+
+_NEW_WEIGHTS = "outputs are not those before, since it starts with new weights"
+
+
+class ConversionError(RuntimeError):
+    """The converted model computes something else than the model before."""
+
+
+def convert(
+    model: nn.Module,
+    config: ConversionConfig | str | None = None,
+    *,
+    stages: Sequence[int] | None = None,
+    kernel_sizes: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    filter_fn: FilterFunction | None = None,
+    example_inputs: Any = None,
+    verify: bool = True,
+    inplace: bool = False,
+) -> nn.Module:
+    """Replace convolutions: by X-volutions that start as exactly those convolutions, or by another operator.
+
+    Weights stay. The batch norm that follows a convolution moves into the operator (``conv_norm``) and a pass-through takes its
+    place; checkpoints of the unconverted model still load. Where no batch norm follows, the convolution branch has none.
+
+    Args:
+        model: any network.
+        config: what to put in: the name of an attention branch (``"linear"``) or of another operator (``"acmix"``), an
+            ``XVolutionConfig`` or an ``OperatorConfig``; X-volution with its default branch when None.
+        stages, kernel_sizes, names: where; see ``Placement``. All spatial convolutions behind the stem when nothing is said.
+        filter_fn: ``filter_fn(module, name) -> bool`` chooses among these; with it the default restriction to spatial
+            convolutions behind the stem is off.
+        example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments, to check the outputs with;
+            when None, an image batch of noise of a size that the model takes. Not zeros, which hide differences.
+        verify: run the network before and after, and compare. Without it no forward pass is run, unless ``torch.fx`` cannot read
+            the network, so that it takes some to see which norm follows which convolution.
+        inplace: change ``model`` itself instead of a copy. When the conversion fails it is as it was.
+
+    Returns:
+        The converted model; ``conversion_summary`` tells what was replaced. A model whose selected convolutions are all
+        converted already comes back as it is.
+
+    Raises:
+        ValueError: nothing was selected, stages that the network does not have, or an operator that is not known or does not fit.
+        ConversionError: the outputs changed although the configuration promises to keep them.
+    """
+    config = operator_config(config)
+    where = Placement.of(stages, kernel_sizes, names)
+    selected = select(model, where, filter_fn)
+    if not selected:
+        raise ValueError(_nothing_selected(model))
+    model = model if inplace else copy.deepcopy(model)
+    chosen = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
+    if not chosen:
+        return model
+    parameters = count_parameters(model)
+
+    @cache
+    def inputs() -> Any:
+        return infer_inputs(model) if example_inputs is None else without_zeros(example_inputs)
+
+    pairs = norms_behind(model, chosen, inputs) if config.takes_norm else {}
+    changes = Changes(model)
+    try:
+        if verify:
+            replaced, proof = _put_if_proven(changes, chosen, pairs, config, inputs())
+        else:
+            replaced, proof = _put(changes, chosen, pairs, config), "outputs were not compared"
+    except BaseException:
+        changes.take_back()
+        raise
+    model = changes.model
+    moved = {row.norm: f"{row.name}.conv_norm" for row in replaced if row.norm is not None}
+    if moved:
+        model.register_load_state_dict_pre_hook(MovedNorms(moved))
+    shape = _image_shape(inputs() if verify else example_inputs)
+    remember(model, Record(replaced, parameters, shape, proof))
+    return model
+
+
+class MovedNorms:
+    """Load hook: a checkpoint of the unconverted model has each norm under its old name."""
+
+    def __init__(self, moved: Mapping[str, str]) -> None:
+        self.moved = dict(moved)
+
+    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for old, new in self.moved.items():
+            for key in [key for key in state_dict if key.startswith(f"{prefix}{old}.")]:
+                renamed = f"{prefix}{new}.{key.removeprefix(f'{prefix}{old}.')}"
+                if renamed not in state_dict:
+                    state_dict[renamed] = state_dict.pop(key)
+
+
+def norms_behind(model: nn.Module, convs: Collection[str], inputs: Callable[[], Any]) -> Mapping[str, str]:
+    """The batch norm that alone reads the output of a convolution, by the name of each of ``convs`` that has one.
+
+    From the graph where ``torch.fx`` can read the network, else from one forward pass on ``inputs()``; none where that is None.
+    Those of a forward pass are proven, since it does not tell whether something else reads the output too.
+    """
+    pairs = traced_pairs(model)
+    if pairs is not None:
+        return {conv: norm for conv, norm in pairs.items() if conv in convs}
+    found = inputs()
+    if found is None:
+        return {}
+    pairs = watched_pairs(model, found)
+    return _provable(model, {conv: norm for conv, norm in pairs.items() if conv in convs}, found)
+
+
+def _provable(model: nn.Module, pairs: dict[str, str], inputs: Any) -> Mapping[str, str]:
+    """The pairs whose move keeps the outputs; none where that cannot be told."""
+    if not pairs:
+        return {}
+    proof = Proof(inputs)
+    with random_statistics(model.get_submodule(norm) for norm in pairs.values()):
+        try:
+            proof.before(model)
+        except Exception:  # whatever a stranger's forward raises: what cannot be run cannot be proven
+            return {}
+        if pairs_hold(model, pairs, proof):
+            return pairs
+        return {} if proof.is_random(model) else _holding(model, pairs, proof)
+
+
+def _put_if_proven(
+    changes: Changes, chosen: Sequence[str], pairs: Mapping[str, str], config: ConversionConfig, inputs: Any
+) -> tuple[list[Replacement], str]:
+    """Put the operators in; with ``inputs``, only if the outputs stay, with fewer norms moved where that is what they need.
+
+    Returns:
+        What was replaced, and what is known of the outputs.
+    """
+    if inputs is None:
+        return _put(
+            changes, chosen, pairs, config
+        ), "outputs were not compared, for want of inputs: give example_inputs"
+    if not (config.keeps_outputs or pairs):
+        return _put(changes, chosen, pairs, config), _NEW_WEIGHTS
+    model, proof = changes.model, Proof(inputs)
+    norms = {name: model.get_submodule(name) for name in pairs.values()}
+    with random_statistics(norms.values()):
+        proof.before(model)
+        if not config.keeps_outputs:
+            held = pairs_hold(model, pairs, proof) or proof.is_random(model)
+            return _put(changes, chosen, pairs if held else _holding(model, pairs, proof), config), _NEW_WEIGHTS
+        replaced = _put(changes, chosen, pairs, config)
+        error = proof.error(changes.model)
+        if error is None:
+            return replaced, "outputs were not compared: the network holds no values yet"
+        if proof.allows(error):
+            return replaced, f"outputs before and after differ by {error.absolute:.0e}"
+        changes.take_back()
+        if proof.is_random(model):
+            return _put(
+                changes, chosen, pairs, config
+            ), "outputs were not compared, since the network draws random numbers"
+        replaced = _put(changes, chosen, _holding(model, pairs, proof), config)
+        error = proof.error(changes.model)
+        if error is None or not proof.allows(error):
+            raise ConversionError(
+                f"the converted model{_shown(error, proof.failure)}: the network uses a replaced convolution in a way that the "
+                "operator does not follow; leave it out by names or filter_fn"
+            ) from proof.failure
+        return replaced, f"outputs before and after differ by {error.absolute:.0e}"
+
+
+def _shown(error: Difference | None, failure: Exception | None) -> str:
+    if failure is not None:
+        return f" cannot be run ({failure})"
+    return "'s outputs differ" + ("" if error is None else f" by {error.absolute:.1e} (relative {error.relative:.1e})")
+
+
+def _holding(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> Mapping[str, str]:
+    """The pairs whose move, each by itself, keeps the outputs."""
+    return {conv: norm for conv, norm in pairs.items() if pairs_hold(model, {conv: norm}, proof)}
+
+
+def _image_shape(inputs: Any) -> tuple[int, ...] | None:
+    tensors = tensors_in(inputs)
+    return tuple(tensors[0].shape) if len(tensors) == 1 and isinstance(inputs, Tensor) else None
+
+
+def _put(
+    changes: Changes, chosen: Sequence[str], pairs: Mapping[str, str], config: ConversionConfig
+) -> list[Replacement]:
+    replaced = []
+    for name in chosen:
+        conv, norm = changes.model.get_submodule(name), pairs.get(name)
+        operator = changes.move_norm(name, norm, config.replacement)
+        replaced.append(Replacement.of(name, conv, operator, norm))
+    return replaced
+
+
+def _nothing_selected(model: nn.Module) -> str:
+    found = [f"{name} {'x'.join(map(str, conv.kernel_size))}" for name, conv in convolutions(model)]
+    if not found:
+        return f"{type(model).__name__} has no convolution that could be converted"
+    shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+    return f"the configuration selects no convolution of {type(model).__name__}; there are: {shown}"

@@ -1,0 +1,114 @@
+"""Walking and changing a network: running it undisturbed, replacing modules, finding inputs that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.convolutions import CONVOLUTIONS
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's own mode comes back afterwards.
+
+    Modes are set one by one: a ``train`` of a module's own, which may merge weights, is not called.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def call(model: nn.Module, example_inputs: Any) -> Any:
+    """Call ``model`` with a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    if isinstance(example_inputs, tuple):
+        return model(*example_inputs)
+    return model(example_inputs)
+
+
+def conv_at(model: nn.Module, name: str) -> Any:
+    """The convolution called ``name``, in any number of dimensions.
+
+    Raises:
+        TypeError: the module is no ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
+    """
+    module = model.get_submodule(name)
+    if not isinstance(module, tuple(CONVOLUTIONS.values())):
+        raise TypeError(f"{name} is a {type(module).__name__}, not a convolution of torch.nn")
+    return module
+
+
+def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> nn.Module:
+    """Put ``replacement`` wherever the module called ``name`` is registered, so that a shared module stays shared.
+
+    Returns:
+        The model; ``replacement`` itself when ``name`` is empty.
+    """
+    if not name:
+        return replacement
+    for parent, key in places_in(model)[model.get_submodule(name)]:
+        parent._modules[key] = replacement
+    return model
+
+
+def places_in(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Of every module below ``model`` all modules that hold it, each with the name it holds it under."""
+    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for key, child in parent._modules.items():
+            if child is not None:
+                places.setdefault(child, []).append((parent, key))
+    return places
+
+
+def without_zeros(inputs: Any) -> Any:
+    """The inputs, with noise in the place of tensors that are zero everywhere: on an all-zero image most differences vanish."""
+    if isinstance(inputs, Tensor):
+        empty = inputs.is_meta or not inputs.is_floating_point() or not inputs.numel() or bool(inputs.any())
+        return inputs if empty else torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: without_zeros(value) for name, value in inputs.items()}
+    return type(inputs)(map(without_zeros, inputs)) if type(inputs) in (tuple, list) else inputs
+
+
+#: Sizes that networks for signals, images and videos take, the cheapest first.
+_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((256,), (4096,)),
+    2: ((64, 64), (224, 224)),
+    3: ((8, 64, 64), (16, 112, 112)),
+}
+
+
+def infer_inputs(model: nn.Module) -> Tensor | None:
+    """A random batch of images, signals or videos that ``model`` takes, or None.
+
+    The size is that of a timm model's configuration, else 64 or 224 pixels; the channels are those of the first convolution.
+    """
+    conv: Any = next((m for m in model.modules() if isinstance(m, tuple(CONVOLUTIONS.values()))), None)
+    if conv is None:
+        return None
+    settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    sizes = [tuple(settings["input_size"])] if isinstance(settings, Mapping) and settings.get("input_size") else []
+    sizes += [(conv.in_channels, *size) for size in _SIZES[len(conv.kernel_size)]]
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes:
+        x = torch.randn(1, *size, generator=generator).to(conv.weight.device, conv.weight.dtype)
+        try:
+            with evaluating(model):
+                model(x)
+        except Exception:  # whatever a stranger's forward raises, this size is not for it
+            continue
+        return x
+    return None

@@ -1,0 +1,151 @@
+"""The proof that a change of a network keeps its outputs, and the way back where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.conversion.modules import call, conv_at, evaluating, places_in
+from xvolution.conversion.outputs import TOLERANCE, Difference, difference, tensors_in
+from xvolution.conversion.pairing import norm_alone, without_norm
+
+
+class Changes:
+    """Modules exchanged in a network, each wherever it is registered, which can be taken back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._done: list[tuple[nn.Module, str, nn.Module]] = []
+        self._root = model
+        self._places = places_in(model)
+
+    def put(self, name: str, replacement: nn.Module) -> None:
+        """Put ``replacement`` in the place of the module called ``name``, so that a shared module stays shared."""
+        if not name:
+            self.model, self._places = replacement, places_in(replacement)
+            return
+        old = self.model.get_submodule(name)
+        places = self._places.pop(old)
+        for parent, key in places:
+            self._done.append((parent, key, old))
+            parent._modules[key] = replacement
+        for module, inside in places_in(replacement).items():
+            self._places.setdefault(module, []).extend(inside)
+        self._places.setdefault(replacement, []).extend(places)
+
+    def move_norm(self, conv_name: str, norm_name: str | None, replacement: Any) -> nn.Module:
+        """Put ``replacement(conv, norm)`` in the place of a convolution, and nothing in that of the norm, which moves into it."""
+        conv = conv_at(self.model, conv_name)
+        norm = None if norm_name is None else self.model.get_submodule(norm_name)
+        module = replacement(conv, None if norm is None else norm_alone(norm))
+        # The norm leaves its old place first: afterwards the replacement holds it, and must keep it.
+        if norm is not None and norm_name is not None:
+            self.put(norm_name, without_norm(norm))
+        self.put(conv_name, module)
+        return module
+
+    def take_back(self) -> None:
+        """The network as it was."""
+        self.model = self._root
+        for parent, key, old in reversed(self._done):
+            parent._modules[key] = old
+        self._done.clear()
+        self._places = places_in(self.model)
+
+
+class Proof:
+    """Compares a network's outputs before and after a change.
+
+    Batch norms that move have random statistics while the network runs: a fresh batch norm is nearly the identity and would
+    hide that it moved to a wrong place.
+
+    Args:
+        inputs: what the network takes; noise or real data, never zeros alone.
+    """
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
+        self.expected: Any = None
+        #: What the last changed network raised, if it did.
+        self.failure: Exception | None = None
+
+    def before(self, model: nn.Module) -> None:
+        """Run the network as it is."""
+        self.expected = self._run(model)
+
+    def error(self, model: nn.Module) -> Difference | None:
+        """How far the outputs are from those before; None for tensors without values (on the meta device).
+
+        Infinite where the network cannot be run any more, because it reads an attribute of what was replaced, say.
+        """
+        if any(tensor.is_meta for tensor in tensors_in(self.expected)):
+            return None
+        self.failure = None
+        try:
+            return difference(self.expected, self._run(model))
+        except Exception as failure:  # whatever a stranger's forward raises
+            self.failure = failure
+            return Difference(inf, inf)
+
+    def allows(self, error: Difference) -> bool:
+        """Whether rounding explains the difference."""
+        dtype = next((t.dtype for t in tensors_in(self.expected) if t.is_floating_point()), torch.float32)
+        return error.relative <= TOLERANCE.get(dtype, 1e-4)
+
+    def is_random(self, model: nn.Module) -> bool:
+        """Whether the unchanged network returns something else each time, so that nothing can be compared."""
+        error = self.error(model)
+        return error is not None and error.absolute > 0
+
+    def _run(self, model: nn.Module) -> Any:
+        with evaluating(model):
+            return call(model, self.inputs)
+
+
+def pairs_hold(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> bool:
+    """Whether the outputs stay when the norms of all these pairs move behind their convolutions; the network stays as it is."""
+    changes = Changes(model)
+    try:
+        for conv, norm in pairs.items():
+            changes.move_norm(conv, norm, in_sequence)
+        error = proof.error(changes.model)
+        return error is None or proof.allows(error)
+    finally:
+        changes.take_back()
+
+
+def in_sequence(conv: nn.Module, norm: nn.Module | None) -> nn.Module:
+    """The convolution with its norm behind it: what a replacement that keeps outputs computes."""
+    if norm is None:
+        return conv
+    sequence = nn.Sequential(conv, norm)
+    sequence.training = conv.training  # of the norm's mode nothing is said: it may be frozen
+    return sequence
+
+
+@contextmanager
+def random_statistics(norms: Iterable[Any]) -> Iterator[None]:
+    """Batch norms with random statistics, scales and shifts while the context lasts."""
+    generator = torch.Generator().manual_seed(0)
+    kept: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        try:
+            for norm in norms:
+                for tensor, low, high in (
+                    (norm.running_mean, -0.3, 0.3),
+                    (norm.running_var, 0.7, 1.5),
+                    (norm.weight, 0.7, 1.3),
+                    (norm.bias, -0.3, 0.3),
+                ):
+                    if tensor is not None:
+                        kept.append((tensor, tensor.clone()))
+                        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator).to(tensor))
+            yield
+        finally:
+            for tensor, value in kept:
+                tensor.copy_(value)

@@ -1,0 +1,218 @@
+"""What a conversion replaced, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.conversion.modules import call, evaluating
+from xvolution.operator import XVolution
+
+#: The attribute under which a converted network keeps its record; it goes with copies and pickles of the network.
+_RECORD = "_xvolution_conversion"
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, each shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(model: nn.Module, example_inputs: Any) -> int | None:
+    """Floating-point operations of one forward pass in eval mode (a multiply-add is two); None without inputs.
+
+    Counts convolutions and matrix products, as ``torch.utils.flop_counter`` does.
+    """
+    if example_inputs is None:
+        return None
+    with _counting(model) as total:
+        call(model, example_inputs)
+        return total()
+
+
+@contextmanager
+def _counting(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Count what is run while the context lasts, in eval mode; yields a function that tells the sum so far."""
+    # Imported here because it loads triton, which `import xvolution` can do without.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        # The counter hooks every input that asks for a gradient, and a view of a parameter asks even where none are recorded.
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with evaluating(model), counter:
+            yield counter.get_total_flops
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One replaced convolution.
+
+    Attributes:
+        name: of the module.
+        geometry: in words, such as ``3x3 64->64``.
+        norm: the name of the norm that moved into the operator.
+        parameters_before, parameters_after: of the convolution with the norm that moved, and of the operator.
+        multiplications: of the convolution, for one output value.
+    """
+
+    name: str
+    geometry: str
+    norm: str | None
+    parameters_before: int
+    parameters_after: int
+    multiplications: int
+
+    @classmethod
+    def of(cls, name: str, conv: Any, operator: nn.Module, norm: str | None) -> Replacement:
+        """Describe ``conv`` called ``name`` and the operator in its place; ``norm`` is the name of the norm that moved."""
+        geometry = f"{'x'.join(map(str, conv.kernel_size))} {conv.in_channels}->{conv.out_channels}"
+        geometry += f" /{conv.stride[0]}" if max(conv.stride) > 1 else ""
+        geometry += f" groups={conv.groups}" if conv.groups > 1 else ""
+        moved = operator.conv_norm if isinstance(operator, XVolution) and norm else nn.Identity()
+        before = count_parameters(conv) + count_parameters(moved)
+        multiplications = conv.in_channels // conv.groups * prod(conv.kernel_size)
+        return cls(name, geometry, norm, before, count_parameters(operator), multiplications)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``convert`` leaves with a network: what it replaced, and whether the outputs were compared.
+
+    Attributes:
+        replaced: the convolutions.
+        parameters_before: of the network.
+        input_shape: of the image batch that was run; None where none was, or where the network takes something else.
+        proof: one sentence on the comparison of the outputs.
+    """
+
+    replaced: list[Replacement]
+    parameters_before: int
+    input_shape: tuple[int, ...] | None
+    proof: str
+
+
+def remember(model: nn.Module, record: Record) -> None:
+    """Keep the record with the network."""
+    setattr(model, _RECORD, record)
+
+
+def is_converted(model: nn.Module) -> bool:
+    """Whether ``convert`` has replaced something in the network."""
+    return isinstance(getattr(model, _RECORD, None), Record)
+
+
+def record_of(model: nn.Module) -> Record:
+    """The record of a converted network.
+
+    Raises:
+        ValueError: ``convert`` has replaced nothing in it.
+    """
+    record = getattr(model, _RECORD, None)
+    if not isinstance(record, Record):
+        raise ValueError(f"{type(model).__name__} has no record of a conversion; convert it first")
+    return record
+
+
+def forget(model: nn.Module) -> Record:
+    """Take the record away from a part whose network keeps one for all of its parts."""
+    record = record_of(model)
+    delattr(model, _RECORD)
+    return record
+
+
+@dataclass(frozen=True)
+class ConversionSummary:
+    """All replaced convolutions, parameters and FLOPs of the whole model; ``print`` it for a table.
+
+    FLOPs are those of one forward pass over ``input_shape`` in the training form; None when no inputs were at hand.
+    """
+
+    replaced: list[Replacement]
+    parameters_before: int
+    parameters_after: int
+    flops_before: int | None
+    flops_after: int | None
+    input_shape: tuple[int, ...] | None
+    proof: str
+
+    def __str__(self) -> str:
+        header = ("convolution", "geometry", "norm moved in", "parameters", "after")
+        rows = [
+            (row.name, row.geometry, row.norm or "-", f"{row.parameters_before:,}", f"{row.parameters_after:,}")
+            for row in self.replaced
+        ]
+        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 3 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in (header, *rows)
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines.append(f"{len(rows)} convolutions replaced; {self.proof}")
+        lines.append(_change("parameters", self.parameters_before, self.parameters_after))
+        if self.flops_before and self.flops_after:
+            lines.append(f"{_change('FLOPs', self.flops_before, self.flops_after)} for input {self.input_shape}")
+        return "\n".join(lines)
+
+
+def conversion_summary(model: nn.Module, example_inputs: Any = None) -> ConversionSummary:
+    """What ``convert`` replaced in ``model``, with the parameters and FLOPs before and after, which are counted now.
+
+    Args:
+        model: a network from ``convert``, in its training form.
+        example_inputs: what FLOPs are counted on; noise of the shape that the conversion was checked with when None.
+
+    Raises:
+        ValueError: ``convert`` has replaced nothing in it.
+    """
+    record, shape = record_of(model), None
+    if example_inputs is None and record.input_shape is not None:
+        like = next(model.parameters())
+        example_inputs = torch.randn(record.input_shape, device=like.device, dtype=like.dtype)
+    before = after = None
+    if example_inputs is not None:
+        before, after = _flops(model, record.replaced, example_inputs)
+        shape = tuple(example_inputs.shape) if isinstance(example_inputs, Tensor) else None
+    parameters = (record.parameters_before, count_parameters(model))
+    return ConversionSummary(record.replaced, *parameters, before, after, shape, record.proof)
+
+
+def _flops(model: nn.Module, replaced: list[Replacement], inputs: Any) -> tuple[int, int]:
+    """FLOPs with the convolutions that were there, and with the operators in their places."""
+    with ExitStack() as stack:
+        total = stack.enter_context(_counting(model))
+        counted: Mapping[str, list[int]] = {row.name: [] for row in replaced}
+        convolutions = [0]
+        for row in replaced:
+            operator = model.get_submodule(row.name)
+            marks = counted[row.name]
+
+            def begin(_: nn.Module, __: Any, marks: list[int] = marks) -> None:
+                marks.append(-total())
+
+            def end(_: nn.Module, __: Any, y: Tensor, marks: list[int] = marks, row: Replacement = row) -> None:
+                marks.append(total())
+                convolutions[0] += 2 * row.multiplications * y.numel()
+
+            stack.callback(operator.register_forward_pre_hook(begin).remove)
+            stack.callback(operator.register_forward_hook(end).remove)
+        call(model, inputs)
+        after = total()
+    return after - sum(map(sum, counted.values())) + convolutions[0], after
+
+
+def _change(what: str, before: int, after: int) -> str:
+    return f"{what}: {before:,} -> {after:,} ({after / before - 1:+.1%})"

@@ -1,0 +1,261 @@
+"""torch's convolutions over a window, and what a convolution computes, whatever its class.
+
+A subclass of ``nn.Conv2d`` may standardize its weights (weight-standardized ResNets), pad by the size of the image (networks
+from TensorFlow), or take its weights from a parametrization. Any of them is understood as long as it computes one plain
+convolution, which is tested by running it; nothing is decided by a class's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from xvolution.geometry import CONVOLVE, Geometry
+
+#: torch's modules by the number of dimensions after the channels.
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ExplicitPadding(nn.Module):
+    """Mixin of the convolutions that a ``Geometry`` computes: it pads before and after, or crops, and skips pixels."""
+
+    geometry: Geometry
+    groups: int
+
+    def __init__(self, in_channels: int, out_channels: int, geometry: Geometry, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, **_window(geometry, 0), **options)
+        self.geometry = geometry
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What ``forward`` of torch's convolutions calls: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self.geometry.convolve(x, weight, bias, self.groups)
+
+    def extra_repr(self) -> str:
+        padding = self.geometry.padding if self.geometry.same_spans is None else ("same_upper", self.geometry.padding)
+        return f"{super().extra_repr()}, explicit_padding={padding}"
+
+
+class ExplicitlyPaddedConv1d(ExplicitPadding, nn.Conv1d):
+    """``nn.Conv1d`` over a ``Geometry``."""
+
+
+class ExplicitlyPaddedConv2d(ExplicitPadding, nn.Conv2d):
+    """``nn.Conv2d`` over a ``Geometry``."""
+
+
+class ExplicitlyPaddedConv3d(ExplicitPadding, nn.Conv3d):
+    """``nn.Conv3d`` over a ``Geometry``."""
+
+
+_EXPLICITLY_PADDED: dict[int, Any] = {1: ExplicitlyPaddedConv1d, 2: ExplicitlyPaddedConv2d, 3: ExplicitlyPaddedConv3d}
+_TORCHS = tuple(CONVOLUTIONS.values())
+_PLAIN = (*_TORCHS, *_EXPLICITLY_PADDED.values())
+
+
+def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options: Any) -> Any:
+    """A convolution over ``geometry``: a plain ``nn.Conv1d``, ``2d`` or ``3d`` wherever that can express it.
+
+    A 1x1 window with a stride is computed by the geometry too; ``Geometry.convolve_padded`` says why.
+
+    Args:
+        geometry: the window.
+        in_channels, out_channels: channels.
+        options: ``groups``, ``bias``, ``device``, ``dtype`` of ``nn.Conv2d``.
+    """
+    explicit = any(before != after or before < 0 for before, after in geometry.padding)
+    if explicit or geometry.skips_pixels or geometry.same_spans is not None:
+        return _EXPLICITLY_PADDED[geometry.dims](in_channels, out_channels, geometry, **options)
+    padding = tuple(before for before, _ in geometry.padding)
+    return CONVOLUTIONS[geometry.dims](in_channels, out_channels, **_window(geometry, padding), **options)
+
+
+def pointwise(dims: int, in_channels: int, out_channels: int, **options: Any) -> Any:
+    """A 1x1 convolution in ``dims`` dimensions."""
+    return CONVOLUTIONS[dims](in_channels, out_channels, 1, **options)
+
+
+def conv_of(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> Any:
+    """A convolution with these fp64 weights, cast to the dtype of ``factory``."""
+    conv = conv_over(
+        geometry, weight.shape[1] * groups, weight.shape[0], groups=groups, bias=bias is not None, **factory
+    )
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+        if bias is not None:
+            conv.bias.copy_(bias)
+    return conv
+
+
+def pointwise_of(dims: int, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> Any:
+    """A 1x1 convolution with the weight (out, in / groups)."""
+    return conv_of(Geometry.create(1, dims=dims), as_kernel(weight, dims), bias, groups, factory)
+
+
+def as_kernel(weight: Tensor, dims: int) -> Tensor:
+    """(out, in) -> (out, in, 1, 1)."""
+    return weight.reshape(*weight.shape, *(1,) * dims)
+
+
+def _window(geometry: Geometry, padding: int | tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "kernel_size": geometry.kernel_size,
+        "stride": geometry.stride,
+        "padding": padding,
+        "dilation": geometry.dilation,
+        "padding_mode": geometry.padding_mode,
+    }
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One plain convolution over ``geometry``: ``weight`` (C_out, C_in / groups, kh, kw), ``bias`` (C_out,), in fp64."""
+
+    geometry: Geometry
+    weight: Tensor
+    bias: Tensor
+
+
+def is_plain(conv: nn.Module) -> bool:
+    """Whether ``conv`` is one of torch's own convolutions, with weights of its own.
+
+    Pruning and the older weight and spectral norms compute them in a hook, and take them off the parameters for that.
+    """
+    return type(conv) in _PLAIN and {"weight", "bias"} <= conv._parameters.keys()
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs more than its forward, which computing its formula elsewhere would leave out."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether ``module`` computes one plain convolution of its input."""
+    if is_plain(module):
+        return True
+    if not isinstance(module, _TORCHS):
+        return False
+    try:
+        return kernel_of(module) is not None
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        # A lazy or a quantized one, one with arguments of its own, one that cannot be copied
+        return False
+
+
+def geometry_of(conv: Any) -> Geometry:
+    """The window that ``conv`` looks through.
+
+    Raises:
+        ValueError: ``conv`` computes no plain convolution.
+    """
+    return _declared(conv) if is_plain(conv) else kernel_of(conv).geometry
+
+
+def padding_of(conv: Any) -> int | tuple[int, ...] | str:
+    """The ``padding`` by which a module with the arguments of ``nn.Conv2d`` looks through the window of ``conv``.
+
+    ``"same_upper"``, which ``XVolution2d`` takes, where that depends on the size of the image.
+
+    Raises:
+        ValueError: ``conv`` computes no plain convolution, or no argument says how it pads.
+    """
+    geometry = geometry_of(conv)
+    for padding in (conv.padding, "same", "same_upper"):
+        window = (geometry.kernel_size, geometry.stride, padding, geometry.dilation, geometry.padding_mode)
+        possible = padding != "same" or max(geometry.stride) == 1
+        if possible and Geometry.create(*window, geometry.dims) == geometry:
+            return padding
+    raise ValueError(
+        f"{type(conv).__name__} pads by {geometry.padding} pixels, which no padding of nn.Conv2d says; leave it out by names or "
+        "filter_fn"
+    )
+
+
+@torch.no_grad()
+def kernel_of(conv: Any) -> Kernel:
+    """The plain convolution that ``conv`` computes in eval mode.
+
+    Raises:
+        ValueError: ``conv`` computes something else, or has no weights yet.
+    """
+    if is_plain(conv):
+        return _kernel(_declared(conv), conv.weight, conv.bias)
+    if is_lazy(conv.weight):
+        raise ValueError(f"{type(conv).__name__} has no weights yet; run the network once, which makes them")
+    probe = deepcopy(conv).eval().double()
+    for geometry in _possible_geometries(conv):
+        kernel = _observed(probe, geometry)
+        if kernel is not None:
+            return kernel
+    raise ValueError(
+        f"{type(conv).__name__} computes no plain convolution of its input, so nothing can merge with it; leave it out by names "
+        "or filter_fn"
+    )
+
+
+def _possible_geometries(conv: Any) -> Iterator[Geometry]:
+    yield _declared(conv)
+    window = (conv.kernel_size, conv.stride, "same_upper", conv.dilation, conv.padding_mode)
+    yield Geometry.create(*window, len(conv.kernel_size))
+
+
+def _declared(conv: Any) -> Geometry:
+    """The geometry that the attributes of a convolution tell."""
+    if isinstance(conv, ExplicitPadding):
+        return conv.geometry
+    window = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)
+    return Geometry.create(*window, len(conv.kernel_size))
+
+
+def _kernel(geometry: Geometry, weight: Tensor, bias: Tensor | None) -> Kernel:
+    wide = weight.detach().double()
+    return Kernel(geometry, wide, wide.new_zeros(len(wide)) if bias is None else bias.detach().double())
+
+
+class _Convolutions(TorchFunctionMode):
+    """Records weight and bias of every convolution that torch is asked for while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor | None]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in CONVOLVE.values():
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+            self.calls.append((given["weight"].detach().clone(), given.get("bias")))
+        return func(*args, **kwargs)
+
+
+def _observed(probe: Any, geometry: Geometry) -> Kernel | None:
+    """The one convolution that ``probe`` asks for, where that over ``geometry`` is what it computes at two sizes."""
+    smaller, larger = (_image(probe, geometry, extra) for extra in (3, 4))
+    with _Convolutions() as seen:
+        expected = probe(smaller)
+    if len(seen.calls) != 1:
+        return None
+    kernel = _kernel(geometry, *seen.calls[0])
+    holds = _computes(expected, kernel, smaller, probe.groups) and _computes(
+        probe(larger), kernel, larger, probe.groups
+    )
+    return kernel if holds else None
+
+
+def _computes(expected: Tensor, kernel: Kernel, x: Tensor, groups: int) -> bool:
+    actual = kernel.geometry.convolve(x, kernel.weight, kernel.bias, groups)
+    return expected.shape == actual.shape and torch.allclose(expected, actual, rtol=1e-9, atol=1e-9)
+
+
+def _image(probe: Any, geometry: Geometry, extra: int) -> Tensor:
+    sizes = [d * (k - 1) + 1 + extra for k, d in zip(geometry.kernel_size, geometry.dilation, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, probe.in_channels, *sizes, generator=generator, dtype=torch.float64)
+    return x.to(probe.weight.device)

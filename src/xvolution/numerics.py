@@ -1,0 +1,124 @@
+"""Arithmetic that more than one place needs: the gates, means over an image, and where half precision must be wider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xvolution.geometry import CONVOLVE
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate φ, acting element by element.
+
+    Attributes:
+        apply: φ(x).
+        apply_: the same in the memory of x.
+        backward: the gradient of x from that of φ(x) and from φ(x).
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    apply_: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+GATES: dict[str, Gate] = {
+    "identity": Gate(lambda x: x, lambda x: x, lambda grad, y: grad),
+    "sigmoid": Gate(torch.sigmoid, torch.Tensor.sigmoid_, torch.ops.aten.sigmoid_backward),
+    "tanh": Gate(torch.tanh, torch.Tensor.tanh_, torch.ops.aten.tanh_backward),
+}
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which autocast is off; the meta device has none to switch off."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def computed_in(x: Tensor) -> torch.dtype:
+    """The dtype in which torch convolves ``x``: that of autocast, where it is on."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """fp16 tensors become fp32, all others stay what they are.
+
+    A product of two features of magnitude 1e3 is beyond fp16's 65504; bfloat16 has the range of fp32.
+    """
+    return tuple(tensor.float() if tensor.dtype == torch.float16 else tensor for tensor in tensors)
+
+
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``; beyond the range of fp16 the result is its largest finite number, never an infinity."""
+    if dtype == torch.float16 and x.dtype != dtype:
+        limit = torch.finfo(dtype).max
+        return x.clamp(-limit, limit).to(dtype)
+    return x.to(dtype)
+
+
+def add(y: Tensor, attended: Tensor) -> Tensor:
+    """``y + attended`` in the dtype of ``y``, saturated like ``narrow``."""
+    if y.dtype == torch.float16:
+        return narrow(y.float() + attended.float(), y.dtype)
+    return y + attended.to(y.dtype)
+
+
+def project_wide(conv: Any, x: Tensor, source: torch.dtype) -> Tensor:
+    """``conv(x)`` for a bias-free 1x1 convolution; in fp32, even under autocast, when ``x`` was widened from fp16.
+
+    Args:
+        conv: 1x1 convolution without bias.
+        x: (N, A, H, W).
+        source: dtype of the features before they were widened.
+
+    Returns:
+        (N, C, H, W), saturated to the range of the parameters' dtype.
+    """
+    if source != torch.float16:
+        return conv(x)
+    with without_autocast(x.device):
+        y = CONVOLVE[x.dim() - 2](x, conv.weight.to(x.dtype), groups=conv.groups)
+    return narrow(y, conv.weight.dtype)
+
+
+def image_mean(x: Tensor) -> Tensor:
+    """Mean over all pixels of each image: (N, C, H, W) -> (N, C, 1, 1), whose gradient is laid out like ``x``.
+
+    It is the same at every pixel, so torch's own is row-major whatever ``x`` is, and adding that to a gradient that is
+    channels-last takes as long as a convolution.
+    """
+    channels_last = x.stride(1) == 1
+    if torch.compiler.is_compiling() or not channels_last:
+        return x.mean(tuple(range(2, x.dim())), keepdim=True)
+    if x.device.type == "cpu" and x.dim() == 4:
+        return F.avg_pool2d(x, x.shape[2:])  # in half precision torch's mean copies the map to fp32 here
+    return x.movedim(1, -1).mean(tuple(range(1, x.dim() - 1)), keepdim=True).movedim(-1, 1)
+
+
+def wants_single_precision(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Whether a depthwise convolution of ``x`` is better trained in fp32, though it comes in half precision.
+
+    Of a strided or dilated one torch computes the gradients on a CPU in 2 to 60 times the time that fp32 takes, and those of
+    a dilated one's weight wrongly in the channels-last memory format (seen in torch 2.14). In that format one larger than 3x3
+    takes up to 3 times as long.
+    """
+    if x.device.type != "cpu" or not (x.element_size() < 4 or torch.is_autocast_enabled("cpu")):
+        return False
+    return max(*stride, *dilation) > 1 or (max(weight.shape[2:]) > 3 and x.stride(1) == 1)
+
+
+def convolve_window(window: Any, x: Tensor) -> Tensor:
+    """``window(x)`` of a depthwise convolution, in fp32 where that gives torch's gradients quickly, or rightly."""
+    if not (window.weight.requires_grad and wants_single_precision(x, window.weight, window.stride, window.dilation)):
+        return window(x)
+    with without_autocast(x.device):
+        return window._conv_forward(x.float(), window.weight.float(), None).to(x.dtype)

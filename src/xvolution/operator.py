@@ -1,0 +1,316 @@
+"""The operator: a convolution branch and an attention branch, summed.
+
+X-volution: On the Unification of Convolution and Self-attention (Chen, Wang, Ni, arXiv 2106.02253, 2021), section 3.3, figure 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.attention import DEFAULT_ATTENTION, AttentionConfig, attention_config
+from xvolution.attention.base import fold_attention, methods_of, zero_
+from xvolution.attention.folded import Folded, FoldedWithoutAttention
+from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
+from xvolution.folding import NormLayer, becomes_foldable, build_norm, fold_convolutions
+from xvolution.geometry import ConvSite, Geometry
+from xvolution.numerics import add
+
+
+class ReparameterizationError(RuntimeError):
+    """A model cannot be re-parameterized, or its deployed form computes something else."""
+
+
+class NormalizedConvolution(nn.Module):
+    """``norm(conv(x))``: one more convolution of a convolution branch. (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class XVolution(nn.Module):
+    """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
+
+        y = conv_norm(conv(x)) + attention_norm(attention(x))     (with num_conv_branches, a sum of such convolutions and norms)
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: those of
+            ``nn.Conv2d`` (``nn.Conv1d``, ``nn.Conv3d``), with its meaning and its errors. In addition ``padding="same_upper"``
+            pads to ``ceil(n / stride)`` outputs, as TensorFlow does.
+        attention: the configuration of a branch (``xvolution.attention``), its name, or a module that maps (N, C_in, H, W) to
+            (N, C_out, H', W'). None leaves the convolution branch alone, which tells what attention adds.
+        num_conv_branches: convolutions of the convolution branch, each with a norm, that are added up in training and are one
+            convolution once deployed, at no cost there.
+        norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
+            drops them all.
+        zero_init: start the attention, and every convolution but the first, at zero effect, so that the operator starts as its
+            first convolution.
+        device, dtype: of the parameters.
+
+    Shape:
+        (N, C_in, H, W) -> (N, C_out, H', W'), or without N, as ``nn.Conv2d``; (N, C, L) in one dimension, (N, C, D, H, W) in
+        three.
+
+    Raises:
+        ValueError: arguments that ``nn.Conv2d`` refuses, an unknown branch, an option that does not fit the convolution, or
+            several convolutions with a norm that depends on the whole map, or beside attention that reads one convolution.
+    """
+
+    dims: ClassVar[int]
+
+    #: A convolution of torch, of any class that computes one.
+    conv: Any
+    conv_norm: nn.Module
+    parallel: nn.ModuleList
+    #: A branch, a module, or None.
+    attention: Any
+    attention_norm: nn.Module
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        attention: AttentionConfig | str | nn.Module | None = DEFAULT_ATTENTION,
+        num_conv_branches: int = 1,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+        zero_init: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        if padding == "same_upper":
+            geometry = Geometry.create(kernel_size, stride, padding, dilation, padding_mode, self.dims)
+            conv = conv_over(geometry, in_channels, out_channels, groups=groups, bias=bias, **factory)
+        else:
+            place = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+            conv = CONVOLUTIONS[self.dims](in_channels, out_channels, *place, **factory)
+        self._assemble(conv, None, attention, num_conv_branches, norm_layer, zero_init, factory)
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: Any,
+        *,
+        conv_norm: nn.Module | None = None,
+        attention: AttentionConfig | str | nn.Module | None = DEFAULT_ATTENTION,
+        num_conv_branches: int = 1,
+        norm_layer: NormLayer | None = nn.BatchNorm2d,
+        zero_init: bool = True,
+    ) -> XVolution:
+        """An X-volution around an existing convolution and the norm that follows it; both are kept, not copied.
+
+        Args:
+            conv: the convolution, in as many dimensions as the operator; its geometry, weights, device and dtype become the
+                operator's. A subclass or a parametrized convolution is kept as it is (see ``xvolution.convolutions``).
+            conv_norm: the norm of the convolution branch; none when None. It keeps its mode: a frozen norm stays frozen.
+            attention, num_conv_branches, norm_layer, zero_init: those of ``XVolution2d``.
+
+        Raises:
+            ValueError: a convolution of another number of dimensions, or one that computes no plain convolution.
+        """
+        if not isinstance(conv, CONVOLUTIONS[cls.dims]):
+            raise ValueError(f"{cls.__name__} goes in the place of an nn.Conv{cls.dims}d, not of {type(conv).__name__}")
+        operator = cls.__new__(cls)
+        nn.Module.__init__(operator)
+        factory: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        norm = nn.Identity().train(conv.training) if conv_norm is None else conv_norm
+        operator._assemble(conv, norm, attention, num_conv_branches, norm_layer, zero_init, factory)
+        operator.training = conv.training
+        for added in (operator.parallel, operator.attention, operator.attention_norm):
+            if added is not None:
+                added.train(conv.training)
+        return operator
+
+    def _assemble(
+        self,
+        conv: Any,
+        conv_norm: nn.Module | None,
+        attention: AttentionConfig | str | nn.Module | None,
+        num_conv_branches: int,
+        norm_layer: NormLayer | None,
+        zero_init: bool,
+        factory: dict[str, Any],
+    ) -> None:
+        """Build everything around ``conv``; a norm of ``norm_layer`` follows it when ``conv_norm`` is None."""
+        if num_conv_branches < 1:
+            raise ValueError(f"num_conv_branches is {num_conv_branches}; it must be at least 1")
+        geometry, channels, bias = geometry_of(conv), (conv.in_channels, conv.out_channels), conv.bias is not None
+
+        def norm() -> nn.Module:
+            return build_norm(norm_layer, conv.out_channels, self.dims, factory)
+
+        self.conv, self.conv_norm = conv, norm() if conv_norm is None else conv_norm
+        self.parallel = nn.ModuleList(
+            NormalizedConvolution(conv_over(geometry, *channels, groups=conv.groups, bias=bias, **factory), norm())
+            for _ in range(num_conv_branches - 1)
+        )
+        if attention is None or isinstance(attention, nn.Module):
+            self.attention = attention
+        else:
+            site = ConvSite(*channels, geometry, conv.groups, **factory)
+            self.attention = attention_config(attention).build(site, norm_layer)
+        self.attention_norm = nn.Identity() if attention is None else norm()
+        self._check_branches_merge()
+        if zero_init:
+            self._start_at_the_convolution()
+
+    def _check_branches_merge(self) -> None:
+        """Several convolutions become one where each norm is a scale and a shift once it is trained."""
+        if not self.parallel:
+            return
+        branches: Any = self.parallel
+        norms = [self.conv_norm, *(branch.norm for branch in branches)]
+        apart = [type(norm).__name__ for norm in norms if not becomes_foldable(norm)]
+        if apart:
+            raise ValueError(
+                f"several convolutions cannot become one with a {apart[0]} that depends on the whole map; use a batch norm with "
+                "running statistics, or num_conv_branches=1"
+            )
+        if getattr(self.attention, "reads_convolution", False):
+            raise ValueError(
+                f"{type(self.attention).__name__} reads the outputs of one convolution, and num_conv_branches is "
+                f"{1 + len(self.parallel)}; use 1"
+            )
+
+    def _start_at_the_convolution(self) -> None:
+        branch: Any
+        for branch in self.parallel:
+            zero_(branch.conv if isinstance(branch.norm, nn.Identity) else branch.norm)
+        if not isinstance(self.attention_norm, nn.Identity):
+            zero_(self.attention_norm)
+        elif self.attention is not None:
+            methods_of(self.attention).zero_init_()
+
+    @property
+    def in_channels(self) -> int:
+        return self.conv.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.conv.out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self.conv.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return self.conv.stride
+
+    @property
+    def padding(self) -> tuple[int, ...] | str:
+        return self.conv.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        return self.conv.dilation
+
+    @property
+    def groups(self) -> int:
+        return self.conv.groups
+
+    @property
+    def padding_mode(self) -> str:
+        return self.conv.padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
+        if x.dim() == self.dims + 1:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        value = self.conv(x)
+        y = self._convolve(x, value)
+        if self.attention is None:
+            return y
+        return methods_of(self.attention).add_onto(y, x, value, self.attention_norm)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution branch: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self._convolve(x, self.conv(x))
+
+    def attended(self, x: Tensor) -> Tensor:
+        """The attention branch behind its norm: (N, C_in, H, W) -> (N, C_out, H', W')."""
+        return self.attention_norm(methods_of(self.attention).attend(x, self.conv(x)))
+
+    def _convolve(self, x: Tensor, value: Tensor) -> Tensor:
+        y = self.conv_norm(value)
+        for branch in self.parallel:
+            y = add(y, branch(x))
+        return y
+
+    def fuse(self) -> nn.Module:
+        """The deployed form with the fewest multiplications, as ``timm.utils.reparameterize_model`` asks for it.
+
+        Raises:
+            ReparameterizationError: the operator is in train mode.
+        """
+        require_eval(self)
+        folded = fold(self)
+        return folded.deployed(folded.layouts[0], self.conv.weight)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("weight", "bias"):
+            if prefix + name in state_dict and f"{prefix}conv.{name}" not in state_dict:
+                state_dict[f"{prefix}conv.{name}"] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return self.conv.extra_repr()
+
+
+class XVolution1d(XVolution):
+    """``XVolution`` in the place of ``nn.Conv1d``: (N, C_in, L) -> (N, C_out, L')."""
+
+    dims = 1
+
+
+class XVolution2d(XVolution):
+    """``XVolution`` in the place of ``nn.Conv2d``: (N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    dims = 2
+
+
+class XVolution3d(XVolution):
+    """``XVolution`` in the place of ``nn.Conv3d``: (N, C_in, D, H, W) -> (N, C_out, D', H', W')."""
+
+    dims = 3
+
+
+#: The operator for each number of dimensions.
+OPERATOR_OF_DIMS: dict[int, type[XVolution]] = {1: XVolution1d, 2: XVolution2d, 3: XVolution3d}
+
+
+def fold(operator: XVolution) -> Folded:
+    """An operator in eval mode with every norm that folds multiplied in."""
+    branches: Any = operator.parallel
+    convolution = fold_convolutions(
+        [(operator.conv, operator.conv_norm), *((branch.conv, branch.norm) for branch in branches)]
+    )
+    if operator.attention is None:
+        return FoldedWithoutAttention(convolution)
+    return fold_attention(operator.attention, convolution, operator.attention_norm)
+
+
+def require_eval(model: nn.Module) -> None:
+    """Raise ReparameterizationError where a part of ``model`` is in train mode."""
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise ReparameterizationError(
+            f"{training[0]} is in train mode, where batch norms use the statistics of each batch and cannot fold; "
+            "call model.eval() first"
+        )

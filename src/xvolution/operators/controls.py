@@ -1,0 +1,17 @@
+"""Controls: forms of X-volution without the part that they are compared for.
+
+``conv-conv`` is the control of the paper's ablation (section 4). ``conv-window`` is that of ``gated_depthwise``.
+"""
+
+from xvolution.attention import GatedDepthwise
+from xvolution.conversion.config import XVolutionConfig
+from xvolution.conversion.register import FORMS, Form
+
+FORMS["conv-conv"] = Form(
+    XVolutionConfig(attention=None, num_conv_branches=2),
+    "Two convolutions, each with a norm, summed: X-volution's structure without attention.",
+)
+FORMS["conv-window"] = Form(
+    XVolutionConfig(attention=GatedDepthwise(gate="one")),
+    "A convolution and a window over its outputs, the same for all images: gated_depthwise without its query.",
+)

@@ -1,0 +1,112 @@
+"""One graph for all batch and image sizes: torch.compile, torch.export, and the function transforms."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.export import Dim
+
+from tests.core.cases import CAPTURED, VARIANTS
+from tests.core.execution import CAPTURED_FORMS, TRAINING, build, images, network, operator
+
+SIZES = [(2, 8, 9), (3, 12, 10), (5, 9, 16)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def check_one_graph(module, backend):
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
+    for index, (batch, height, width) in enumerate(SIZES):
+        x = images(batch, height, width, channels=4)
+        with torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"):
+            actual = compiled(x)
+        torch.testing.assert_close(actual, module(x), rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), CAPTURED_FORMS)
+def test_inference_compiles_to_one_graph(branch, variant, form):
+    with torch.no_grad():
+        check_one_graph(operator(branch, variant, form), "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("branch", "variant", "form"), [form for form in CAPTURED_FORMS if form[2] == "single"])
+def test_the_default_compiler_computes_the_same(branch, variant, form):
+    with torch.no_grad():
+        check_one_graph(operator(branch, variant, form), "inductor")
+
+
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
+def test_every_variant_compiles_without_a_graph_break(branch, variant):
+    layer = build(branch, variant, zero_init=False).eval()
+    x = torch.randn(2, 8, 9, 9)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize(("branch", "variant"), CAPTURED)
+def test_training_compiles_to_one_graph(branch, variant):
+    eager = operator(branch, variant, TRAINING).train()
+    module = copy.deepcopy(eager)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for index, (batch, height, width) in enumerate(SIZES):
+        x = images(batch, height, width, channels=4)
+        with torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"):
+            compiled(x).square().sum().backward()
+        eager(x).square().sum().backward()
+    assert counters["stats"]["unique_graphs"] == 1
+    for actual, expected in zip(module.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-3)
+    for actual, expected in zip(module.buffers(), eager.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), CAPTURED_FORMS)
+def test_export_leaves_batch_and_image_size_open(branch, variant, form):
+    module = operator(branch, variant, form)
+    open_axes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    exported = torch.export.export(module, (images(channels=4),), dynamic_shapes=open_axes).module()
+    for batch, height, width in [(1, 7, 8), *SIZES]:
+        x = images(batch, height, width, channels=4)
+        torch.testing.assert_close(exported(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), CAPTURED_FORMS)
+def test_vmap_over_an_ensemble_of_parameters(branch, variant, form):
+    members = [operator(branch, variant, form) for _ in range(3)]
+    for index, member in enumerate(members):
+        for parameter in member.parameters():
+            nn.init.normal_(parameter, std=0.2 + 0.1 * index)
+    parameters, buffers = torch.func.stack_module_state(members)
+    x = images(channels=4)
+
+    def apply(weights, statistics):
+        return torch.func.functional_call(members[0], (weights, statistics), (x,))
+
+    expected = torch.stack([member(x) for member in members])
+    torch.testing.assert_close(torch.func.vmap(apply)(parameters, buffers), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), CAPTURED_FORMS)
+def test_gradients_of_each_sample_sum_to_that_of_the_batch(branch, variant, form):
+    model, x = network(branch, variant, form), images()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def loss(weights, image):
+        return torch.func.functional_call(model, (weights, buffers), (image.unsqueeze(0),)).square().sum()
+
+    single = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    model(x).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(single[name].sum(0), parameter.grad, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,90 @@
+"""Half precision, autocast and memory formats, in training and in deployment."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.core.cases import VARIANTS
+from tests.core.execution import CAPTURED_FORMS, FORMS, TRAINING, build, images, layouts, network, operator
+from tests.core.networks import randomize
+from xvolution import reparameterize
+
+
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.06)])
+def test_half_precision_computes_the_same(branch, variant, dtype, tolerance):
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 12, 12).to(dtype)
+    low = randomize(build(branch, variant, 16, 16, 3, padding=1, zero_init=False)).eval().to(dtype)
+    expected = copy.deepcopy(low).double()(x.double())
+    for layer in (low, *(reparameterize(low, layout=layout) for layout in layouts(branch, variant))):
+        assert layer(x).dtype == dtype
+        assert (layer(x).double() - expected).abs().max() / expected.abs().max() < tolerance
+
+
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_activations_of_a_thousand_do_not_overflow(branch, variant, dtype, zero_init):
+    torch.manual_seed(0)
+    x = 1e3 * torch.randn(2, 16, 12, 12)
+    layer = build(branch, variant, 16, 16, 3, padding=1, zero_init=zero_init)
+    low = copy.deepcopy(layer).eval().to(dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        y = layer(x)
+    assert torch.isfinite(y).all()
+    y.float().square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
+    assert torch.isfinite(low(x.to(dtype))).all()
+    for layout in layouts(branch, variant):
+        assert torch.isfinite(reparameterize(low, layout=layout)(x.to(dtype))).all()
+        with torch.autocast("cpu", dtype=dtype):
+            y = reparameterize(layer.eval(), layout=layout)(x)
+        assert y.dtype == dtype
+        assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+@pytest.mark.parametrize(("branch", "variant", "form"), CAPTURED_FORMS)
+def test_autocast_stays_close(branch, variant, form, dtype, tolerance):
+    model, x = network(branch, variant, form), images()
+    with torch.autocast("cpu", dtype=dtype):
+        y = model(x)
+    y.float().square().sum().backward()
+    assert y.dtype == dtype
+    expected = model(x)
+    assert ((y.float() - expected).abs().max() / expected.abs().max()).item() < tolerance
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), FORMS)
+def test_channels_last_goes_in_and_comes_out(branch, variant, form):
+    module = operator(branch, variant, form).to(memory_format=torch.channels_last)
+    x = images(channels=4)
+    y = module(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, operator(branch, variant, form)(x), rtol=1e-4, atol=1e-5)
+    assert operator(branch, variant, form)(x).is_contiguous()
+
+
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
+def test_a_strided_step_in_channels_last_is_that_in_rows(branch, variant):
+    """Forward and backward in both memory formats give the same numbers."""
+    x, gradients = images(channels=8), []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        layer = randomize(build(branch, variant, 8, 16, 3, 2, 1, zero_init=False)).double()
+        layer = layer.to(memory_format=memory_format)
+        operand = x.double().contiguous(memory_format=memory_format).requires_grad_()
+        layer(operand).sin().sum().backward()
+        gradients.append([operand.grad, *(parameter.grad for parameter in layer.parameters())])
+    for rows, channels in zip(*gradients, strict=True):
+        torch.testing.assert_close(channels, rows, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
+def test_the_mode_of_the_training_form_is_that_of_its_dtype(branch, variant):
+    """fp32 stays fp32 and fp64 fp64, whatever the norms compute in."""
+    for dtype in (torch.float32, torch.float64):
+        assert operator(branch, variant, TRAINING).to(dtype)(images(channels=4).to(dtype)).dtype == dtype

@@ -1,0 +1,140 @@
+"""The attention of an operator by the references of ``xvolution.functional``: slow, and by other code than the branches'.
+
+Each function takes an operator in eval mode and its input (N, C_in, H, W), and returns what its branch does, (N, C_out, H', W'),
+before the norm that follows it. Norms inside the branch are multiplied into the arguments of the reference by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution import functional
+from xvolution.attention.reference import centres, image_average, mixed
+from xvolution.convolutions import geometry_of
+from xvolution.geometry import Geometry
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+    "tanh": lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
+    "one": torch.ones_like,
+}
+
+
+def pixel_shift(operator: Any, x: Tensor) -> Tensor:
+    """One reference for each window; the terms over all pixels belong to the first."""
+    branch = operator.attention
+    query_scale, query_shift = affine(branch.query_norm, branch.query.bias)
+    sum_scale, sum_shift = affine(branch.window_norm, branch.query.bias)
+    query_weight, query_bias = scaled(branch.query.weight, query_scale), branch.query.bias * query_scale + query_shift
+    context = None if branch.context is None else scaled(branch.context.weight, query_scale)
+    total: Any = 0
+    for index, window in enumerate(branch.windows):
+        weight = scaled(window.weight, sum_scale).squeeze(1)
+        mean_weight = None if index or branch.mean_weight is None else branch.mean_weight * sum_scale
+        window_bias = torch.zeros_like(sum_shift) if index else sum_shift
+        geometry = geometry_of(window)
+        options = {"gate": GATES[branch.gate], "groups": operator.groups, "dilation": geometry.dilation}
+        if symmetric := symmetric_padding(geometry):
+            total = total + functional.pixel_shift_attention(
+                x, query_weight, branch.key.weight, branch.value.weight, weight, query_bias, window_bias, mean_weight, context,
+                stride=geometry.stride, padding_mode=geometry.padding_mode, padding=symmetric, **options,
+            )  # fmt: skip
+            continue
+        # The reference pads as nn.Conv2d does. Elsewhere the image comes padded, with its means as biases of its own.
+        maps = []
+        for image in x.split(1):
+            mean, query, constant = image_average(image), query_bias, window_bias
+            if context is not None:
+                query = query + mixed(mean, context, None, operator.groups).flatten()
+            if mean_weight is not None:
+                constant = constant + mean_weight * mixed(mean, branch.key.weight, None, operator.groups).flatten()
+            weights = (query_weight, branch.key.weight, branch.value.weight, weight, query, constant)
+            maps.append(
+                functional.pixel_shift_attention(geometry.pad(image), *weights, stride=geometry.stride, **options)
+            )
+        total = total + torch.cat(maps)
+    return total
+
+
+def pixel_shift_dot(operator: Any, x: Tensor) -> Tensor:
+    branch, geometry = operator.attention, operator.attention.shifts
+    return functional.pixel_shift_dot_attention(
+        geometry.pad(x), branch.query.weight, branch.key.weight, branch.value.weight, branch.window_weight.squeeze(1),
+        branch.query.bias, stride=geometry.stride, dilation=geometry.dilation, groups=operator.groups,
+    )  # fmt: skip
+
+
+def linear(operator: Any, x: Tensor) -> Tensor:
+    branch = operator.attention
+    key, value = (mixed(x, part.weight, part.bias, operator.groups) for part in (branch.key, branch.value))
+    return functional.linear_attention(at_centres(operator, branch.query, x), key, value, branch.heads)
+
+
+def exact(operator: Any, x: Tensor) -> Tensor:
+    branch = operator.attention
+    parts = (at_centres(operator, part, x) for part in (branch.query, branch.key, branch.value))
+    return functional.global_attention(*parts, branch.heads, branch.temperature)
+
+
+def channel_gate(operator: Any, x: Tensor) -> Tensor:
+    branch, geometry, groups = operator.attention, geometry_of(operator.conv), operator.groups
+    value, key = branch.value.weight, branch.key
+    if branch.window is not None:
+        value = value * branch.window.weight
+    options = {"gate": GATES[branch.gate], "stride": geometry.stride, "dilation": geometry.dilation, "groups": groups}
+    if symmetric := symmetric_padding(geometry):
+        keys = () if key is None else (key.weight, key.bias)
+        options |= {"padding": symmetric, "padding_mode": geometry.padding_mode}
+        return functional.channel_gate_attention(x, branch.query.weight, branch.query.bias, value, *keys, **options)
+    maps = []
+    for image in x.split(1):
+        mean = image_average(image)
+        of_mean = [
+            (0 * part.weight, mixed(mean, part.weight, part.bias, groups).flatten())
+            for part in (branch.query, key)
+            if part is not None
+        ]
+        (query, bias), *keys = of_mean
+        flat = [tensor for pair in keys for tensor in pair]
+        maps.append(functional.channel_gate_attention(geometry.pad(image), query, bias, value, *flat, **options))
+    return torch.cat(maps)
+
+
+def gated_depthwise(operator: Any, x: Tensor) -> Tensor:
+    branch = operator.attention
+    query = (None, None) if branch.query is None else (branch.query.weight, branch.query.bias)
+    return functional.gated_depthwise_attention(
+        x, operator.conv(x), *query, branch.window.weight.squeeze(1), branch.mean_weight, gate=GATES[branch.gate],
+        groups=operator.groups,
+    )  # fmt: skip
+
+
+def affine(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) of a batch norm in eval mode, with their gradients; of an identity, 1 and 0."""
+    if isinstance(norm, nn.Identity):
+        return torch.ones_like(like), torch.zeros_like(like)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """The rows of ``weight`` (C, ...) times (C,)."""
+    return weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
+
+
+def symmetric_padding(geometry: Geometry) -> tuple[int, ...] | None:
+    """The padding as ``nn.Conv2d`` takes it, or None where it differs before and after, crops, or depends on the image."""
+    expressible = geometry.same_spans is None and all(before == after >= 0 for before, after in geometry.padding)
+    return tuple(before for before, _ in geometry.padding) if expressible else None
+
+
+def at_centres(operator: Any, pointwise: Any, x: Tensor) -> Tensor:
+    """A 1x1 convolution of the pixels under the centre taps of the convolution's windows: (N, C, H', W')."""
+    geometry = geometry_of(operator.conv)
+    pixels = centres(geometry.pad(x), geometry.kernel_size, geometry.stride, geometry.dilation)
+    return mixed(pixels, pointwise.weight, pointwise.bias, operator.groups)
