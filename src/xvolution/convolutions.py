@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from xvolution.geometry import CONVOLVE, Geometry
+from xvolution.geometry import Geometry
+from xvolution.numerics import CONVOLVE
 
 #: torch's modules by the number of dimensions after the channels.
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -62,7 +63,8 @@ _PLAIN = (*_TORCHS, *_EXPLICITLY_PADDED.values())
 def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options: Any) -> Any:
     """A convolution over ``geometry``: a plain ``nn.Conv1d``, ``2d`` or ``3d`` wherever that can express it.
 
-    A 1x1 window with a stride is computed by the geometry too; ``Geometry.convolve_padded`` says why.
+    A 1x1 window with a stride, and one with one channel a group, are computed by the geometry too; ``Geometry.convolve_padded``
+    says why.
 
     Args:
         geometry: the window.
@@ -70,7 +72,8 @@ def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options
         options: ``groups``, ``bias``, ``device``, ``dtype`` of ``nn.Conv2d``.
     """
     explicit = any(before != after or before < 0 for before, after in geometry.padding)
-    if explicit or geometry.skips_pixels or geometry.same_spans is not None:
+    computed = geometry.skips_pixels or geometry.is_product(options.get("groups", 1), in_channels)
+    if explicit or computed or geometry.same_spans is not None:
         return _EXPLICITLY_PADDED[geometry.dims](in_channels, out_channels, geometry, **options)
     padding = tuple(before for before, _ in geometry.padding)
     return CONVOLUTIONS[geometry.dims](in_channels, out_channels, **_window(geometry, padding), **options)
@@ -78,7 +81,7 @@ def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options
 
 def pointwise(dims: int, in_channels: int, out_channels: int, **options: Any) -> Any:
     """A 1x1 convolution in ``dims`` dimensions."""
-    return CONVOLUTIONS[dims](in_channels, out_channels, 1, **options)
+    return conv_over(Geometry.create(1, dims=dims), in_channels, out_channels, **options)
 
 
 def conv_of(geometry: Geometry, weight: Tensor, bias: Tensor | None, groups: int, factory: dict[str, Any]) -> Any:

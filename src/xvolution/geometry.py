@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PaddingPairs = tuple[tuple[int, int], ...]
+from xvolution.numerics import CONVOLVE, multiply_channels
 
-#: torch's convolutions by the number of dimensions after the channels.
-CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+PaddingPairs = tuple[tuple[int, int], ...]
 
 
 def as_tuple(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
@@ -144,6 +143,10 @@ class Geometry:
         """Whether this is a 1x1 window with a stride, which reads every s-th pixel."""
         return self.is_pointwise and max(self.stride) > 1
 
+    def is_product(self, groups: int, in_channels: int) -> bool:
+        """Whether a convolution over this window multiplies each channel by numbers, which torch convolves many times slower."""
+        return self.is_pointwise and groups == in_channels > 1
+
     @property
     def reach(self) -> tuple[tuple[int, int], ...]:
         """Pixels that the window reaches before and after its centre, in each dimension."""
@@ -188,6 +191,8 @@ class Geometry:
             # (docs/execution.md), so the pixels are picked first.
             pick: Any = (Ellipsis, *(slice(None, None, step) for step in stride))
             x, stride = x[pick], (1,) * self.dims
+        if self.is_pointwise and weight.shape[1] == 1 < groups:
+            return multiply_channels(x, weight, bias)
         return CONVOLVE[self.dims](x, weight, bias, stride, 0, self.dilation, groups)
 
     def taps(self, x: Tensor) -> list[Tensor]:

@@ -124,7 +124,7 @@ def test_vmap_runs_the_operator_for_each_element():
 BLOCKS = {
     "default": (XVolution2d, {}),
     "stride": (XVolution2d, {"stride": 2}),
-    "groups": (XVolution2d, {"groups": 2, "attention": PixelShift(gate="tanh")}),
+    "groups": (XVolution2d, {"groups": 2, "attention": PixelShift(gate="tanh", attention_ratio=0.5)}),
     "window": (XVolution2d, {"attention": PixelShift(window=5)}),
     "no-mean": (XVolution2d, {"attention": PixelShift(pooled_key=False, gate="identity")}),
     "signal": (XVolution1d, {}),

@@ -215,7 +215,7 @@ def test_every_operator_of_format_1_is_in_the_table():
 
 
 def test_what_was_left_open_takes_the_defaults_of_the_branch():
-    assert upgraded(FLAT).operator.attention == PixelShift()
+    assert upgraded(FLAT).operator.attention == PixelShift(window="conv")
     assert upgraded({**FLAT, "attention": "shared"}).operator.attention == GatedDepthwise()
     given = {"gate": "tanh", "query_context": False, "global_init": 0.5, "query_norm": False, "window_norm": True}
     assert upgraded({**FLAT, **given, "window": 5, "shift_distance": [1, 2]}).operator.attention == PixelShift(
@@ -233,7 +233,7 @@ def test_where_and_what_is_around_the_branch_are_kept():
     places = {"stages": [2, 3], "kernel_sizes": [3], "names": ["layer*"]}
     own = {"num_conv_branches": 2, "norm_layer": "InstanceNorm2d", "zero_init": False, "kernel_size": 5}
     conversion = upgraded({**FLAT, **places, **own})
-    assert conversion.where == Placement(stages=(2, 3), kernel_sizes=(3,), names=("layer*",))
+    assert conversion.where == Placement(stages=(2, 3), kernel_sizes=(3,), names=("layer*",), at_projections=False)
     assert {name: getattr(conversion.operator, name) for name in own} == own
     other = upgraded({**places, "operator": "conv", "options": {}, "kernel_size": 5})
     assert other.where == conversion.where

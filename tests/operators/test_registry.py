@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import types
 import typing
 from pathlib import Path
 
@@ -90,10 +91,12 @@ def is_of_type(value, annotation):
     """Whether a value is what a Python annotation says, as a command line takes it."""
     if annotation is type(None) or annotation is None:
         return value is None
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is tuple:
+    arguments, origin = typing.get_args(annotation), typing.get_origin(annotation)
+    if origin is tuple:
         return isinstance(value, tuple) and all(is_of_type(item, arguments[0]) for item in value)
-    if arguments and not (isinstance(annotation, type) or callable(annotation)):
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
         return any(is_of_type(value, argument) for argument in arguments)
     return isinstance(value, annotation) if isinstance(annotation, type) else callable(value)
 

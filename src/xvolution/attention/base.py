@@ -7,18 +7,21 @@ docstring describes them, for readers and for ``--help``. ``register`` gives it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import ceil
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from xvolution.attention.folded import Folded, StaysAttention
 from xvolution.folding import FoldedConvolution, NormLayer
-from xvolution.geometry import ConvSite, per_channel
+from xvolution.geometry import ConvSite, Geometry, as_tuple, per_channel
 from xvolution.numerics import GATES, add
+
+#: Of a branch's window: its side length, one for each dimension, ``"conv"`` for that of the convolution, or None to choose.
+Window = int | tuple[int, ...] | Literal["conv"] | None
 
 Config = TypeVar("Config", bound="type[AttentionConfig]")
 
@@ -234,6 +237,16 @@ def attention_channels(out_channels: int, ratio: float, groups: int, heads: int 
     return multiple * ceil(out_channels * ratio / multiple)
 
 
+def window_of(window: Window, geometry: Geometry) -> tuple[int, ...]:
+    """The sizes of a branch's window: the convolution's for ``"conv"``; for None too, but 3 beside a 1x1 convolution.
+
+    Beside a 1x1 convolution a window of its own is what shows the branch a pixel's neighbours.
+    """
+    if window is None:
+        return (3,) * geometry.dims if geometry.is_pointwise else geometry.kernel_size
+    return geometry.kernel_size if isinstance(window, str) else as_tuple(window, geometry.dims)
+
+
 def check_ratio(ratio: float) -> None:
     """Raise ValueError unless a ratio of attention channels is positive."""
     if not ratio > 0:
@@ -246,10 +259,12 @@ def check_gate(gate: str, allowed: Mapping[str, Any] | tuple[str, ...] = tuple(G
         raise ValueError(f"gate is {gate!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
-def check_window(window: int | Sequence[int] | None) -> None:
-    """Raise ValueError unless a window has positive sizes."""
-    if window is not None and min([window] if isinstance(window, int) else window, default=0) < 1:
-        raise ValueError(f"window is {window}; it must be a positive integer, or one for each dimension")
+def check_window(window: Window) -> None:
+    """Raise ValueError unless a window has positive sizes, or those of the convolution."""
+    if window is None or window == "conv":
+        return
+    if isinstance(window, str) or min([window] if isinstance(window, int) else window, default=0) < 1:
+        raise ValueError(f"window is {window!r}; it must be a positive integer, one for each dimension, or 'conv'")
 
 
 def check_heads(num_heads: int, out_channels: int, groups: int) -> None:

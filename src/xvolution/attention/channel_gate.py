@@ -23,8 +23,8 @@ from xvolution.attention.folded import Folded, StaysAttention, pixel_of
 from xvolution.attention.reference import each, image_average, mixed, padded_for, windows
 from xvolution.convolutions import conv_of, conv_over, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
-from xvolution.geometry import CONVOLVE, ConvSite, per_channel, spatial
-from xvolution.numerics import GATES, convolve_window, image_mean
+from xvolution.geometry import ConvSite, per_channel, spatial
+from xvolution.numerics import CONVOLVE, GATES, convolve_window, image_mean
 
 
 @register("channel_gate")

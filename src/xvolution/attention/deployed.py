@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from xvolution.convolutions import conv_of, is_convolution, is_plain, kernel_of
 from xvolution.folding import FoldedConvolution
-from xvolution.geometry import CONVOLVE, Geometry, per_channel
-from xvolution.numerics import add
+from xvolution.geometry import Geometry, per_channel
+from xvolution.numerics import CONVOLVE, add
 
 
 class DeployedOperator(nn.Module, ABC):

@@ -30,8 +30,8 @@ from xvolution.attention.folded import Folded, StaysAttention, pixel_of
 from xvolution.attention.reference import image_average, mixed, pad, windows
 from xvolution.convolutions import conv_over, geometry_of, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
-from xvolution.geometry import CONVOLVE, ConvSite, Geometry, as_tuple, per_channel, spatial
-from xvolution.numerics import GATES, convolve_window, image_mean
+from xvolution.geometry import ConvSite, Geometry, as_tuple, per_channel, spatial
+from xvolution.numerics import CONVOLVE, GATES, convolve_window, image_mean
 
 
 @register("gated_depthwise")
@@ -83,9 +83,9 @@ class GatedDepthwiseAttention(AttentionBranch):
         self.mean_weight = pooled_weight(channels, start, site.factory)
 
     def weights(self, x: Tensor) -> Tensor:
-        """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1)."""
+        """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1); (1, C_out, 1, 1) where no query weighs the window."""
         if self.query is None:
-            return x.new_ones(len(x), self.window.out_channels, *(1,) * self.dims)
+            return x.new_ones(1, self.window.out_channels, *(1,) * self.dims)
         return GATES[self.gate].apply(self.query(image_mean(x)))
 
     def forward(self, x: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]  # see reads_convolution
@@ -212,6 +212,7 @@ class DepthwiseKernelConv(TwoBranchOnConv):
             return super().compute(x)
         attention, value = self.attention, self.conv(x)
         geometry, weights = geometry_of(attention.window), attention.weights(x)
+        weights = weights.expand(x.shape[0], *weights.shape[1:])
         kernels = weights.unsqueeze(2) * attention.window.weight.to(x.dtype)
         kernels = kernels + geometry.embed(self.scale.unsqueeze(1), geometry.centre()).to(x.dtype)
         biases = self.shift.to(x.dtype).expand_as(weights)

@@ -24,12 +24,14 @@ from xvolution.attention import fused
 from xvolution.attention.base import (
     AttentionBranch,
     AttentionConfig,
+    Window,
     attention_channels,
     check_gate,
     check_ratio,
     check_window,
     pooled_weight,
     register,
+    window_of,
 )
 from xvolution.attention.deployed import DeployedOperator
 from xvolution.attention.folded import Folded, query_at
@@ -37,8 +39,8 @@ from xvolution.attention.pointwise import project, project_onto
 from xvolution.attention.reference import centres, each, image_average, mixed, padded_for, windows
 from xvolution.convolutions import as_kernel, conv_of, conv_over, kernel_of, pointwise, pointwise_of
 from xvolution.folding import FoldedConvolution, NormLayer, build_norm, builds_foldable, split_norm
-from xvolution.geometry import CONVOLVE, ConvSite, Geometry, as_tuple, per_channel, spatial
-from xvolution.numerics import GATES, add, convolve_window, image_mean, project_wide, widen
+from xvolution.geometry import ConvSite, Geometry, per_channel, spatial
+from xvolution.numerics import CONVOLVE, GATES, add, convolve_window, image_mean, project_wide, widen
 
 
 @register("pixel_shift")
@@ -48,8 +50,10 @@ class PixelShift(AttentionConfig):
 
     Attributes:
         attention_ratio: attention channels as a fraction of the output channels, rounded up to whole groups.
+        attention_channels: how many attention channels instead, rounded up to whole groups.
         gate: of the query: identity, sigmoid or tanh.
-        window: side length of the window, or one for each dimension; that of the convolution when None.
+        window: side length of the window, or one for each dimension; conv is that of the convolution. When None the
+            convolution's too, but 3 beside a 1x1 convolution.
         dilation: pixels between neighbouring taps of the window; the convolution's when None. Several of them, such as 1 2 4, sum
             several windows.
         pooled_query: let the query see the mean over the image beside its pixel.
@@ -60,8 +64,9 @@ class PixelShift(AttentionConfig):
     """
 
     attention_ratio: float = 0.25
+    attention_channels: int | None = None
     gate: str = "sigmoid"
-    window: int | tuple[int, ...] | None = None
+    window: Window = None
     dilation: int | tuple[int, ...] | None = None
     pooled_query: bool = True
     pooled_key: bool = True
@@ -71,6 +76,8 @@ class PixelShift(AttentionConfig):
 
     def check(self) -> None:
         check_ratio(self.attention_ratio)
+        if self.attention_channels is not None and self.attention_channels < 1:
+            raise ValueError(f"attention_channels is {self.attention_channels}; it must be a positive integer")
         check_gate(self.gate)
         check_window(self.window)
         if self.dilation is not None and min(self.dilations or (0,)) < 1:
@@ -102,6 +109,8 @@ class PixelShiftAttention(AttentionBranch):
         super().__init__(config, site)
         self.gate = config.gate
         channels = attention_channels(site.out_channels, config.attention_ratio, site.groups)
+        if config.attention_channels is not None:
+            channels = attention_channels(config.attention_channels, 1, site.groups)
         grouped: dict[str, Any] = {"groups": site.groups, "bias": False, **site.factory}
         depthwise: dict[str, Any] = {**grouped, "groups": channels}
         self.query = conv_over(site.geometry.centre(), site.in_channels, channels, **{**grouped, "bias": True})
@@ -152,7 +161,7 @@ class PixelShiftAttention(AttentionBranch):
 
 
 def _windows(config: PixelShift, geometry: Geometry) -> list[Geometry]:
-    sizes = as_tuple(config.window or geometry.kernel_size, geometry.dims)
+    sizes = window_of(config.window, geometry)
     distances = [(pixels,) * geometry.dims for pixels in config.dilations] or [geometry.dilation]
     return [geometry.recentred(sizes, distance) for distance in distances]
 

@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from xvolution.attention.base import (
     AttentionBranch,
     AttentionConfig,
+    Window,
     attention_channels,
     check_heads,
     check_ratio,
     check_window,
     register,
+    window_of,
 )
 from xvolution.attention.folded import Folded, StaysAttention, pixel_of, query_at
 from xvolution.attention.reference import centres, each, mixed, padded_for, windows
 from xvolution.convolutions import conv_over, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
-from xvolution.geometry import ConvSite, as_tuple, per_channel
+from xvolution.geometry import ConvSite, per_channel
 from xvolution.numerics import narrow, widen
 
 
@@ -40,13 +42,14 @@ class PixelShiftDot(AttentionConfig):
     Attributes:
         attention_ratio: query and key channels as a fraction of the output channels, rounded up to whole groups and heads.
         num_heads: heads in each group.
-        window: side length of the window, or one for each dimension; that of the convolution when None.
+        window: side length of the window, or one for each dimension; conv is that of the convolution. When None the
+            convolution's too, but 3 beside a 1x1 convolution.
         dilation: pixels between neighbouring taps of the window; the convolution's when None.
     """
 
     attention_ratio: float = 0.25
     num_heads: int = 1
-    window: int | tuple[int, ...] | None = None
+    window: Window = None
     dilation: int | None = None
 
     def check(self) -> None:
@@ -69,7 +72,7 @@ class PixelShiftDotAttention(AttentionBranch):
         channels = attention_channels(site.out_channels, config.attention_ratio, site.groups, config.num_heads)
         geometry, grouped = site.geometry, {"groups": site.groups, **site.factory}
         dilation = geometry.dilation if config.dilation is None else (config.dilation,) * site.dims
-        self.shifts = geometry.recentred(as_tuple(config.window or geometry.kernel_size, site.dims), dilation)
+        self.shifts = geometry.recentred(window_of(config.window, geometry), dilation)
         taps = self.shifts.kernel_size
         self.query = conv_over(geometry.centre(), site.in_channels, channels, **grouped)
         self.key = pointwise(site.dims, site.in_channels, channels, bias=False, **grouped)

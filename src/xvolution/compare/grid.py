@@ -28,7 +28,7 @@ CIRCUMSTANCES = (
     "num_nodes",
     "strategy",
 )
-PER_CELL = ("seed", "operator", "operator_options", "stages", "kernel_sizes", "names")
+PER_CELL = ("seed", "operator", "operator_options", "stages", "kernel_sizes", "names", "at_projections")
 
 
 @dataclass(frozen=True)

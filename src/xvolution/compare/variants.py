@@ -14,7 +14,7 @@ from xvolution.training.errors import InputError
 
 Recipe = TypeVar("Recipe", bound=RunConfig)
 
-PLACEMENT = ("stages", "kernel_sizes", "names")
+PLACEMENT = ("stages", "kernel_sizes", "names", "at_projections")
 REGISTERED = "registered"  # a preset's word for a variant of every registered operator
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import nn
@@ -22,15 +22,22 @@ class Placement:
         stages: stages of the network, counted from 1.
         kernel_sizes: side lengths of square kernels; without it, kernels larger than one pixel.
         names: shell patterns of module names, such as layer3.*.conv2.
+        at_projections: where neither kernel sizes nor names are given, take the 1x1 convolution behind a depthwise one in its
+            place: there attention mixes channels, at a fraction of the time. Without it the depthwise one itself.
     """
 
     stages: tuple[int, ...] | None = None
     kernel_sizes: tuple[int, ...] | None = None
     names: tuple[str, ...] | None = None
+    at_projections: bool = True
 
     @classmethod
     def of(
-        cls, stages: Sequence[int] | None, kernel_sizes: Sequence[int] | None, names: Sequence[str] | None
+        cls,
+        stages: Sequence[int] | None = None,
+        kernel_sizes: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+        at_projections: bool = True,
     ) -> Placement:
         """The placement of lists, as files and the command line have them.
 
@@ -40,7 +47,12 @@ class Placement:
         for name, value in (("stages", stages), ("kernel_sizes", kernel_sizes), ("names", names)):
             if isinstance(value, int | str):
                 raise ValueError(f"{name} is {value!r}; give several in a list or tuple, or one as ({value!r},)")
-        return cls(*(None if value is None else tuple(value) for value in (stages, kernel_sizes, names)))  # type: ignore[arg-type]
+        return cls(
+            None if stages is None else tuple(stages),
+            None if kernel_sizes is None else tuple(kernel_sizes),
+            None if names is None else tuple(names),
+            at_projections,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,8 @@ class ConversionConfig(ABC):
 
     #: Whether the norm that follows a convolution moves into its replacement.
     takes_norm: ClassVar[bool] = False
+    #: Whether it may stand at the projection behind a depthwise convolution in the place of that.
+    takes_projections: ClassVar[bool] = False
 
     @property
     def keeps_outputs(self) -> bool:
@@ -118,6 +132,7 @@ class XVolutionConfig(ConversionConfig):
     zero_init: bool = True
 
     takes_norm = True
+    takes_projections = True
 
     def __post_init__(self) -> None:
         if isinstance(self.attention, str):
@@ -191,7 +206,7 @@ class Conversion:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        where = {name: value if value is None else list(value) for name, value in asdict(self.where).items()}
+        where = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.where).items()}
         return {"operator": self.operator.to_dict(), "where": where}
 
 

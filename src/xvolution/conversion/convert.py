@@ -13,6 +13,7 @@ from xvolution.conversion.config import ConversionConfig, Placement
 from xvolution.conversion.modules import infer_inputs, without_zeros
 from xvolution.conversion.outputs import Difference, tensors_in
 from xvolution.conversion.pairing import traced_pairs, watched_pairs
+from xvolution.conversion.projections import at_projections_of
 from xvolution.conversion.proof import Changes, Proof, pairs_hold, random_statistics
 from xvolution.conversion.register import operator_config
 from xvolution.conversion.selection import FilterFunction, convolutions, select
@@ -33,6 +34,7 @@ def convert(
     stages: Sequence[int] | None = None,
     kernel_sizes: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    at_projections: bool = True,
     filter_fn: FilterFunction | None = None,
     example_inputs: Any = None,
     verify: bool = True,
@@ -48,6 +50,8 @@ def convert(
         config: what to put in: the name of an attention branch (``"linear"``) or of another operator (``"acmix"``), an
             ``XVolutionConfig`` or an ``OperatorConfig``; X-volution with its default branch when None.
         stages, kernel_sizes, names: where; see ``Placement``. All spatial convolutions behind the stem when nothing is said.
+        at_projections: unless kernel sizes, names or ``filter_fn`` choose, X-volution takes the place of the 1x1 convolution
+            behind a depthwise one, where its attention mixes channels, and not of the depthwise one.
         filter_fn: ``filter_fn(module, name) -> bool`` chooses among these; with it the default restriction to spatial
             convolutions behind the stem is off.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments, to check the outputs with;
@@ -65,20 +69,18 @@ def convert(
         ConversionError: the outputs changed although the configuration promises to keep them.
     """
     config = operator_config(config)
-    where = Placement.of(stages, kernel_sizes, names)
-    selected = select(model, where, filter_fn)
-    if not selected:
-        raise ValueError(_nothing_selected(model))
-    model = model if inplace else copy.deepcopy(model)
-    chosen = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
-    if not chosen:
-        return model
-    parameters = count_parameters(model)
+    where = Placement.of(stages, kernel_sizes, names, at_projections)
 
     @cache
     def inputs() -> Any:
         return infer_inputs(model) if example_inputs is None else without_zeros(example_inputs)
 
+    selected, behind = _select(model, config, where, filter_fn, inputs)
+    model = model if inplace else copy.deepcopy(model)
+    chosen = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
+    if not chosen:
+        return model
+    parameters = count_parameters(model)
     pairs = norms_behind(model, chosen, inputs) if config.takes_norm else {}
     changes = Changes(model)
     try:
@@ -94,8 +96,27 @@ def convert(
     if moved:
         model.register_load_state_dict_pre_hook(MovedNorms(moved))
     shape = _image_shape(inputs() if verify else example_inputs)
+    if behind:
+        proof += f"; at the projections behind {len(behind)} depthwise convolutions, which stay"
     remember(model, Record(replaced, parameters, shape, proof))
     return model
+
+
+def _select(
+    model: nn.Module,
+    config: ConversionConfig,
+    where: Placement,
+    filter_fn: FilterFunction | None,
+    inputs: Callable[[], Any],
+) -> tuple[list[str], dict[str, str]]:
+    """The convolutions to replace, and the projections among them by the depthwise convolutions before them."""
+    selected = select(model, where, filter_fn)
+    if not selected:
+        raise ValueError(_nothing_selected(model))
+    chosen_by_kind = where.kernel_sizes is None and where.names is None and filter_fn is None
+    if chosen_by_kind and where.at_projections and config.takes_projections:
+        return at_projections_of(model, selected, inputs)
+    return selected, {}
 
 
 class MovedNorms:

@@ -212,8 +212,7 @@ def conversion_from_dict(values: Mapping[str, Any]) -> Conversion:
     check_fields(Conversion, values)
     where = values.get("where") or {}
     check_fields(Placement, where)
-    placed = Placement.of(where.get("stages"), where.get("kernel_sizes"), where.get("names"))
-    return Conversion(config_from_dict(values["operator"]), placed)
+    return Conversion(config_from_dict(values["operator"]), Placement.of(**where))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def upgrade_conversion(values: Mapping[str, Any] | None) -> dict[str, Any] | Non
     """The conversion of a network in format 1 as ``Conversion.to_dict`` writes it; None stays None."""
     if values is None:
         return None
-    where = {name: values.get(name) for name in _PLACEMENT}
+    # Format 1 knew no other place than the depthwise convolutions themselves.
+    where = {**{name: values.get(name) for name in _PLACEMENT}, "at_projections": False}
     return {"operator": _upgraded_operator(values), "where": where}
 
 
@@ -85,6 +86,8 @@ def upgrade_attention(values: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     name, renamed = _BRANCHES[values.get("similarity", "hadamard") if attention == "pssa" else attention]
     options = {new: values[old] for old, new in renamed.items() if values.get(old) is not None}
+    if name.startswith("pixel_shift"):
+        options.setdefault("window", "conv")
     if name == "pixel_shift_dot" and isinstance(options.get("dilation"), list | tuple):
         (options["dilation"],) = options["dilation"]
     return {"type": name, **options}

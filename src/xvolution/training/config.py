@@ -29,6 +29,7 @@ class RunConfig(ABC):
         stages: stages of the network in which convolutions are replaced, counted from 1.
         kernel_sizes: side lengths of the kernels that are replaced; by default those larger than one pixel.
         names: shell patterns of the modules that are replaced, such as layer3.*.conv2.
+        at_projections: replace the 1x1 convolution behind a depthwise one in its place, where attention mixes channels.
         holdout: judge by this fraction of the training part in the place of the validation part.
         on_bad_image: error ends the run at an unreadable image, skip goes on without it.
         workers: processes that load images; 0 loads in the training process.
@@ -70,6 +71,7 @@ class RunConfig(ABC):
     stages: list[int] | None = field(default_factory=lambda: [3])
     kernel_sizes: list[int] | None = None
     names: list[str] | None = None
+    at_projections: bool = True
     holdout: float | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     workers: int | None = None
@@ -126,7 +128,7 @@ class RunConfig(ABC):
         if self.operator == "conv" and not self.operator_options:
             return None
         try:
-            where = Placement.of(self.stages, self.kernel_sizes, self.names)
+            where = Placement.of(self.stages, self.kernel_sizes, self.names, self.at_projections)
             return Conversion(operator_config(self.operator, self.operator_options), where)
         except (TypeError, ValueError) as error:
             raise InputError(f"--operator {self.operator} {self.operator_options or ''}: {error}.") from error

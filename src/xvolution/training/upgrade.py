@@ -59,7 +59,7 @@ def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
     if "xvolution" not in given:
         return given
     flat = dict(given.pop("xvolution"))
-    where = {name: flat.pop(name, None) for name in _PLACEMENT}
+    where = {**{name: flat.pop(name, None) for name in _PLACEMENT}, "at_projections": False}
     operator, options = given.get("operator", "xvolution"), dict(given.get("operator_options") or {})
     if operator in _FORMS:
         flat = {**flat, **_FORMS[operator], **options}

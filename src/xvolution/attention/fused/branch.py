@@ -21,8 +21,7 @@ from torch import Tensor
 
 from xvolution.attention.fused import gate as gates
 from xvolution.attention.fused.gate import Gate, GateGradients
-from xvolution.geometry import CONVOLVE
-from xvolution.numerics import narrow
+from xvolution.numerics import CONVOLVE, narrow
 
 
 class Statistics(NamedTuple):

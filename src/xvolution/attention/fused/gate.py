@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xvolution.geometry import CONVOLVE, per_channel
-from xvolution.numerics import GATES, wants_single_precision
+from xvolution.geometry import per_channel
+from xvolution.numerics import CONVOLVE, GATES, wants_single_precision
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from xvolution.geometry import CONVOLVE, per_channel
-from xvolution.numerics import GATES
+from xvolution.geometry import per_channel
+from xvolution.numerics import CONVOLVE, GATES
 
 
 def add_attention(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xvolution.attention.fused.operator import add_attention as _add_attention
 from xvolution.attention.fused.operator import value_statistics
 from xvolution.convolutions import CONVOLUTIONS, is_hooked
-from xvolution.geometry import CONVOLVE
+from xvolution.numerics import CONVOLVE
 
 #: Elements of the output from which on what is kept is worth an operator's overhead: below, the modules are faster.
 SMALLEST = 2**19
