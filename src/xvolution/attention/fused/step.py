@@ -1,6 +1,6 @@
 """A training step of ``PixelShift`` with its norms in one operator of torch's dispatcher (``add_attention``).
 
-It takes about a tenth off the step of a network in fp32 and up to a third off its peak memory (docs/performance.md).
+It takes about a tenth off the step of a network in fp32 and up to a third off its peak memory (docs/architecture.md).
 
 Whether an operator is computed in this way is decided here alone: see ``serves``.
 """
