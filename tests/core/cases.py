@@ -74,8 +74,9 @@ CASES: dict[str, Case] = {
         configs=st.builds(
             PixelShift,
             attention_ratio=ratios,
+            attention_channels=st.sampled_from([None, None, 3]),
             gate=gates,
-            window=st.sampled_from([None, 3, 5]),
+            window=st.sampled_from([None, "conv", 3, 5]),
             dilation=st.sampled_from([None, 1, 2, (1, 2), (1, 3)]),
             pooled_query=st.booleans(),
             pooled_key=st.booleans(),
@@ -87,6 +88,8 @@ CASES: dict[str, Case] = {
             RATIO,
             GATE,
             WINDOW,
+            ({"window": "full"}, "window is 'full'; it must be a positive integer, one for each dimension, or 'conv'"),
+            ({"attention_channels": 0}, "attention_channels is 0; it must be a positive integer"),
             ({"dilation": 0}, "dilation is 0; it must be a positive integer or several of them"),
             (
                 {"pooled_key": False, "pooled_key_init": 2.0},
@@ -103,7 +106,7 @@ CASES: dict[str, Case] = {
             PixelShiftDot,
             attention_ratio=ratios,
             num_heads=heads,
-            window=st.sampled_from([None, 3]),
+            window=st.sampled_from([None, "conv", 3]),
             dilation=st.sampled_from([None, 1, 2]),
         ),
         reference=references.pixel_shift_dot,
