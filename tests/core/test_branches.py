@@ -81,6 +81,16 @@ def test_gated_depthwise_reads_the_convolution_before_its_norm():
         XVolution2d(8, 16, 3, attention="gated_depthwise", num_conv_branches=2)
 
 
+@pytest.mark.parametrize("window", [(1, 4), (5, 2), 4])
+def test_the_window_over_the_values_may_have_any_size(window):
+    operator = XVolution2d(8, 16, 3, 2, 1, attention=GatedDepthwise(window=window), norm_layer=None, zero_init=False)
+    operator, x = operator.double().eval(), torch.randn(2, 8, 9, 8, dtype=torch.float64)
+    expected = operator.conv(x) + CASES["gated_depthwise"].reference(operator, x)
+    torch.testing.assert_close(operator(x), expected, rtol=1e-12, atol=1e-12)
+    for layout in ("single", "split"):
+        torch.testing.assert_close(reparameterize(operator, layout=layout)(x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_gated_depthwise_is_the_convolution_and_one_depthwise_once_deployed():
     deployed = reparameterize(XVolution2d(8, 16, 3, padding=1, attention="gated_depthwise").eval(), layout="single")
     shapes = {

@@ -1,5 +1,8 @@
 """The operator whatever its branch: several convolutions, no attention, any module as attention, and what it refuses."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -79,6 +82,52 @@ def test_every_parameter_of_several_convolutions_learns():
     layer = XVolution2d(8, 16, 3, padding=1, num_conv_branches=3, zero_init=False)
     layer(torch.randn(4, 8, 9, 9)).square().sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in layer.parameters())
+
+
+SEVERAL = [{"num_conv_branches": 2}, {"attention": None, "num_conv_branches": 2}]
+
+
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
+@pytest.mark.parametrize(
+    "arguments", [(8, 16, (3, 5), 2, (1, 2)), (8, 16, 3, 1, (2, 1), 1, 4, True, "circular")], ids=str
+)
+def test_several_convolutions_take_the_arguments_of_one(options, arguments):
+    layer, conv = XVolution2d(*arguments, **options).eval(), nn.Conv2d(*arguments)
+    conv.load_state_dict(layer.conv.state_dict())
+    x = torch.randn(2, 8, 9, 11)
+    torch.testing.assert_close(layer(x), layer.conv_norm(conv(x)))
+    assert layer.extra_repr() == conv.extra_repr()
+
+
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+def test_several_convolutions_take_unbatched_and_empty_inputs(options, mode):
+    layer = randomize(XVolution2d(8, 16, 3, padding=1, padding_mode=mode, zero_init=False, **options)).eval()
+    deployed, x = reparameterize(layer), torch.randn(8, 9, 9)
+    for module in (layer, deployed):
+        torch.testing.assert_close(module(x), module(x[None])[0])
+        if mode == "zeros":
+            assert module(torch.empty(0, 8, 9, 9)).shape == (0, 16, 9, 9)
+
+
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
+def test_several_convolutions_are_copied_pickled_and_loaded(options):
+    layer = randomize(XVolution2d(8, 16, 3, padding=1, zero_init=False, **options)).eval()
+    fresh, x = XVolution2d(8, 16, 3, padding=1, **options).eval(), torch.randn(1, 8, 6, 6)
+    fresh.load_state_dict(layer.state_dict())
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh):
+        assert torch.equal(twin(x), layer(x))
+
+
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.06)])
+def test_several_convolutions_in_half_precision_compute_the_same(options, dtype, tolerance):
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 12, 12).to(dtype)
+    low = randomize(XVolution2d(16, 16, 3, padding=1, zero_init=False, **options)).eval().to(dtype)
+    expected = copy.deepcopy(low).double()(x.double())
+    for layer in (low, reparameterize(low)):
+        assert relative_error(expected, layer(x).double()) < tolerance
 
 
 def test_without_attention_what_is_deployed_is_the_plain_convolution():

@@ -7,7 +7,7 @@ from torch import nn
 from tests.core.execution import relative_error
 from tests.core.networks import randomize
 from xvolution import XVolution2d, dynamic_kernel, reparameterize, unfolded_of
-from xvolution.attention import ChannelGate, PixelShift
+from xvolution.attention import ChannelGate, PixelShift, PixelShiftDot
 from xvolution.geometry import ConvSite, Geometry
 
 
@@ -70,9 +70,23 @@ def test_the_single_layout_is_one_standard_convolution_and_a_gate(pooled_key, po
     assert shapes == expected
 
 
-def test_attention_channels_are_a_ratio_in_whole_groups():
+def test_attention_channels_are_a_ratio_or_a_number_in_whole_groups():
     for ratio, groups, channels in ((0.25, 1, 4), (0.3, 1, 5), (0.25, 8, 8), (1.0, 2, 16)):
         assert branch_of(PixelShift(attention_ratio=ratio), groups=groups).channels == channels
+    for wanted, groups, channels in ((6, 1, 6), (6, 4, 8), (32, 1, 32)):
+        assert branch_of(PixelShift(attention_channels=wanted), groups=groups).channels == channels
+
+
+@pytest.mark.parametrize("kind", [PixelShift, PixelShiftDot])
+def test_the_window_is_the_convolutions_but_sees_neighbours_beside_a_pointwise_one(kind):
+    def size(kernel_size, window):
+        branch = XVolution2d(8, 16, kernel_size, attention=kind(window=window)).attention
+        return branch.shifts.kernel_size if kind is PixelShiftDot else branch.windows[0].kernel_size
+
+    assert size((3, 5), None) == size((3, 5), "conv") == (3, 5)
+    assert size(1, None) == size(1, 3) == (3, 3)
+    assert size(1, "conv") == (1, 1)
+    assert size(3, (1, 5)) == (1, 5)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +108,19 @@ def test_norms_inside_are_there_where_they_fold_or_are_asked_for(norm_layer, opt
 
 @pytest.mark.parametrize("layout", ["single", "split"])
 @pytest.mark.parametrize("inner", [("query_norm",), ("window_norm",), ("query_norm", "window_norm")])
-def test_norms_inside_that_cannot_fold_stay(inner, layout):
-    def norm_layer(channels):
-        return nn.GroupNorm(2, channels)
-
+@pytest.mark.parametrize("norm", ["GroupNorm", "LayerNorm2d"])
+def test_norms_inside_that_cannot_fold_stay(inner, layout, norm):
+    layers = pytest.importorskip("timm.layers")
+    norm_layer = layers.LayerNorm2d if norm == "LayerNorm2d" else lambda channels: nn.GroupNorm(2, channels)
     config = PixelShift(gate="tanh", query_norm="query_norm" in inner, window_norm="window_norm" in inner)
     options = {"attention": config, "norm_layer": norm_layer, "zero_init": False, "dtype": torch.float64}
-    operator = randomize(XVolution2d(8, 16, 3, 2, 1, **options)).eval()
+    operator = randomize(XVolution2d(8, 16, 3, 2, 1, **options)).double().eval()
     x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
     deployed = reparameterize(operator, layout=layout)
     assert relative_error(operator(x), deployed(x)) <= 1e-12
     assert set(unfolded_of(deployed)) == {"conv_norm", "attention_norm", *inner}
     operator.conv_norm = operator.attention_norm = nn.Identity()
-    with pytest.raises(ValueError, match="GroupNorm does not fold into a kernel"):
+    with pytest.raises(ValueError, match=f"{norm} does not fold into a kernel"):
         dynamic_kernel(operator, x, (0, 0))
 
 
