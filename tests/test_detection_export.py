@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("torchvision")
 
 from tests.test_detection_models import PARTS, VERSIONS, images, small_detector
-from xvolution import ExportError, ReparameterizationError, layouts_of, reparameterize, unfolded_of
+from xvolution import ExportError, ReparameterizationError, conversion_summary, layouts_of, reparameterize, unfolded_of
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxSession
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import export_detector
@@ -19,7 +19,7 @@ from xvolution.models.detect_match import match_detections
 def test_the_deployed_detector_finds_the_same(architecture: str, version: int) -> None:
     detector = small_detector(architecture, version, PARTS[architecture]).eval()
     deployed = deploy_detector(detector, images(), layout="split")
-    assert set(layouts_of(deployed)) == {row.name for row in detector.summary.replaced}
+    assert set(layouts_of(deployed)) == {row.name for row in conversion_summary(detector).replaced}
     assert not unfolded_of(deployed)
     with torch.no_grad():
         agreement = match_detections(detector(images()), deployed(images()), score_threshold=0.0)

@@ -47,7 +47,7 @@ def test_registered_networks_take_stages_config_and_timms_arguments() -> None:
 
 
 def test_a_converted_network_starts_as_the_plain_one() -> None:
-    small = {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]}
+    small = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 32]}
     torch.manual_seed(0)
     plain = build_model(ModelSpec("resnet18", 10, kwargs=small, small_images=True)).eval()
     torch.manual_seed(0)

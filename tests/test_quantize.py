@@ -71,7 +71,9 @@ def test_norms_on_the_window_sum_are_left_alone() -> None:
     def group_norm(channels: int) -> nn.Module:
         return nn.GroupNorm(2, channels).double()
 
-    module = XVolution2d(8, 16, 3, padding=1, norm_layer=group_norm, window_norm=True, dtype=torch.float64).eval()
+    module = XVolution2d(
+        8, 16, 3, padding=1, attention=PixelShift(window_norm=True), norm_layer=group_norm, dtype=torch.float64
+    ).eval()
     deployed, x = reparameterize(module), torch.randn(2, 8, 9, 7, dtype=torch.float64)
     equal = equalize(deployed, [x])
     assert all(torch.equal(a, b) for a, b in zip(deployed.parameters(), equal.parameters(), strict=True))

@@ -29,7 +29,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         "--strategy",
         "ddp",
     ]
-    command += ["--model-kwargs", '{"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32]}', "--small-images"]
+    command += ["--model-kwargs", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 32]}', "--small-images"]
     command += ["--image-size", "16", "--batch-size", "32", "--epochs", "2", "--limit-train-batches", "5"]
     command += ["--ema-decay", "0.8", "--output", str(tmp_path / "run")]
     finished = subprocess.run(

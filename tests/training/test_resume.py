@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "random_erase": 0.2,
     "warmup_epochs": 1,
     "checkpoint_every": 2,
-    "model_kwargs": {"layers": [1, 1, 1, 1], "channels": [4, 8, 16, 32], "drop_rate": 0.1, "drop_path_rate": 0.1},
+    "model_kwargs": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 32], "drop_rate": 0.1, "drop_path_rate": 0.1},
 }
 
 KILLED = """
@@ -66,7 +66,6 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 def run_killed(config: TrainConfig, at_step: int) -> None:
     values = config.to_dict()
-    values.pop("xvolution")
     arguments = [sys.executable, "-c", KILLED, json.dumps(values), str(at_step)]
     finished = subprocess.run(
         arguments, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
