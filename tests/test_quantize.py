@@ -28,9 +28,8 @@ def unbalanced(layout: str, attention: PixelShift, operator: type = XVolution2d,
     return reparameterize(module, layout=layout)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("gate", ["identity", "sigmoid", "tanh"])
-@pytest.mark.parametrize("layout", ["single", "split"])
+@pytest.mark.parametrize(("layout", "groups"), [("single", 1), ("single", 2), ("split", 1), ("split", 2), ("parts", 1)])
 def test_equalization_changes_nothing(layout: str, gate: str, groups: int) -> None:
     deployed = unbalanced(layout, PixelShift(gate=gate), groups=groups)
     x = torch.randn(4, 8, 9, 7, dtype=torch.float64)
@@ -41,7 +40,7 @@ def test_equalization_changes_nothing(layout: str, gate: str, groups: int) -> No
     assert any(not torch.equal(before[name], tensor) for name, tensor in equal.state_dict().items())
 
 
-@pytest.mark.parametrize("layout", ["single", "split"])
+@pytest.mark.parametrize("layout", ["single", "split", "parts"])
 def test_equalization_in_one_dimension_and_several_windows(layout: str) -> None:
     deployed = unbalanced(layout, PixelShift(dilation=(1, 2), gate="tanh"), XVolution1d)
     x = torch.randn(4, 8, 20, dtype=torch.float64)
@@ -71,9 +70,8 @@ def test_norms_on_the_window_sum_are_left_alone() -> None:
     def group_norm(channels: int) -> nn.Module:
         return nn.GroupNorm(2, channels).double()
 
-    module = XVolution2d(
-        8, 16, 3, padding=1, attention=PixelShift(window_norm=True), norm_layer=group_norm, dtype=torch.float64
-    ).eval()
+    options: dict[str, Any] = {"attention": PixelShift(window_norm=True), "norm_layer": group_norm}
+    module = XVolution2d(8, 16, 3, padding=1, dtype=torch.float64, **options).eval()
     deployed, x = reparameterize(module), torch.randn(2, 8, 9, 7, dtype=torch.float64)
     equal = equalize(deployed, [x])
     assert all(torch.equal(a, b) for a, b in zip(deployed.parameters(), equal.parameters(), strict=True))
@@ -104,7 +102,7 @@ def test_equalization_saves_what_one_scale_would_lose(tmp_path: Path) -> None:
     assert after.relative_error < 0.15
 
 
-@pytest.mark.parametrize("layout", ["single", "split"])
+@pytest.mark.parametrize("layout", ["single", "split", "parts"])
 def test_quantized_networks_run_and_report(
     network: nn.Module, calibration: list[torch.Tensor], layout: str, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ def images():
     return torch.randn(2, 3, 16, 16)
 
 
-@pytest.mark.parametrize("layout", ["auto", "single", "split"])
+@pytest.mark.parametrize("layout", ["auto", "single", "split", "parts"])
 def test_networks_reparameterize(network, images, layout):
     deployed = reparameterize(network, images, layout=layout)
     assert relative_error(network(images), deployed(images)) <= 1e-5
@@ -69,7 +69,9 @@ def test_train_mode_is_refused_anywhere_in_the_model(network):
 
 
 def test_unknown_layouts_are_refused(network):
-    sentence = r"layer1\.conv1: it has no layout 'fast'; it has 'split' and 'single'; give one of these, or 'auto'"
+    sentence = (
+        r"layer1\.conv1: it has no layout 'fast'; it has 'split', 'parts', 'single'; give one of these, or 'auto'"
+    )
     with pytest.raises(LayoutError, match=sentence):
         reparameterize(network, layout="fast")
     with pytest.raises(ValueError, match=r"no layout for layer1\.conv1"):
@@ -78,7 +80,7 @@ def test_unknown_layouts_are_refused(network):
 
 def test_each_operator_can_have_a_layout_of_its_own(network, images):
     names = ("layer1.conv1", "layer1.conv2", "layer2.conv1", "layer2.conv2")
-    wanted = dict(zip(names, ("single", "split", "split", "single"), strict=True))
+    wanted = dict(zip(names, ("single", "split", "parts", "single"), strict=True))
     deployed = reparameterize(network, images, layout=wanted)
     assert layouts_of(deployed) == wanted
     assert relative_error(network(images), deployed(images)) <= 1e-5

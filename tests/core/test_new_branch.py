@@ -83,7 +83,7 @@ def test_a_network_is_converted_trained_and_deployed(resnet):
         deployed = reparameterize(wide, x.double(), layout=layout, rtol=1e-11)
         assert layouts_of(deployed) == dict.fromkeys(names, layout)
         assert relative_error(wide(x.double()), deployed(x.double())) <= 1e-11
-    with pytest.raises(LayoutError, match="it has 'split' and 'single'"):
+    with pytest.raises(LayoutError, match="it has 'split', 'single'"):
         reparameterize(model, layout="merged")
 
 

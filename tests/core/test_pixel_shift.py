@@ -9,6 +9,7 @@ from tests.core.networks import randomize
 from xvolution import XVolution2d, dynamic_kernel, reparameterize, unfolded_of
 from xvolution.attention import ChannelGate, PixelShift, PixelShiftDot
 from xvolution.geometry import ConvSite, Geometry
+from xvolution.operator import fold
 
 
 def branch_of(config, **options):
@@ -106,15 +107,15 @@ def test_norms_inside_are_there_where_they_fold_or_are_asked_for(norm_layer, opt
     assert found == present
 
 
-@pytest.mark.parametrize("layout", ["single", "split"])
+@pytest.mark.parametrize(("layout", "stride"), [("single", 2), ("split", 2), ("split", 1), ("parts", 1)])
 @pytest.mark.parametrize("inner", [("query_norm",), ("window_norm",), ("query_norm", "window_norm")])
 @pytest.mark.parametrize("norm", ["GroupNorm", "LayerNorm2d"])
-def test_norms_inside_that_cannot_fold_stay(inner, layout, norm):
+def test_norms_inside_that_cannot_fold_stay(inner, layout, stride, norm):
     layers = pytest.importorskip("timm.layers")
     norm_layer = layers.LayerNorm2d if norm == "LayerNorm2d" else lambda channels: nn.GroupNorm(2, channels)
     config = PixelShift(gate="tanh", query_norm="query_norm" in inner, window_norm="window_norm" in inner)
     options = {"attention": config, "norm_layer": norm_layer, "zero_init": False, "dtype": torch.float64}
-    operator = randomize(XVolution2d(8, 16, 3, 2, 1, **options)).double().eval()
+    operator = randomize(XVolution2d(8, 16, 3, stride, 1, **options)).double().eval()
     x = torch.randn(2, 8, 9, 9, dtype=torch.float64)
     deployed = reparameterize(operator, layout=layout)
     assert relative_error(operator(x), deployed(x)) <= 1e-12
@@ -185,3 +186,27 @@ def test_the_gradient_of_windows_in_bfloat16(images, config, place, kernel_size)
 
     for expected, found in zip(gradients(False), gradients(True), strict=True):
         assert ((found - expected).norm() / expected.norm()).item() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ({}, ("split", "parts", "single")),
+        ({"stride": 2}, ("split", "single")),
+        ({"groups": 2}, ("split", "single")),
+        ({"padding_mode": "reflect"}, ("split", "parts", "single")),
+        ({"padding": 0}, ("split", "single")),
+    ],
+    ids=str,
+)
+def test_query_and_key_are_parts_where_they_would_be_one_convolution(place, expected):
+    operator = randomize(XVolution2d(8, 16, 3, **{"padding": 1, **place}, zero_init=False, dtype=torch.float64)).eval()
+    assert fold(operator).layouts == expected
+    x, weights = torch.randn(2, 8, 9, 9, dtype=torch.float64), {}
+    for layout in expected:
+        deployed = reparameterize(operator, layout=layout)
+        assert relative_error(operator(x), deployed(x)) <= 1e-12
+        weights[layout] = {name for name, _ in deployed.named_parameters()}
+    assert ("query_key.weight" in weights["split"]) == ("parts" in expected)
+    if "parts" in expected:
+        assert {"query.weight", "key.weight"} <= weights["parts"]

@@ -45,7 +45,7 @@ class Folded(ABC):
             LayoutError: the operator has no such layout.
         """
         if layout not in self.layouts:
-            raise LayoutError(f"it has no layout {layout!r}; it has {' and '.join(map(repr, self.layouts))}")
+            raise LayoutError(f"it has no layout {layout!r}; it has {', '.join(map(repr, self.layouts))}")
         with torch.no_grad():
             module = self.build(layout, {"device": like.device, "dtype": like.dtype}).eval()
         if _is_channels_last(like):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -318,11 +318,20 @@ class FoldedPixelShift(Folded):
         return per_channel(self.key_weight, window) * window
 
     @property
+    def query_joins_key(self) -> bool:
+        """Whether one 1x1 convolution can compute query and key, which it can where both are read at the same pixels."""
+        centre, dims = self.convolution.geometry.centre(), self.convolution.geometry.dims
+        return self.convolution.groups == 1 and centre == Geometry.create(
+            1, padding_mode=centre.padding_mode, dims=dims
+        )
+
+    @property
     def layouts(self) -> tuple[str, ...]:
-        return ("single", "split") if self.union.is_pointwise else ("split", "single")
+        separate = ("split", "parts") if self.query_joins_key else ("split",)
+        return ("single", *separate) if self.union.is_pointwise else (*separate, "single")
 
     def build(self, layout: str, factory: dict[str, Any]) -> GatedConv:
-        return SingleGatedConv(self, factory) if layout == "single" else SplitGatedConv(self, factory)
+        return _FORMS[layout](self, factory)
 
     def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``W^c_δ + W^v diag(φ(q_0) ⊙ w_δ) W^k``."""
@@ -466,6 +475,8 @@ class SplitGatedConv(GatedConv):
     """Layout ``split``: W^c as its own convolution, (q, k) by 1x1, the window sum by a depthwise convolution."""
 
     layout = "split"
+    #: Whether query and key are one convolution where they can be.
+    merges: ClassVar[bool] = True
 
     def __init__(self, folded: FoldedPixelShift, factory: dict[str, Any]) -> None:
         super().__init__(folded, factory)
@@ -473,8 +484,7 @@ class SplitGatedConv(GatedConv):
         geometry, dims = convolution.geometry, convolution.geometry.dims
         self.conv = conv_of(geometry, convolution.weight, convolution.bias, groups, factory)
         centre = geometry.centre()
-        # One 1x1 convolution computes both where query and key are read at the same pixels.
-        self.merged = groups == 1 and centre == Geometry.create(1, padding_mode=centre.padding_mode, dims=dims)
+        self.merged = self.merges and folded.query_joins_key
         if self.merged:
             weight = torch.cat([folded.query_weight, folded.key_weight])
             bias = torch.cat([folded.query_bias, torch.zeros_like(folded.query_bias)])
@@ -519,6 +529,22 @@ class SplitGatedConv(GatedConv):
                 module.bias.mul_(factors)
         self._scale_shift("window_sum", factors)
         self._divide_values(factors)
+
+
+class PartsGatedConv(SplitGatedConv):
+    """Layout ``parts``: ``split`` with query and key as two 1x1 convolutions, which need no splitting of their outputs."""
+
+    layout = "parts"
+    merges = False
+
+    def query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (query,), (key,) = project(self.query, x), project(self.key, x)
+        return query, key
+
+
+_FORMS: Mapping[str, type[GatedConv]] = {
+    form.layout: form for form in (SingleGatedConv, SplitGatedConv, PartsGatedConv)
+}
 
 
 def _joined(parts: Sequence[Tensor], groups: int) -> Tensor:

@@ -99,9 +99,9 @@ def test_every_layout_is_exact_and_leaves_no_batch_norm(branch, data):
 @pytest.mark.parametrize(("branch", "variant"), VARIANTS)
 def test_layouts_that_there_are_not_are_refused_with_those_there_are(branch, variant):
     trained, there = operator(branch, variant, TRAINING), layouts(branch, variant)
-    assert set(there) <= {"single", "split"}
-    for layout in {"single", "split", "fast"} - set(there):
-        listed = " and ".join(map(repr, there))
+    assert set(there) <= {"single", "split", "parts"}
+    for layout in {"single", "split", "parts", "fast"} - set(there):
+        listed = ", ".join(map(repr, there))
         with pytest.raises(LayoutError, match=f"the operator: it has no layout '{layout}'; it has {listed}; give one"):
             reparameterize(trained, layout=layout)
         with pytest.raises(LayoutError, match=r"layer1\.conv1: it has no layout"):
