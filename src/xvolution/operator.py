@@ -17,6 +17,7 @@ from xvolution.attention.folded import Folded, FoldedWithoutAttention
 from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
 from xvolution.folding import NormLayer, becomes_foldable, build_norm, fold_convolutions
 from xvolution.geometry import ConvSite, Geometry
+from xvolution.memory_format import with_format_of
 from xvolution.numerics import add
 
 
@@ -116,8 +117,8 @@ class XVolution(nn.Module):
         """An X-volution around an existing convolution and the norm that follows it; both are kept, not copied.
 
         Args:
-            conv: the convolution, in as many dimensions as the operator; its geometry, weights, device and dtype become the
-                operator's. A subclass or a parametrized convolution is kept as it is (see ``xvolution.convolutions``).
+            conv: the convolution, in as many dimensions as the operator; its geometry, weights, device, dtype and memory format
+                become the operator's. A subclass or a parametrized convolution is kept as it is (see ``xvolution.convolutions``).
             conv_norm: the norm of the convolution branch; none when None. It keeps its mode: a frozen norm stays frozen.
             attention, num_conv_branches, norm_layer, zero_init: those of ``XVolution2d``.
 
@@ -134,7 +135,7 @@ class XVolution(nn.Module):
         operator.training = conv.training
         for added in (operator.parallel, operator.attention, operator.attention_norm):
             if added is not None:
-                added.train(conv.training)
+                with_format_of(conv.weight, added).train(conv.training)
         return operator
 
     def _assemble(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xvolution.attention.deployed import DeployedOperator, MergedConv, TwoBranchConv, TwoBranchOnConv
 from xvolution.folding import FoldedConvolution
 from xvolution.geometry import per_channel
+from xvolution.memory_format import with_format_of
 
 
 class LayoutError(ValueError):
@@ -48,13 +49,7 @@ class Folded(ABC):
             raise LayoutError(f"it has no layout {layout!r}; it has {', '.join(map(repr, self.layouts))}")
         with torch.no_grad():
             module = self.build(layout, {"device": like.device, "dtype": like.dtype}).eval()
-        if _is_channels_last(like):
-            memory_format = torch.channels_last if like.dim() == 4 else torch.channels_last_3d
-            # module.to(memory_format=...) would refuse a vector of a video's operator, (C, 1, 1, 1).
-            for weight in module.parameters():
-                if weight.dim() == like.dim():
-                    weight.data = weight.data.contiguous(memory_format=memory_format)
-        return module
+        return with_format_of(like, module)
 
     def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The kernel that the operator applies at one output pixel, and the bias there.
@@ -162,10 +157,3 @@ def query_at(
     """q_0 (N, A): the 1x1 convolution of the centre pixel of the window at ``position``."""
     centre = convolution.geometry.centre()
     return pixel_of(centre.convolve(x, per_channel(weight.flatten(1), x), bias, convolution.groups), position)
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    if weight.dim() not in (4, 5):
-        return False
-    memory_format = torch.channels_last if weight.dim() == 4 else torch.channels_last_3d
-    return weight.is_contiguous(memory_format=memory_format) and not weight.is_contiguous()

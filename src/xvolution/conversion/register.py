@@ -14,6 +14,7 @@ from xvolution.attention import ATTENTION
 from xvolution.attention.base import checked_options
 from xvolution.conversion.config import Conversion, ConversionConfig, Placement, XVolutionConfig, check_fields
 from xvolution.convolutions import padding_of
+from xvolution.memory_format import with_format_of
 
 #: The operator of which nothing more is said: X-volution with its default branch.
 DEFAULT = "xvolution"
@@ -118,7 +119,7 @@ class OperatorConfig(ConversionConfig):
         conv = self.resized(conv)
         padding = padding_of(conv)
         try:
-            return self._build(conv, padding).train(conv.training)
+            return with_format_of(conv.weight, self._build(conv, padding)).train(conv.training)
         except ValueError as error:
             if padding != "same_upper":
                 raise

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xvolution.conversion.modules import call, replace_module
 from xvolution.conversion.outputs import tensors_in
 from xvolution.convolutions import conv_of
+from xvolution.memory_format import with_format_of
 from xvolution.operator import XVolution, fold, require_eval
 
 #: Ridge relative to the mean diagonal of the normal equations: keeps flat directions at the convolution branch.
@@ -134,4 +135,5 @@ class _Fit:
         delta = solution[:, :-1].transpose(1, 2).reshape(self.weight.shape)
         factory = {"device": weight.device, "dtype": weight.dtype}
         bias = self.bias + solution[:, -1].flatten()
-        return conv_of(self.geometry, self.weight + delta, bias, self.groups, factory).eval()
+        static = conv_of(self.geometry, self.weight + delta, bias, self.groups, factory)
+        return with_format_of(weight, static).eval()
