@@ -9,6 +9,7 @@ from xvolution.conversion.summary import ConversionSummary, conversion_summary
 from xvolution.deploy.collapse import CollapseReport, collapse
 from xvolution.deploy.dynamic_kernel import dynamic_kernel
 from xvolution.deploy.export import ExportError, ExportReport, export
+from xvolution.deploy.measure import LayoutChoice, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of, reparameterize, unfolded_of
 from xvolution.operator import ReparameterizationError, XVolution1d, XVolution2d, XVolution3d
 
@@ -20,6 +21,7 @@ __all__ = [
     "ConversionSummary",
     "ExportError",
     "ExportReport",
+    "LayoutChoice",
     "OperatorConfig",
     "ReparameterizationError",
     "XVolution1d",
@@ -28,6 +30,7 @@ __all__ = [
     "XVolutionConfig",
     "__version__",
     "attention",
+    "choose_layouts",
     "collapse",
     "conversion_summary",
     "convert",

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from xvolution.conversion.modules import call
 from xvolution.conversion.outputs import TOLERANCE, Difference, difference, tensors_in
+from xvolution.deploy.capture import axes_of, capture, is_batch
+from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layouts
+from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.deploy.runtimes import ExportError, LoadedFile, Runtime, runtime_for
 from xvolution.deploy.runtimes.base import one_sentence
+from xvolution.operator import XVolution
 
 #: Axes of an image batch that stay open, the most general choice first.
 _DYNAMIC_AXES = {"batch and image size": (0, 2, 3, 4), "batch": (0,), "none": ()}
@@ -34,6 +36,8 @@ class ExportReport:
         max_difference: largest absolute difference of any output, over all shapes that were tried.
         relative_error: the same relative to the largest magnitude of the output.
         reason: what kept more axes from staying open; empty where all that were asked for are open.
+        layouts: of every deployed operator in the file, by module name.
+        choice: how the layouts were chosen; None where the model was deployed before, or the layouts were given.
     """
 
     path: Path
@@ -42,6 +46,13 @@ class ExportReport:
     max_difference: float
     relative_error: float
     reason: str = ""
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    choice: LayoutChoice | None = None
+
+    @property
+    def timed_in(self) -> str:
+        """Name of the runtime that timed the layouts; empty where nothing was timed."""
+        return "" if self.choice is None else self.choice.timed_in
 
 
 def export(
@@ -49,6 +60,9 @@ def export(
     path: str | os.PathLike[str],
     example_inputs: Any,
     *,
+    layout: str | Mapping[str, str] | None = AUTO,
+    threads: int | None = None,
+    progress: Progress | None = None,
     dynamic: bool = True,
     opset_version: int | None = None,
     rtol: float | None = None,
@@ -56,14 +70,20 @@ def export(
 ) -> ExportReport:
     """Write ``model`` for the runtime that the path's ending names, run the file there, and compare it with the model.
 
+    A model in its training form is re-parameterized first, each operator in the layout that is fastest in that runtime.
+
     ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
     ``.bin`` beside it) by OpenVINO, run there in fp32. The graph holds standard operators only. Nothing is left behind when
     the outputs differ.
 
     Args:
-        model: a network in eval mode, usually from ``reparameterize``.
+        model: a network in eval mode, in its training form or from ``reparameterize``.
         path: where to write; ``.onnx``, ``.pt2`` or ``.xml``.
         example_inputs: a tensor or a tuple of tensors, images as (N, C, H, W), signals as (N, C, L), videos as (N, C, D, H, W).
+        layout: of a model in its training form: ``"auto"`` times the layouts in the runtime on the example inputs, others are
+            as of ``reparameterize``; None writes the training form itself.
+        threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
+        progress: is told of each distinct operator what was timed and chosen.
         dynamic: leave batch and image size open. Where the network or its graph does not run or compare at other sizes, fewer
             axes stay open, and the report says which and why.
         opset_version: of ONNX, which the file then has; the exporter's own when None.
@@ -75,22 +95,29 @@ def export(
         The report. Dynamic files are compared at a second batch and image size as well.
 
     Raises:
-        ValueError: an unknown ending, or example inputs that are no tensors.
+        ValueError: an unknown ending, example inputs that are no tensors, or a layout that an operator does not have.
+        ReparameterizationError: the deployed form differs from the training form.
         ExportError: train mode, a missing package, a model, dtype or opset that does not export, or outputs that differ.
     """
     path = Path(path)
     runtime = runtime_for(path)
     inputs = _checked(model, runtime, example_inputs)
+    choice = None
+    if layout is not None and any(isinstance(module, XVolution) for module in model.modules()):
+        if layout == AUTO:
+            choice = choose_layouts(model, inputs, runtime.name, threads, progress)
+        model = reparameterize(model, inputs, layout if choice is None else choice.layouts)
     allowed = (_tolerance(model, runtime, inputs) if rtol is None else rtol, atol)
     path.parent.mkdir(parents=True, exist_ok=True)
     failure: ExportError | None = None
-    for name in _DYNAMIC_AXES if dynamic and any(map(_is_batch, inputs)) else ("none",):
+    for name in _DYNAMIC_AXES if dynamic and any(map(is_batch, inputs)) else ("none",):
         try:
             error = _write(model, runtime, path, inputs, _DYNAMIC_AXES[name], opset_version, allowed)
         except ExportError as refusal:  # the next choice asks for less
             failure = refusal
         else:
-            return ExportReport(path, runtime.ending[1:], name, error.absolute, error.relative, str(failure or ""))
+            errors, reason = (error.absolute, error.relative), str(failure or "")
+            return ExportReport(path, runtime.ending[1:], name, *errors, reason, layouts_of(model), choice)
     raise ExportError(f"{failure}; nothing was written{_advice(_dtypes(model, inputs))}") from failure
 
 
@@ -148,7 +175,7 @@ def _write(
     trials = _trials(inputs, axes)
     # An export can succeed for sizes at which the network itself fails.
     expected = [_outputs(model, trial) for trial in trials]
-    program = _capture(model, inputs, axes)
+    program = capture(model, inputs, axes)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
         runtime.write(program, temporary, opset_version)
@@ -189,29 +216,6 @@ def _compared(
     return errors
 
 
-def _capture(model: nn.Module, inputs: tuple[Tensor, ...], axes: tuple[int, ...]) -> ExportedProgram:
-    """The exported program with these axes open."""
-    # torch.export takes an axis of size 1 for a constant, so a single image is captured as two.
-    batch = tuple(x.expand(2, *x.shape[1:]).contiguous() if _is_batch(x) and x.shape[0] == 1 else x for x in inputs)
-    shapes = tuple(dict.fromkeys(_axes_of(x, axes), Dim.DYNAMIC) if _is_batch(x) else None for x in inputs)
-    with (
-        one_sentence(f"torch.export cannot capture {type(model).__name__}"),
-        torch.no_grad(),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        return torch.export.export(model, batch if axes else inputs, dynamic_shapes=shapes, strict=False)
-
-
-def _is_batch(x: Tensor) -> bool:
-    """Signals (N, C, L), images (N, C, H, W) or videos (N, C, D, H, W)."""
-    return x.dim() in (3, 4, 5)
-
-
-def _axes_of(x: Tensor, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in axes if axis < x.dim())
-
-
 def _trials(inputs: tuple[Tensor, ...], axes: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
     """Inputs to compare on: the example, and one of another size along the open axes."""
     if not axes:
@@ -220,7 +224,7 @@ def _trials(inputs: tuple[Tensor, ...], axes: tuple[int, ...]) -> list[tuple[Ten
     resized = []
     for x in inputs:
         shape = list(x.shape)
-        for axis in _axes_of(x, axes) if _is_batch(x) else ():
+        for axis in axes_of(x, axes) if is_batch(x) else ():
             shape[axis] += 1 if axis == 0 else 32
         resized.append(torch.randn(shape, generator=generator).to(x) if shape != list(x.shape) else x)
     return [inputs, tuple(resized)]

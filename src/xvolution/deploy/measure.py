@@ -1,39 +1,243 @@
-"""Which of several layouts is fastest here."""
+"""Which layout of each operator is fastest, in the runtime that will run it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xvolution.attention.deployed import DeployedOperator
-from xvolution.deploy.latency import measure_latency
+from xvolution.conversion.modules import call
+from xvolution.deploy.capture import capture
+from xvolution.deploy.latency import cpu_threads, measure_latency
+from xvolution.deploy.recorder import Recorder
+from xvolution.deploy.runtimes import RUNTIMES, ExportError
+from xvolution.operator import XVolution, fold, require_eval
 
-_ROUNDS = 7
+#: The runtime that is no file: torch itself, on the model's device, in this process.
+TORCH = "torch"
+
+#: The layout that is chosen by timing.
+AUTO = "auto"
+
+_ROUNDS = 15
+#: How much of the time of the layout with the fewest multiplications another one may take at most, so as not to follow noise.
+_GAIN = 0.98
+
+#: Is told, in one line, what was timed and chosen.
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LayoutChoice:
+    """The layout of each operator of a network, and who chose it.
+
+    Attributes:
+        layouts: by module name: what ``reparameterize(layout=...)`` takes.
+        timed_in: name of the runtime that timed them, ``"torch"`` or one of ``RUNTIMES``; empty where nothing was timed.
+        seconds: by name of the first of each distinct operator that was timed: the shortest time of each layout over all rounds.
+        reason: why operators have the layout with the fewest multiplications without having been timed; empty where each
+            operator with several layouts was timed, itself or one like it.
+    """
+
+    layouts: Mapping[str, str]
+    timed_in: str = ""
+    seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reason: str = ""
+
+    def __str__(self) -> str:
+        counted = Counter(self.layouts.values()).most_common()
+        said = [f"layouts {', '.join(f'{layout} ({count})' for layout, count in counted) or 'of no operator'}"]
+        if self.seconds:
+            said.append(f"timed in {_title(self.timed_in)} by {len(self.seconds)} distinct operators")
+        if self.reason:
+            said.append(f"those with the fewest multiplications, since {self.reason}")
+        return "; ".join(said)
+
+
+def choose_layouts(
+    model: nn.Module,
+    example_inputs: Any,
+    runtime: str = TORCH,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> LayoutChoice:
+    """The layout of each X-volution that a runtime runs fastest: what ``reparameterize`` and ``export`` do for ``"auto"``.
+
+    Args:
+        model: a network in eval mode, or a single ``XVolution2d``.
+        example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments; it is run once.
+        runtime: ``"torch"``, eager on the model's device, or a runtime by its name in ``xvolution.deploy.runtimes``, such as
+            ``"onnxruntime"``: each operator is then written by itself and timed there.
+        threads: of the CPU that one call may use; as many as torch has when None.
+        progress: is told of each distinct operator what was timed and chosen.
+
+    Returns:
+        The layouts, for ``reparameterize(layout=choice.layouts)``, with what was timed.
+
+    Raises:
+        ReparameterizationError: the model is in train mode.
+        ValueError: no such runtime, or ``threads`` below 1.
+    """
+    timer = LayoutTimer(runtime, threads, progress)
+    require_eval(model)
+    operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
+    with torch.no_grad(), Recorder(operators, outputs=False) as seen:
+        call(model, example_inputs)
+    return timer.choose(operators, seen.inputs)
 
 
 class LayoutTimer:
-    """Chooses the fastest layout of operators; one that is like an earlier one, on a like input, is not measured again."""
+    """Times the layouts of operators in one runtime; operators that are alike, on like inputs, are timed once.
 
-    def __init__(self) -> None:
-        self._chosen: dict[tuple[Any, ...], str] = {}
+    Args:
+        runtime, threads, progress: as of ``choose_layouts``.
 
-    def fastest(self, candidates: Sequence[DeployedOperator], x: Tensor) -> DeployedOperator:
-        """The candidate that takes the least time on ``x``, as the median over turns that all of them take on its device."""
-        layouts = {candidate.layout: candidate for candidate in candidates}
-        key = (*map(_structure, candidates), tuple(x.shape), x.dtype, x.stride(), str(x.device))
-        if key not in self._chosen:
-            with torch.inference_mode():
-                measured = measure_latency({layout: partial(layouts[layout], x) for layout in layouts}, _ROUNDS)
-            first = next(iter(layouts))
-            self._chosen[key] = min(layouts, key=lambda layout: measured.ratio(layout, first))
-        return layouts[self._chosen[key]]
+    Raises:
+        ValueError: no such runtime, or ``threads`` below 1.
+    """
+
+    def __init__(self, runtime: str = TORCH, threads: int | None = None, progress: Progress | None = None) -> None:
+        if runtime != TORCH and runtime not in RUNTIMES:
+            raise ValueError(f"runtime is {runtime!r}; allowed are {', '.join(map(repr, (TORCH, *RUNTIMES)))}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; give at least 1, or None for as many as torch has")
+        self.runtime = runtime
+        self.threads = torch.get_num_threads() if threads is None else threads
+        self._say = progress or (lambda line: None)
+
+    def choose(self, operators: Mapping[str, XVolution], inputs: Mapping[str, Tensor]) -> LayoutChoice:
+        """The fastest layout of each operator on its input; by number of multiplications where that cannot be timed.
+
+        Args:
+            operators: by module name, in eval mode.
+            inputs: what each of them saw, (N, C, H, W).
+        """
+        layouts = {name: fold(operator).layouts for name, operator in operators.items()}
+        chosen = {name: there[0] for name, there in layouts.items()}
+        open_names = [name for name, there in layouts.items() if len(there) > 1]
+        reason = self._missing()
+        if reason or not open_names:
+            return LayoutChoice(chosen, reason=reason if open_names else "")
+        alike: dict[tuple[Any, ...], list[str]] = {}
+        for name in open_names:
+            if name not in inputs:
+                reason = f"no input reached {name or 'the operator'}"
+                continue
+            key = _key(_candidates(operators[name]), inputs[name])
+            alike.setdefault(key, []).append(name)
+        seconds: dict[str, dict[str, float]] = {}
+        for position, names in enumerate(alike.values(), 1):
+            first, counted = names[0], f"operator {position} of {len(alike)}"
+            try:
+                times = self._times(_candidates(operators[first]), _images(inputs[first]))
+            except ExportError as error:
+                reason = str(error)
+                self._say(f"{counted}, {first}: {chosen[first]}, not timed: {error}")
+                continue
+            layout = _fastest(times, chosen[first])
+            chosen |= dict.fromkeys(names, layout)
+            seconds[first] = times
+            self._say(f"{counted}, {_called(names)}: {layout} ({_shown(seconds[first])} in {_title(self.runtime)})")
+        return LayoutChoice(chosen, self.runtime if seconds else "", seconds, reason)
+
+    def _missing(self) -> str:
+        """Why the runtime can time nothing here; empty where it can."""
+        if self.runtime == TORCH:
+            return ""
+        try:
+            RUNTIMES[self.runtime].require_writer()
+        except ExportError as error:
+            return str(error)
+        return ""
+
+    def _times(self, candidates: Mapping[str, DeployedOperator], x: Tensor) -> dict[str, float]:
+        """Seconds by layout. Whatever else the machine does only adds to them, so the shortest sample is the operator's own."""
+        in_turns = self._in_process if self.runtime == TORCH else self._in_files
+        with in_turns(candidates, x) as calls, torch.inference_mode():
+            measured = measure_latency(calls, _ROUNDS)
+        return {layout: min(latency.samples) for layout, latency in measured.latencies.items()}
+
+    @contextmanager
+    def _in_process(
+        self, candidates: Mapping[str, DeployedOperator], x: Tensor
+    ) -> Iterator[dict[str, Callable[[], object]]]:
+        with cpu_threads(self.threads):
+            yield {layout: partial(module, x) for layout, module in candidates.items()}
+
+    @contextmanager
+    def _in_files(
+        self, candidates: Mapping[str, DeployedOperator], x: Tensor
+    ) -> Iterator[dict[str, Callable[[], object]]]:
+        """One file for each layout that the runtime takes, of the size of ``x``.
+
+        Raises:
+            ExportError: it takes none.
+        """
+        runtime, refused = RUNTIMES[self.runtime], None
+        calls: dict[str, Callable[[], object]] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for layout, module in candidates.items():
+                path = Path(folder) / f"{layout}{runtime.ending}"
+                try:
+                    runtime.write(capture(module, (x,)), path)
+                    run = runtime.load(path, threads=self.threads, input_shapes=[x.shape])
+                    run(x)
+                except ExportError as error:
+                    refused = error
+                else:
+                    calls[layout] = partial(run, x)
+            if not calls and refused is not None:
+                raise refused
+            yield calls
+
+
+def _candidates(operator: XVolution) -> dict[str, DeployedOperator]:
+    folded = fold(operator)
+    return {layout: folded.deployed(layout, operator.conv.weight) for layout in folded.layouts}
+
+
+def _key(candidates: Mapping[str, DeployedOperator], x: Tensor) -> tuple[Any, ...]:
+    """What decides how long an operator takes: the form of each layout, and the shape, strides, dtype and device of its input."""
+    return (*map(_structure, candidates.values()), tuple(x.shape), x.stride(), x.dtype, str(x.device))
 
 
 def _structure(module: DeployedOperator) -> tuple[Any, ...]:
-    """What decides how long an operator takes: its form, its window, and the shapes of its weights."""
+    """The form of a layout, its window, and the shapes of its weights."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items())
     return (type(module), module.geometry, module.groups, shapes)
+
+
+def _images(x: Tensor) -> Tensor:
+    """``x``, or noise in the place of an empty batch, as the heads of a detector see that finds nothing."""
+    if x.numel():
+        return x
+    return torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
+
+
+def _fastest(times: Mapping[str, float], fewest: str) -> str:
+    """The layout with the fewest multiplications, unless it was refused or another one is clearly faster."""
+    baseline = fewest if fewest in times else next(iter(times))
+    fastest = min(times, key=lambda layout: times[layout])
+    return fastest if times[fastest] < _GAIN * times[baseline] else baseline
+
+
+def _called(names: list[str]) -> str:
+    first = names[0] or "the operator"
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} like it"
+
+
+def _shown(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{layout} {time * 1e3:.3f} ms" for layout, time in seconds.items())
+
+
+def _title(runtime: str) -> str:
+    return runtime if runtime == TORCH else RUNTIMES[runtime].title

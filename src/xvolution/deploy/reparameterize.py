@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -18,7 +19,8 @@ from xvolution.conversion.outputs import TOLERANCE, difference, tensors_in
 from xvolution.conversion.pairing import norm_alone, without_norm
 from xvolution.conversion.proof import Changes
 from xvolution.convolutions import is_plain
-from xvolution.deploy.measure import LayoutTimer
+from xvolution.deploy.measure import AUTO, TORCH, LayoutTimer, Progress
+from xvolution.deploy.recorder import Recorder
 from xvolution.folding import is_foldable
 from xvolution.operator import ReparameterizationError, XVolution, fold, require_eval
 
@@ -26,11 +28,14 @@ from xvolution.operator import ReparameterizationError, XVolution, fold, require
 def reparameterize(
     model: nn.Module,
     example_inputs: Any = None,
-    layout: str | Mapping[str, str] = "auto",
+    layout: str | Mapping[str, str] = AUTO,
     inplace: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
     fold_norms: bool = False,
+    runtime: str = TORCH,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Replace every X-volution by its deployed form.
 
@@ -38,47 +43,49 @@ def reparameterize(
         model: a network in eval mode, or a single ``XVolution2d``.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments. When given, the outputs
             before and after are compared, and ``layout="auto"`` measures on the inputs that each operator sees.
-        layout: of every operator: ``"auto"`` (the fastest on the model's device; the one with the fewest multiplications
-            without ``example_inputs``), a layout that all of them have, such as ``"single"`` (one convolution) or ``"split"``
-            (several), or a mapping from module name to layout as returned by ``layouts_of``.
+        layout: of every operator: ``"auto"`` (the fastest in ``runtime``; the one with the fewest multiplications without
+            ``example_inputs``), a layout that all of them have, such as ``"single"`` (one convolution) or ``"split"``
+            (several), or a mapping from module name to layout as returned by ``layouts_of`` and ``choose_layouts``.
         inplace: change ``model`` itself instead of a copy; when that fails the model is as it was.
         rtol: allowed difference relative to the largest magnitude of the output; by dtype when None (1e-4 in fp32, 1e-10 in
             fp64).
         atol: allowed absolute difference, however small the outputs are; 1e-6 when None.
         fold_norms: fold the other batch norms into the convolutions before them as well.
+        runtime, threads, progress: who times the layouts for ``"auto"``; see ``choose_layouts``, which also reports the times.
 
     Returns:
         The deployed model. ``layouts_of`` tells which layouts were chosen, ``unfolded_of`` which norms stayed.
+
+    Warns:
+        UserWarning: the runtime could not time the layouts, so that those with the fewest multiplications were taken.
 
     Raises:
         ReparameterizationError: the model is in train mode, or the outputs differ; the message names the first module that
             differs.
         LayoutError: an operator has no such layout; a ValueError that names it and lists its layouts.
+        ValueError: no such runtime, or ``threads`` below 1.
 
     Source: X-volution, section 3.3; the factorization is in ``docs/architecture.md``.
     """
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     require_eval(model)
-    wanted = _wanted(operators, layout)
-    seen = _Recorder(operators)
+    timer, seen = LayoutTimer(runtime, threads, progress), Recorder(operators)
     expected = None
     if example_inputs is not None:
         with torch.no_grad(), seen:
             expected = call(model, example_inputs)
+    wanted = _wanted(operators, layout, seen.inputs, timer)
     deployed = model if inplace else deepcopy(model)
     # Before the operators are replaced: torch.fx passes over a training form, but not into a deployed one.
     pairs = norms_behind(deployed, _plain_outside(deployed, operators), lambda: example_inputs) if fold_norms else {}
-    changes, timer = Changes(deployed), LayoutTimer()
+    changes = Changes(deployed)
     try:
-        replacements = {
-            name: _deploy(name, deployed.get_submodule(name), wanted[name], seen.inputs.get(name), timer)
-            for name in operators
-        }
+        replacements = {name: _deploy(name, deployed.get_submodule(name), wanted[name]) for name in operators}
         for name, replacement in replacements.items():
             changes.put(name, replacement)
         _fold_norms(changes, pairs)
         if expected is not None:
-            with torch.no_grad(), _Recorder(replacements) as after:
+            with torch.no_grad(), Recorder(replacements) as after:
                 actual = call(changes.model, example_inputs)
             _compare(expected, actual, seen, after, rtol, 1e-6 if atol is None else atol)
     except BaseException:
@@ -103,26 +110,29 @@ def unfolded_of(deployed: nn.Module) -> dict[str, str]:
     }
 
 
-def _wanted(operators: Mapping[str, nn.Module], layout: str | Mapping[str, str]) -> Mapping[str, str]:
+def _wanted(
+    operators: Mapping[str, XVolution],
+    layout: str | Mapping[str, str],
+    inputs: Mapping[str, Tensor],
+    timer: LayoutTimer,
+) -> Mapping[str, str]:
     """The layout of each operator."""
     if not isinstance(layout, Mapping):
-        return dict.fromkeys(operators, layout)
+        layout = dict.fromkeys(operators, layout)
     unknown = [name for name in operators if name not in layout]
     if unknown:
         raise ValueError(f"layout names no layout for {', '.join(unknown)}; give one for each X-volution")
-    return layout
+    choice = timer.choose({name: operators[name] for name in operators if layout[name] == AUTO}, inputs)
+    if choice.reason and timer.runtime != TORCH:
+        warnings.warn(str(choice), UserWarning, stacklevel=3)
+    return {**layout, **choice.layouts}
 
 
-def _deploy(name: str, operator: Any, layout: str, x: Tensor | None, timer: LayoutTimer) -> nn.Module:
-    folded, weight = fold(operator), operator.conv.weight
-    if layout != "auto":
-        try:
-            return folded.deployed(layout, weight)
-        except LayoutError as error:
-            raise LayoutError(f"{name or 'the operator'}: {error}; give one of these, or 'auto'") from error
-    if len(folded.layouts) == 1 or x is None:
-        return folded.deployed(folded.layouts[0], weight)
-    return timer.fastest([folded.deployed(candidate, weight) for candidate in folded.layouts], x)
+def _deploy(name: str, operator: Any, layout: str) -> nn.Module:
+    try:
+        return fold(operator).deployed(layout, operator.conv.weight)
+    except LayoutError as error:
+        raise LayoutError(f"{name or 'the operator'}: {error}; give one of these, or 'auto'") from error
 
 
 def _plain_outside(model: nn.Module, operators: Mapping[str, nn.Module]) -> set[str]:
@@ -141,31 +151,7 @@ def _fold_norms(changes: Changes, pairs: Mapping[str, str]) -> None:
             changes.put(norm_name, without_norm(norm))
 
 
-class _Recorder:
-    """Records the first input and the output of named modules while it is entered."""
-
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self.modules = modules
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.inputs.setdefault(name, args[0].detach())
-            self.outputs.setdefault(name, output.detach().clone())
-
-        return record
-
-    def __enter__(self) -> _Recorder:
-        self.handles = [module.register_forward_hook(self._hook(name)) for name, module in self.modules.items()]
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def _compare(expected: Any, actual: Any, before: _Recorder, after: _Recorder, rtol: float | None, atol: float) -> None:
+def _compare(expected: Any, actual: Any, before: Recorder, after: Recorder, rtol: float | None, atol: float) -> None:
     tensors = tensors_in(expected)
     if not tensors:
         raise ReparameterizationError(
