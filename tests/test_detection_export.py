@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("torchvision")
 
 from tests.test_detection_models import PARTS, VERSIONS, images, small_detector
-from xvolution import ExportError, ReparameterizationError, conversion_summary, layouts_of, reparameterize, unfolded_of
+from xvolution import ExportError, ReparameterizationError, layouts_of, reparameterize, unfolded_of
+from xvolution.conversion.summary import record_of
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxSession
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import export_detector
@@ -19,7 +20,7 @@ from xvolution.models.detect_match import match_detections
 def test_the_deployed_detector_finds_the_same(architecture: str, version: int) -> None:
     detector = small_detector(architecture, version, PARTS[architecture]).eval()
     deployed = deploy_detector(detector, images(), layout="split")
-    assert set(layouts_of(deployed)) == {row.name for row in conversion_summary(detector).replaced}
+    assert set(layouts_of(deployed)) == {row.name for row in record_of(detector).replaced}
     assert not unfolded_of(deployed)
     with torch.no_grad():
         agreement = match_detections(detector(images()), deployed(images()), score_threshold=0.0)
@@ -74,6 +75,23 @@ def test_onnx_runtime_finds_the_same(tmp_path, architecture: str) -> None:
     assert {output.name for output in network.graph.output} == set(deployed([images()[0]])[0])
 
 
+def test_the_training_form_of_a_detector_is_deployed_for_the_runtime(tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    detector, told = small_detector("fasterrcnn", 1, PARTS["fasterrcnn"]).eval(), []
+    path = tmp_path / "detector.onnx"
+    report = export_detector(detector, path, images()[0], score_threshold=0.0, threads=1, progress=told.append)
+    assert (report.content, report.reason) == ("detector", "")
+    assert set(report.layouts) == {row.name for row in record_of(detector).replaced}
+    assert report.choice is not None
+    assert (report.choice.timed_in, report.choice.reason) == ("onnxruntime", "")
+    assert len(told) == len(report.choice.seconds) < len(report.layouts)
+    given = deploy_detector(
+        detector, images(), layout=report.choice.layouts | {"backbone.fpn.layer_blocks.0.0": "auto"}
+    )
+    assert set(layouts_of(given)) == set(report.layouts)
+
+
 def test_a_file_that_finds_something_else_is_not_written(tmp_path, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
@@ -99,7 +117,9 @@ def test_a_detector_that_cannot_be_traced_is_its_pyramid(tmp_path, monkeypatch) 
     pytest.importorskip("onnxruntime")
     detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
     monkeypatch.setattr(torch.onnx, "export", _refusing_to_trace(torch.onnx.export))
-    report = export_detector(detector, tmp_path / "detector.onnx", images()[0], properties={"classes": "cat"})
+    options = {"layout": "split", "properties": {"classes": "cat"}}
+    report = export_detector(detector, tmp_path / "detector.onnx", images()[0], **options)
+    assert set(report.layouts.values()) == {"split"}
     assert (report.content, report.agreement) == ("pyramid", None)
     assert report.reason == "torch's tracing exporter cannot write the model: no such operator"
     properties = OnnxRuntime().load(report.path).properties
@@ -126,7 +146,7 @@ def test_the_pyramid_alone(tmp_path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     detector = small_detector("fasterrcnn", 1, ("fpn",)).eval()
-    report = export_detector(detector, tmp_path / "pyramid.onnx", images()[0], whole=False)
+    report = export_detector(detector, tmp_path / "pyramid.onnx", images()[0], whole=False, layout="split")
     assert (report.content, report.reason, report.agreement) == ("pyramid", "asked for", None)
     properties = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
     assert properties["content"] == "pyramid"

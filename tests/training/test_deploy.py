@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from xvolution import ReparameterizationError
+from xvolution import LayoutChoice, ReparameterizationError, XVolution2d
 from xvolution.training import InputError, RunError, deploy, evaluate, load_model
+from xvolution.training.file_commands import deploy_command
 from xvolution.training.fit import TrainResult
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -53,6 +54,51 @@ def test_an_onnx_file_of_a_fixed_size_predicts_the_same(trained: TrainResult, tm
     exported = evaluate(tmp_path / "deployed.onnx", batch_size=64)
     assert training.images % 5 != 0
     assert torch.equal(training.predictions, exported.predictions)
+
+
+def test_each_file_has_the_layouts_of_its_runtime(
+    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import xvolution.training.classification.deploy as deployment
+
+    asked = []
+    layouts = {"torch": "single", "onnxruntime": "split", "torch_export": "single"}
+
+    def choose(model: torch.nn.Module, example: torch.Tensor, runtime: str, *options: object) -> LayoutChoice:
+        asked.append((runtime, *options))
+        names = [name for name, module in model.named_modules() if isinstance(module, XVolution2d)]
+        return LayoutChoice(dict.fromkeys(names, layouts[runtime]), runtime, {names[0]: {"split": 1.0, "single": 2.0}})
+
+    monkeypatch.setattr(deployment, "choose_layouts", choose)
+    paths = [tmp_path / f"deployed{ending}" for ending in (".safetensors", ".onnx", ".pt2", ".v2.safetensors")]
+    result = deploy(trained.weights, paths, threads=2)
+    assert asked == [(runtime, 2, None) for runtime in ("torch", "onnxruntime", "torch_export")]
+    assert result.forms["torch"].model is result.forms["torch_export"].model
+    assert set(result.metadata.layouts.values()) == {"single"}
+    for path in paths:
+        if path.suffix != ".pt2":
+            _, metadata = load_model(path)
+            assert set(metadata.layouts.values()) == {"split" if path.suffix == ".onnx" else "single"}
+    said = str(result).splitlines()
+    assert said[1] == f"wrote {paths[0]}, layouts single (4); timed in torch by 1 distinct operators"
+    assert said[2] == f"wrote {paths[1]}, layouts split (4); timed in ONNX Runtime by 1 distinct operators"
+    assert str(deploy(trained.weights, paths[:1], layout="split")).endswith(f"wrote {paths[0]}, layouts split (4)")
+
+
+def test_the_command_takes_threads_and_says_what_it_chose(
+    trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "deployed.safetensors"
+    command = [str(trained.weights), "--output", str(path), "--threads", "1"]
+    deploy_command(command)
+    found = capsys.readouterr()
+    assert found.err == ""
+    assert "timed in torch by" in found.out
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    deploy_command(command)
+    assert capsys.readouterr().err.startswith("operator 1 of ")
+    with pytest.raises(InputError, match="threads is 0"):
+        deploy(trained.weights, [path], threads=0)
 
 
 def test_what_cannot_be_deployed(trained: TrainResult, tmp_path: Path) -> None:

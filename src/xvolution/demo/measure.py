@@ -126,7 +126,7 @@ def costs(models: dict[str, nn.Module], example: Tensor) -> dict[str, dict[str, 
 
 def in_onnxruntime(model: nn.Module, path: Path, example: Tensor) -> OnnxClassifier:
     """Export ``model`` and run the file."""
-    export(model, path, example_inputs=example)
+    export(model, path, example_inputs=example, layout=None)
     return OnnxClassifier(path)
 
 

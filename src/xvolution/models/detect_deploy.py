@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvolution.deploy.measure import AUTO, TORCH, Progress, choose_layouts
 from xvolution.deploy.reparameterize import reparameterize
 from xvolution.models.detect_match import match_detections
-from xvolution.operator import ReparameterizationError
+from xvolution.operator import ReparameterizationError, XVolution
 
 # Everything of a detector with convolutions; between them lie proposals and suppression, which jump where scores are equal.
 _PIECES = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.mask_head", "head")
@@ -20,9 +21,12 @@ _PIECES = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.mask_head", 
 def deploy_detector(
     detector: nn.Module,
     images: Sequence[Tensor] | None = None,
-    layout: str | Mapping[str, str] = "auto",
+    layout: str | Mapping[str, str] = AUTO,
     fold_norms: bool = False,
     inplace: bool = False,
+    runtime: str = TORCH,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Replace every X-volution of a detector by its deployed form.
 
@@ -36,9 +40,12 @@ def deploy_detector(
         layout: as for ``reparameterize``; a mapping is by module name in the detector, as ``layouts_of`` returns it.
         fold_norms: fold the other batch norms into the convolutions before them as well.
         inplace: change ``detector`` itself instead of a copy.
+        runtime, threads, progress: who times the layouts for ``"auto"``, each distinct operator of the detector once; see
+            ``xvolution.choose_layouts``.
 
     Raises:
         ReparameterizationError: train mode, or outputs that differ.
+        ValueError: no such runtime or layout, or ``threads`` below 1.
     """
     training = next((name for name, module in detector.named_modules() if module.training), None)
     if training is not None:
@@ -46,12 +53,17 @@ def deploy_detector(
     if images is None:
         images = [_random_image(detector)]
     pieces = {name: piece for name in _PIECES if (piece := _submodule(detector, name)) is not None}
+    if isinstance(layout, str):
+        operators = (name for name, module in detector.named_modules() if isinstance(module, XVolution))
+        layout = dict.fromkeys(operators, layout)
+    if AUTO in layout.values():
+        choice = choose_layouts(detector, (list(images),), runtime, threads, progress)
+        layout = {name: choice.layouts[name] if each == AUTO else each for name, each in layout.items()}
     seen, expected = _watch(detector, pieces, images)
     deployed = detector if inplace else deepcopy(detector)
     for name in pieces:
         piece = deployed.get_submodule(name)
-        own = layout if isinstance(layout, str) else _below(layout, name)
-        reparameterize(piece, seen.get(name), own, inplace=True, fold_norms=fold_norms)
+        reparameterize(piece, seen.get(name), _below(layout, name), inplace=True, fold_norms=fold_norms)
     with torch.no_grad():
         agreement = match_detections(expected, deployed(list(images)))
     if not agreement.holds():

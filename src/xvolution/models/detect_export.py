@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy.export import ExportError, export
+from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layouts
+from xvolution.deploy.reparameterize import layouts_of
 from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxReader, OnnxRuntime
 from xvolution.deploy.runtimes.onnx_files import write_properties, write_traced
+from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_match import Agreement, match_detections
+from xvolution.operator import XVolution
 
 #: Outputs of an exported detector; ``masks`` where there are any.
 OUTPUTS = ("boxes", "labels", "scores", "masks")
@@ -36,6 +40,8 @@ class DetectorExport:
         dynamic: which axes of the input are open: ``"image size"`` of a detector.
         agreement: how the detections compare with the model's; None for a pyramid, whose features were compared.
         reason: why it is not the whole detector; empty when it is.
+        layouts: of every deployed operator of the detector, by module name.
+        choice: how the layouts were chosen; None where the detector was deployed before, or the layouts were given.
     """
 
     path: Path
@@ -44,6 +50,8 @@ class DetectorExport:
     dynamic: str
     agreement: Agreement | None
     reason: str = ""
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    choice: LayoutChoice | None = None
 
 
 def export_detector(
@@ -51,6 +59,9 @@ def export_detector(
     path: str | os.PathLike[str],
     image: Tensor,
     *,
+    layout: str | Mapping[str, str] = AUTO,
+    threads: int | None = None,
+    progress: Progress | None = None,
     score_threshold: float = 0.05,
     whole: bool = True,
     properties: dict[str, str] | None = None,
@@ -61,9 +72,11 @@ def export_detector(
     torch's tracing exporter, which torchvision supports. Nothing is left behind when the detections differ.
 
     Args:
-        detector: in eval mode, on the CPU in fp32, usually from ``deploy_detector``.
+        detector: in eval mode, on the CPU in fp32, in its training form or from ``deploy_detector``.
         path: ends in ``.onnx`` or ``.xml`` (OpenVINO, through ONNX).
         image: (3, H, W) in [0, 1].
+        layout, threads, progress: of a detector in its training form, which is re-parameterized for the runtime of the path's
+            ending; as of ``xvolution.export``.
         score_threshold: detections above it must agree.
         whole: write the whole detector; False writes the backbone and the feature pyramid alone, for runtimes without NMS.
         properties: strings to put into an ONNX file's metadata; ``content`` is always put there.
@@ -73,7 +86,8 @@ def export_detector(
         ``reason`` say so.
 
     Raises:
-        ValueError: an unknown ending, or an image of another shape.
+        ValueError: an unknown ending, an image of another shape, or a layout that an operator does not have.
+        ReparameterizationError: the deployed detector finds something else than the trained one.
         ExportError: train mode, or a file that computes something else than the model.
     """
     path = Path(path)
@@ -83,7 +97,12 @@ def export_detector(
     if any(module.training for module in detector.modules()):
         raise ExportError("the detector is in train mode; call detector.eval() before exporting it")
     runtime.require_writer()
-    reason = "asked for"
+    choice, reason = None, "asked for"
+    if any(isinstance(module, XVolution) for module in detector.modules()):
+        if layout == AUTO:
+            choice = choose_layouts(detector, ([image],), runtime.name, threads, progress)
+        detector = deploy_detector(detector, [image], layout if choice is None else choice.layouts)
+    layouts = layouts_of(detector)
     path.parent.mkdir(parents=True, exist_ok=True)
     if whole:
         try:
@@ -93,8 +112,10 @@ def export_detector(
         except ExportError as error:
             reason = str(error)
         else:
-            return DetectorExport(path, runtime.ending[1:], "detector", "image size", agreement)
-    return _export_pyramid(detector, path, image, reason, properties or {})
+            what = ("detector", "image size", agreement, "")
+            return DetectorExport(path, runtime.ending[1:], *what, layouts, choice)
+    report = _export_pyramid(detector, path, image, reason, properties or {})
+    return replace(report, layouts=layouts, choice=choice)
 
 
 class _Disagreement(ExportError):

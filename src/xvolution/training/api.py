@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from xvolution.deploy.measure import TORCH
 from xvolution.training.config import RunConfig
-from xvolution.training.deployment import DeployResult
+from xvolution.training.deployment import DeployResult, DeploySettings, runtime_of
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, pick_device
 from xvolution.training.fit import TrainResult
@@ -100,16 +101,21 @@ def deploy(
     *,
     layout: str = "auto",
     fold_norms: bool = False,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
     **options: Any,
-) -> DeployResult:
+) -> DeployResult[Any]:
     """Re-parameterize a checkpoint and write it.
 
     Args:
         checkpoint: a .ckpt or .safetensors file in training form.
         outputs: files; .safetensors holds the deployed form's weights; .onnx, .xml and, of a classifier, .pt2 are exports that
             have been run and compared.
-        layout: auto, single, split or, of a classifier, grouped.
+        layout: auto, which times each distinct operator in the runtime of each output (.safetensors: torch) and may choose
+            other layouts for other outputs; or one that every operator has, such as single or split.
         fold_norms: fold the other convolution and norm pairs too.
+        threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
+        progress: is told of each distinct operator what was timed and chosen.
         **options: of a classifier ``image_size`` (side length of the example input; by default that of training),
             ``batch_size`` (images in the example, which ``auto`` measures; 1 by default) and ``fixed_size`` (fix batch and image
             size of exported files to the example's); of a detector ``image`` (file of the example, whose detections are compared;
@@ -134,7 +140,9 @@ def deploy(
     model, metadata = task.load(checkpoint)
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} is in its deployed form already; give the checkpoint of the training form.")
-    result = task.deploy(model, metadata, layout, fold_norms, **own)
+    runtimes = tuple(dict.fromkeys(map(runtime_of, paths))) or (TORCH,)
+    settings = DeploySettings(layout, fold_norms, runtimes, threads, progress)
+    result = task.deploy(model, metadata, settings, **own)
     for path in paths:
         result.write(path)
     return result

@@ -3,47 +3,128 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from xvolution.deploy.export import ExportError
+from xvolution.deploy.measure import AUTO, TORCH, LayoutChoice, Progress
+from xvolution.deploy.runtimes import runtime_for
 from xvolution.operator import ReparameterizationError
 from xvolution.training.checkpoint import save_weights
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.files import write_text
 from xvolution.training.metadata import Metadata
 
+#: Ending of the files that hold a form's weights.
+WEIGHTS = ".safetensors"
 
-@dataclass
-class DeployResult(ABC):
-    """What a deployment made and wrote; each type of network has a subclass.
+
+@dataclass(frozen=True)
+class DeploySettings:
+    """What every deployment is asked for.
+
+    Attributes:
+        layout: of every operator, or auto for the fastest one in each runtime.
+        fold_norms: fold the other norms into their convolutions.
+        runtimes: by name, for which layouts are chosen, each once.
+        threads: of the CPU while layouts are timed; as many as torch has when None.
+        progress: is told what was timed and chosen.
+    """
+
+    layout: str = AUTO
+    fold_norms: bool = False
+    runtimes: tuple[str, ...] = (TORCH,)
+    threads: int | None = None
+    progress: Progress | None = None
+
+
+Compared = TypeVar("Compared")
+
+
+@dataclass(frozen=True)
+class DeployedForm(Generic[Compared]):
+    """One deployed form of a network.
 
     Attributes:
         model: the deployed network, in eval mode.
-        metadata: of the deployed form.
-        example: the input that the two forms were compared on.
-        files: what was written.
-        reports: the report of each exported file.
+        metadata: of this form.
+        compared: how far it is from the training form, on the example.
+        choice: how its layouts were chosen; None where they were given.
     """
 
     model: nn.Module
     metadata: Metadata
+    compared: Compared
+    choice: LayoutChoice | None = None
+
+
+def deployed_forms(
+    settings: DeploySettings,
+    choose: Callable[[str], LayoutChoice],
+    build: Callable[[str | Mapping[str, str]], DeployedForm[Compared]],
+) -> dict[str, DeployedForm[Compared]]:
+    """The form for each runtime; runtimes that run the same layouts fastest share one.
+
+    Args:
+        settings: for which runtimes.
+        choose: the layouts that are fastest in a runtime.
+        build: the form in some layouts.
+
+    Raises:
+        InputError: an option has no such value.
+        RunError: the deployed form differs from the training form.
+    """
+    forms: dict[str, DeployedForm[Compared]] = {}
+    with _reparameterizing():
+        for runtime in settings.runtimes:
+            if settings.layout == AUTO:
+                choice = choose(runtime)
+                alike = [form for form in forms.values() if form.metadata.layouts == choice.layouts]
+                forms[runtime] = replace(alike[0] if alike else build(choice.layouts), choice=choice)
+            else:
+                built = list(forms.values())
+                forms[runtime] = built[0] if built else build(settings.layout)
+    return forms
+
+
+@dataclass
+class DeployResult(ABC, Generic[Compared]):
+    """What a deployment made and wrote; each type of network has a subclass.
+
+    Attributes:
+        forms: the deployed form for each runtime, by name.
+        example: the input that the training form and the deployed ones were compared on.
+        files: what was written.
+        reports: the report of each exported file.
+    """
+
+    forms: Mapping[str, DeployedForm[Compared]]
     example: Tensor
     files: list[Path] = field(default_factory=list, kw_only=True)
     reports: list[Any] = field(default_factory=list, kw_only=True)
 
     @property
+    def model(self) -> nn.Module:
+        """The deployed network for the first output's runtime, in eval mode."""
+        return next(iter(self.forms.values())).model
+
+    @property
+    def metadata(self) -> Metadata:
+        """Of the deployed form for the first output's runtime."""
+        return next(iter(self.forms.values())).metadata
+
+    @property
     @abstractmethod
     def compared(self) -> str:
-        """How far the two forms are from each other, in words."""
+        """How far training form and deployed forms are from each other, in words."""
 
     @abstractmethod
-    def export(self, path: Path) -> Any:
+    def export(self, form: DeployedForm[Compared], path: Path) -> Any:
         """Write a file by its ending, run it, compare it, and answer the report of that."""
 
     def notes(self) -> list[str]:
@@ -51,9 +132,14 @@ class DeployResult(ABC):
         return []
 
     def __str__(self) -> str:
-        layouts = ", ".join(sorted(set(self.metadata.layouts.values()))) or "no X-volution in it"
-        wrote = [f"wrote {path}" for path in self.files]
-        return "\n".join([f"deployed ({layouts}); {self.compared}", *wrote, *self.notes()])
+        wrote = [f"wrote {path}{self._layouts_in(path)}" for path in self.files]
+        return "\n".join([f"deployed; {self.compared}", *wrote, *self.notes()])
+
+    def _layouts_in(self, path: Path) -> str:
+        form = self.forms[runtime_of(path)]
+        if not form.metadata.layouts:
+            return ", no X-volution in it"
+        return f", {form.choice or LayoutChoice(form.metadata.layouts)}"
 
     def write(self, path: Path) -> None:
         """Write weights (.safetensors) or an export, with the metadata in the file or beside it.
@@ -61,27 +147,32 @@ class DeployResult(ABC):
         Raises:
             RunError: the file cannot be written, or what it computes differs.
         """
-        if path.suffix == ".safetensors":
-            save_weights(path, self.model, self.metadata)
+        form = self.forms[runtime_of(path)]
+        if path.suffix == WEIGHTS:
+            save_weights(path, form.model, form.metadata)
         else:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.reports.append(self.export(path))
+                self.reports.append(self.export(form, path))
             except (ExportError, OSError) as error:
                 raise RunError(f"{path} was not written: {error}") from error
             if path.suffix != ".onnx":
-                write_text(path.with_suffix(path.suffix + ".json"), self.metadata.to_json() + "\n")
+                write_text(path.with_suffix(path.suffix + ".json"), form.metadata.to_json() + "\n")
         self.files.append(path)
 
 
-@contextmanager
-def reparameterizing() -> Iterator[None]:
-    """Turn what re-parameterization raises into a sentence.
+def runtime_of(path: Path) -> str:
+    """Name of the runtime that runs what a file holds; weights are run by torch.
 
     Raises:
-        InputError: an option has no such value.
-        RunError: the deployed form differs from the training form.
+        ValueError: no runtime has such an ending.
     """
+    return TORCH if path.suffix == WEIGHTS else runtime_for(path).name
+
+
+@contextmanager
+def _reparameterizing() -> Iterator[None]:
+    """Turn what re-parameterization raises into a sentence."""
     try:
         yield
     except ReparameterizationError as error:

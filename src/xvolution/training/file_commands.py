@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -54,7 +56,15 @@ def deploy_command(arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=str, help="a .ckpt or .safetensors file in training form.")
     endings = _by_task(lambda task: " ".join(task.endings))
     parser.add_argument("--output", nargs="+", required=True, help=f"files, written by their endings: {endings}.")
-    parser.add_argument("--layout", type=str, default="auto", help="auto (measures), single or split.")
+    parser.add_argument(
+        "--layout",
+        type=str,
+        default="auto",
+        help="auto (times each operator in the runtime of each file), single or split.",
+    )
+    parser.add_argument(
+        "--threads", type=int | None, help="of the CPU while layouts are timed; by default as many as torch has."
+    )
     parser.add_argument(
         "--fold-norms",
         action=ActionYesNo(no_prefix="no-"),
@@ -65,7 +75,8 @@ def deploy_command(arguments: Sequence[str]) -> None:
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import deploy
 
-    print(deploy(values.pop("checkpoint"), values.pop("output"), **values))
+    progress = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
+    print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
 
 
 def _add_task_options(parser: ArgumentParser, command: Literal["evaluate", "deploy"]) -> None:

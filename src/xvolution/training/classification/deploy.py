@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,41 +10,44 @@ import torch
 from torch import nn
 
 from xvolution.deploy.export import ExportReport, export
+from xvolution.deploy.measure import LayoutChoice, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.deploy.runtimes.onnx_files import write_properties
 from xvolution.training.classification.metadata import ClassifierMetadata
-from xvolution.training.deployment import DeployResult, reparameterizing
+from xvolution.training.deployment import DeployedForm, DeployResult, DeploySettings, deployed_forms
 from xvolution.training.metadata import HEADER
 
 
 @dataclass
-class ClassifierDeployment(DeployResult):
+class ClassifierDeployment(DeployResult[float]):
     """`DeployResult` of a classifier.
 
     Attributes:
-        difference: largest absolute difference of the logits between the two forms, on the example.
         fixed_size: whether exported files take batches and images of the example's size alone.
     """
 
-    difference: float
     fixed_size: bool
+
+    @property
+    def difference(self) -> float:
+        """Largest absolute difference of the logits between the training form and the deployed ones, on the example."""
+        return max(form.compared for form in self.forms.values())
 
     @property
     def compared(self) -> str:
         return f"largest difference of the logits {self.difference:.2e}"
 
-    def export(self, path: Path) -> ExportReport:
-        report = export(self.model, path, example_inputs=self.example, dynamic=not self.fixed_size)
+    def export(self, form: DeployedForm[float], path: Path) -> ExportReport:
+        report = export(form.model, path, example_inputs=self.example, dynamic=not self.fixed_size)
         if path.suffix == ".onnx":
-            write_properties(path, {HEADER: self.metadata.to_json()})
+            write_properties(path, {HEADER: form.metadata.to_json()})
         return report
 
 
 def deploy_classifier(
     model: nn.Module,
     metadata: ClassifierMetadata,
-    layout: str,
-    fold_norms: bool,
+    settings: DeploySettings,
     *,
     image_size: int | None = None,
     batch_size: int = 1,
@@ -51,9 +55,16 @@ def deploy_classifier(
 ) -> ClassifierDeployment:
     """`xvolution.training.deploy` of a classifier in its training form, in eval mode; nothing is written yet."""
     example = metadata.example_images(image_size, batch_size)
-    with reparameterizing():
+
+    def choose(runtime: str) -> LayoutChoice:
+        return choose_layouts(model, example, runtime, settings.threads, settings.progress)
+
+    def build(layout: str | Mapping[str, str]) -> DeployedForm[float]:
+        fold_norms = settings.fold_norms
         deployed = reparameterize(model, example_inputs=example, layout=layout, fold_norms=fold_norms)
-    with torch.inference_mode():
-        difference = float((deployed(example) - model(example)).abs().max())
-    form = replace(metadata, form="deployed", layouts=dict(layouts_of(deployed)), fold_norms=fold_norms)
-    return ClassifierDeployment(deployed, form, example, difference, fixed_size)
+        with torch.inference_mode():
+            difference = float((deployed(example) - model(example)).abs().max())
+        form = replace(metadata, form="deployed", layouts=layouts_of(deployed), fold_norms=fold_norms)
+        return DeployedForm(deployed, form, difference)
+
+    return ClassifierDeployment(deployed_forms(settings, choose, build), example, fixed_size)

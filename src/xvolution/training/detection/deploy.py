@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from xvolution.deploy.measure import LayoutChoice, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import DetectorExport, export_detector
 from xvolution.models.detect_match import Agreement, match_detections
-from xvolution.training.deployment import DeployResult, reparameterizing
+from xvolution.training.deployment import DeployedForm, DeployResult, DeploySettings, deployed_forms
 from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.pictures import read_image
 from xvolution.training.metadata import HEADER
 
 
 @dataclass
-class DetectorDeployment(DeployResult):
-    """`DeployResult` of a detector.
+class DetectorDeployment(DeployResult[Agreement]):
+    """`DeployResult` of a detector."""
 
-    Attributes:
-        agreement: of what both forms find on the example image.
-    """
-
-    agreement: Agreement
+    @property
+    def agreement(self) -> Agreement:
+        """Of what the training form and the deployed form for the first output's runtime find on the example image."""
+        return next(iter(self.forms.values())).compared
 
     @property
     def compared(self) -> str:
         return str(self.agreement)
 
-    def export(self, path: Path) -> DetectorExport:
-        return export_detector(self.model, path, self.example, properties={HEADER: self.metadata.to_json()})
+    def export(self, form: DeployedForm[Agreement], path: Path) -> DetectorExport:
+        return export_detector(form.model, path, self.example, properties={HEADER: form.metadata.to_json()})
 
     def notes(self) -> list[str]:
         return [
@@ -48,16 +49,21 @@ class DetectorDeployment(DeployResult):
 def deploy_trained(
     model: nn.Module,
     metadata: DetectorMetadata,
-    layout: str,
-    fold_norms: bool,
+    settings: DeploySettings,
     *,
     image: str | os.PathLike[str] | None = None,
 ) -> DetectorDeployment:
     """`xvolution.training.deploy` of a detector in its training form, in eval mode; nothing is written yet."""
     example = metadata.example_image() if image is None else read_image(Path(image))
-    with reparameterizing():
-        deployed = deploy_detector(model, [example], layout, fold_norms)
-    with torch.inference_mode():
-        agreement = match_detections(model([example]), deployed([example]))
-    form = replace(metadata, form="deployed", layouts=dict(layouts_of(deployed)), fold_norms=fold_norms)
-    return DetectorDeployment(deployed, form, example, agreement)
+
+    def choose(runtime: str) -> LayoutChoice:
+        return choose_layouts(model, ([example],), runtime, settings.threads, settings.progress)
+
+    def build(layout: str | Mapping[str, str]) -> DeployedForm[Agreement]:
+        deployed = deploy_detector(model, [example], layout, settings.fold_norms)
+        with torch.inference_mode():
+            agreement = match_detections(model([example]), deployed([example]))
+        form = replace(metadata, form="deployed", layouts=layouts_of(deployed), fold_norms=settings.fold_norms)
+        return DeployedForm(deployed, form, agreement)
+
+    return DetectorDeployment(deployed_forms(settings, choose, build), example)

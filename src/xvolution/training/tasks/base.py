@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from xvolution.training.deployment import DeployResult
+    from xvolution.training.deployment import DeployResult, DeploySettings
     from xvolution.training.evaluation import Evaluation, EvaluationSettings
     from xvolution.training.fit import TrainResult
     from xvolution.training.onnx_file import OnnxNetwork
@@ -131,7 +131,7 @@ class Task(ABC, Generic[Config, Meta]):
         """See `xvolution.training.evaluate`; ``options`` are the task's own."""
 
     @abstractmethod
-    def deploy(self, model: nn.Module, metadata: Meta, layout: str, fold_norms: bool, **options: Any) -> DeployResult:
+    def deploy(self, model: nn.Module, metadata: Meta, settings: DeploySettings, **options: Any) -> DeployResult[Any]:
         """See `xvolution.training.deploy`; ``options`` are the task's own, and nothing is written yet."""
 
     def predict(

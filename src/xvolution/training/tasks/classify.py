@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xvolution.training.classification.evaluate import EvaluationResult
     from xvolution.training.classification.metadata import ClassifierMetadata
     from xvolution.training.classification.onnx_classifier import OnnxClassifier
+    from xvolution.training.deployment import DeploySettings
     from xvolution.training.evaluation import EvaluationSettings
     from xvolution.training.fit import TrainResult
 
@@ -82,8 +83,8 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         return evaluate_classifier(model, metadata, settings, **options)
 
     def deploy(
-        self, model: nn.Module, metadata: ClassifierMetadata, layout: str, fold_norms: bool, **options: Any
+        self, model: nn.Module, metadata: ClassifierMetadata, settings: DeploySettings, **options: Any
     ) -> ClassifierDeployment:
         from xvolution.training.classification.deploy import deploy_classifier
 
-        return deploy_classifier(model, metadata, layout, fold_norms, **options)
+        return deploy_classifier(model, metadata, settings, **options)

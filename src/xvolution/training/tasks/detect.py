@@ -13,6 +13,7 @@ from xvolution.training.tasks.base import Option, Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from xvolution.training.deployment import DeploySettings
     from xvolution.training.detection.deploy import DetectorDeployment
     from xvolution.training.detection.evaluate import DetectionEvaluation
     from xvolution.training.detection.metadata import DetectorMetadata
@@ -87,11 +88,11 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
         return evaluate_detector(model, metadata, settings, **options)
 
     def deploy(
-        self, model: nn.Module, metadata: DetectorMetadata, layout: str, fold_norms: bool, **options: Any
+        self, model: nn.Module, metadata: DetectorMetadata, settings: DeploySettings, **options: Any
     ) -> DetectorDeployment:
         from xvolution.training.detection.deploy import deploy_trained
 
-        return deploy_trained(model, metadata, layout, fold_norms, **options)
+        return deploy_trained(model, metadata, settings, **options)
 
     def predict(
         self, model: nn.Module, metadata: DetectorMetadata, images: Sequence[Path], folder: Path, score_threshold: float
