@@ -80,8 +80,8 @@ def test_each_file_has_the_layouts_of_its_runtime(
             _, metadata = load_model(path)
             assert set(metadata.layouts.values()) == {"split" if path.suffix == ".onnx" else "single"}
     said = str(result).splitlines()
-    assert said[1] == f"wrote {paths[0]}, layouts single (4); timed in torch by 1 distinct operators"
-    assert said[2] == f"wrote {paths[1]}, layouts split (4); timed in ONNX Runtime by 1 distinct operators"
+    assert said[1] == f"wrote {paths[0]}, layouts single (4); distinct operators timed in torch: 1"
+    assert said[2] == f"wrote {paths[1]}, layouts split (4); distinct operators timed in ONNX Runtime: 1"
     assert str(deploy(trained.weights, paths[:1], layout="split")).endswith(f"wrote {paths[0]}, layouts split (4)")
 
 
@@ -93,7 +93,7 @@ def test_the_command_takes_threads_and_says_what_it_chose(
     deploy_command(command)
     found = capsys.readouterr()
     assert found.err == ""
-    assert "timed in torch by" in found.out
+    assert "timed in torch: " in found.out
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     deploy_command(command)
     assert capsys.readouterr().err.startswith("operator 1 of ")

@@ -57,7 +57,7 @@ class LayoutChoice:
         counted = Counter(self.layouts.values()).most_common()
         said = [f"layouts {', '.join(f'{layout} ({count})' for layout, count in counted) or 'of no operator'}"]
         if self.seconds:
-            said.append(f"timed in {_title(self.timed_in)} by {len(self.seconds)} distinct operators")
+            said.append(f"distinct operators timed in {_title(self.timed_in)}: {len(self.seconds)}")
         if self.reason:
             said.append(f"those with the fewest multiplications, since {self.reason}")
         return "; ".join(said)
