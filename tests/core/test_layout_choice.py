@@ -184,7 +184,7 @@ def test_an_operator_that_the_runtime_refuses_follows_the_rule_of_thumb(runtime,
     assert set(choice.layouts.values()) == {"split"}
     assert choice.timed_in == ""
     assert choice.reason.endswith("single is not for me")
-    assert told == [f"operator 1 of 1, layer1.conv1: split, not timed: {choice.reason}"]
+    assert told == [f"operator 1 of 1, layer1.conv1 and 3 like it: split, not timed: {choice.reason}"]
 
 
 def test_operators_that_no_input_reaches_follow_the_rule_of_thumb(runtime):

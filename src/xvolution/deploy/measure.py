@@ -123,30 +123,26 @@ class LayoutTimer:
         """
         layouts = {name: fold(operator).layouts for name, operator in operators.items()}
         chosen = {name: there[0] for name, there in layouts.items()}
-        open_names = [name for name, there in layouts.items() if len(there) > 1]
-        reason = self._missing()
-        if reason or not open_names:
-            return LayoutChoice(chosen, reason=reason if open_names else "")
-        alike: dict[tuple[Any, ...], list[str]] = {}
-        for name in open_names:
-            if name not in inputs:
-                reason = f"no input reached {name or 'the operator'}"
-                continue
-            key = _key(_candidates(operators[name]), inputs[name])
-            alike.setdefault(key, []).append(name)
-        seconds: dict[str, dict[str, float]] = {}
-        for position, names in enumerate(alike.values(), 1):
-            first, counted = names[0], f"operator {position} of {len(alike)}"
+        several = {name: operators[name] for name, there in layouts.items() if len(there) > 1}
+        reason = self._missing() if several else ""
+        if reason or not several:
+            return LayoutChoice(chosen, reason=reason)
+        unreached = [name or "the operator" for name in several if name not in inputs]
+        if unreached:
+            reason = f"no input reached {', '.join(unreached)}"
+        seconds: dict[str, Mapping[str, float]] = {}
+        groups = _alike({name: operator for name, operator in several.items() if name in inputs}, inputs)
+        for position, names in enumerate(groups, 1):
+            first, said = names[0], f"operator {position} of {len(groups)}, {_called(names)}: "
             try:
                 times = self._times(_candidates(operators[first]), _images(inputs[first]))
             except ExportError as error:
                 reason = str(error)
-                self._say(f"{counted}, {first}: {chosen[first]}, not timed: {error}")
-                continue
-            layout = _fastest(times, chosen[first])
-            chosen |= dict.fromkeys(names, layout)
-            seconds[first] = times
-            self._say(f"{counted}, {_called(names)}: {layout} ({_shown(seconds[first])} in {_title(self.runtime)})")
+                self._say(f"{said}{chosen[first]}, not timed: {error}")
+            else:
+                chosen |= dict.fromkeys(names, _fastest(times, chosen[first]))
+                seconds[first] = times
+                self._say(f"{said}{chosen[first]} ({_shown(times)} in {_title(self.runtime)})")
         return LayoutChoice(chosen, self.runtime if seconds else "", seconds, reason)
 
     def _missing(self) -> str:
@@ -203,6 +199,14 @@ class LayoutTimer:
 def _candidates(operator: XVolution) -> dict[str, DeployedOperator]:
     folded = fold(operator)
     return {layout: folded.deployed(layout, operator.conv.weight) for layout in folded.layouts}
+
+
+def _alike(operators: Mapping[str, XVolution], inputs: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of operators that take the same time, in groups."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, operator in operators.items():
+        groups.setdefault(_key(_candidates(operator), inputs[name]), []).append(name)
+    return list(groups.values())
 
 
 def _key(candidates: Mapping[str, DeployedOperator], x: Tensor) -> tuple[Any, ...]:
