@@ -67,10 +67,13 @@ class ConversionConfig(ABC):
 
     kernel_size: int | None = None
 
-    #: Whether the norm that follows a convolution moves into its replacement.
-    takes_norm: ClassVar[bool] = False
     #: Whether it may stand at the projection behind a depthwise convolution in the place of that.
     takes_projections: ClassVar[bool] = False
+
+    @property
+    def takes_norm(self) -> bool:
+        """Whether the norm that follows a convolution moves into its replacement, as ``conv_norm``."""
+        return False
 
     @property
     def keeps_outputs(self) -> bool:
@@ -133,7 +136,6 @@ class XVolutionConfig(ConversionConfig):
     norm_layer: str | Callable[[int], nn.Module] | None = "BatchNorm2d"
     zero_init: bool = True
 
-    takes_norm = True
     takes_projections = True
 
     def __post_init__(self) -> None:
@@ -143,6 +145,10 @@ class XVolutionConfig(ConversionConfig):
             raise ValueError(
                 f"norm_layer is {self.norm_layer!r}; give the name of a class in torch.nn, such as 'BatchNorm2d'"
             )
+
+    @property
+    def takes_norm(self) -> bool:
+        return True
 
     @property
     def keeps_outputs(self) -> bool:

@@ -29,7 +29,8 @@ class Operator:
     Attributes:
         name: what it is registered by.
         build: called like ``nn.Conv2d`` (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode, device, dtype), with options of its own as further keywords.
+            padding_mode, device, dtype), with options of its own as further keywords. A class that can keep the convolution that
+            it replaces has ``from_conv(conv, conv_norm=None, **options)``, which is called instead, with the norm that follows.
         summary: one sentence.
         citation: authors, title, where and when.
         pixels: how its work grows with the number n of pixels, such as ``"n"`` or ``"n²"``.
@@ -46,6 +47,11 @@ class Operator:
         """Names of the options beyond the arguments of ``nn.Conv2d``."""
         convolution = set(inspect.signature(nn.Conv2d.__init__).parameters)
         return tuple(name for name in inspect.signature(self.build).parameters if name not in convolution)
+
+    @property
+    def from_conv(self) -> Callable[..., nn.Module] | None:
+        """Builds the operator around a convolution and its norm; None where it has new weights only."""
+        return getattr(self.build, "from_conv", None)
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -95,7 +101,9 @@ def operator_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class OperatorConfig(ConversionConfig):
-    """An operator of the register in the place of convolutions; it starts with new weights.
+    """An operator of the register in the place of convolutions.
+
+    It starts with new weights, unless its class keeps the convolution and the norm that follows (see ``Operator``).
 
     Attributes:
         operator: its name.
@@ -110,13 +118,19 @@ class OperatorConfig(ConversionConfig):
             raise ValueError(f"operator is {self.operator!r}; allowed are {', '.join(map(repr, OPERATORS))}")
         checked_options(self.operator, self.options, list(OPERATORS[self.operator].options))
 
+    @property
+    def takes_norm(self) -> bool:
+        return OPERATORS[self.operator].from_conv is not None
+
     def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
-        """The operator with the geometry of ``conv``; the norm that follows stays where it is.
+        """The operator with the geometry of ``conv``, or around it; then with ``norm``, which else stays where it is.
 
         Raises:
             ValueError: the operator refuses the geometry, such as padding that depends on the size of the image.
         """
-        conv = self.resized(conv)
+        conv, from_conv = self.resized(conv), OPERATORS[self.operator].from_conv
+        if from_conv is not None:
+            return from_conv(conv, conv_norm=norm, **self.options)
         padding = padding_of(conv)
         try:
             return with_format_of(conv.weight, self._build(conv, padding)).train(conv.training)

@@ -11,6 +11,7 @@ from xvolution.operators.involution import Involution2d
 from xvolution.operators.lesa import LESA2d
 from xvolution.operators.local_attention import LocalAttention2d
 from xvolution.operators.mobilevit import MobileViT2d
+from xvolution.operators.squeeze_excitation import SqueezeExcitation2d
 
 __all__ = [
     "ACmix2d",
@@ -21,5 +22,6 @@ __all__ = [
     "LESA2d",
     "LocalAttention2d",
     "MobileViT2d",
+    "SqueezeExcitation2d",
     "global_attention",
 ]

@@ -1,0 +1,114 @@
+"""Squeeze-and-excitation behind a convolution."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.core.networks import SmallNet, randomize
+from tests.operators.checks import agrees, runs_everywhere
+from xvolution import OperatorConfig, convert, export, reparameterize
+from xvolution.conversion.summary import count_parameters
+from xvolution.operators import SqueezeExcitation2d
+
+
+def reference(operator, x):
+    """Image by image and channel by channel."""
+    first, _, second = operator.excitation
+    images = []
+    for z in operator.conv_norm(operator.conv(x)):
+        mean = torch.stack([channel.sum() / channel.numel() for channel in z])
+        hidden = (first.weight.flatten(1) @ mean + first.bias).clamp(min=0)
+        weights = 1 / (1 + (-(second.weight.flatten(1) @ hidden + second.bias)).exp())
+        images.append(torch.stack([weight * channel for weight, channel in zip(weights, z, strict=True)]))
+    return torch.stack(images)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 4, "bias": False},
+        {"kernel_size": (1, 5), "stride": (2, 1), "dilation": 2, "padding_mode": "reflect", "padding": (0, 4)},
+        {"kernel_size": 1, "stride": 3},
+    ],
+)
+def test_it_is_its_formula(geometry):
+    torch.manual_seed(0)
+    operator = randomize(SqueezeExcitation2d(8, 12, **geometry)).double()
+    agrees(operator, lambda x: reference(operator, x), torch.randn(2, 8, 9, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("channels", "reduction", "hidden"), [(256, 16, 16), (64, 16, 8), (64, 4, 16), (4, 1, 8)])
+def test_its_parameters(channels, reduction, hidden):
+    """Two layers with biases, C R + R and R C + C, beside the convolution; R is C / reduction, and 8 at least."""
+    operator = SqueezeExcitation2d(3, channels, 3, bias=False, reduction=reduction)
+    assert count_parameters(operator) == 27 * channels + 2 * channels * hidden + hidden + channels
+
+
+def test_the_convolution_and_its_norm_are_kept():
+    torch.manual_seed(0)
+    network = randomize(SmallNet()).eval()
+    converted = convert(network, "se", names=("layer1.conv1",))
+    operator = converted.layer1.conv1
+    assert torch.equal(operator.conv.weight, network.layer1.conv1.weight)
+    assert torch.equal(operator.conv_norm.running_var, network.layer1.norm1.running_var)
+    nn.init.constant_(operator.excitation[2].bias, 100.0)  # weights of one
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(converted(x), network(x))
+
+
+def test_checkpoints_of_the_unconverted_network_load():
+    torch.manual_seed(0)
+    trained = randomize(SmallNet())
+    converted = convert(SmallNet(), "se", names=("layer1.conv1",))
+    weights = {
+        name.replace("layer1.conv1.", "layer1.conv1.conv."): tensor for name, tensor in trained.state_dict().items()
+    }
+    loaded = converted.load_state_dict(weights, strict=False)
+    assert not loaded.unexpected_keys
+    assert {name.rsplit(".", 2)[0] for name in loaded.missing_keys} == {"layer1.conv1.excitation"}
+    assert torch.equal(converted.layer1.conv1.conv_norm.running_mean, trained.layer1.norm1.running_mean)
+
+
+def test_norms_fold_as_those_of_the_plain_network_do():
+    torch.manual_seed(0)
+    converted = randomize(convert(SmallNet(), "se")).eval()
+    x = torch.randn(2, 3, 16, 16)
+    folded = reparameterize(converted, x, fold_norms=True)
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    torch.testing.assert_close(folded(x), converted(x))
+
+
+def test_a_frozen_norm_stays_frozen():
+    conv, norm = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8).eval()
+    operator = SqueezeExcitation2d.from_conv(conv, norm)
+    assert (operator.training, operator.conv_norm.training, operator.excitation.training) == (True, False, True)
+
+
+def test_another_kernel_size_has_new_weights_and_the_norm():
+    network = SmallNet()
+    config = OperatorConfig(operator="se", options={"reduction": 4}, kernel_size=5)
+    operator = convert(network, config, names=("layer1.conv1",)).layer1.conv1
+    assert operator.conv.kernel_size == (5, 5)
+    assert isinstance(operator.conv_norm, nn.BatchNorm2d)
+
+
+def test_the_written_file_takes_images_of_other_sizes(tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    operator = randomize(SqueezeExcitation2d(8, 12, 3, 2, 1)).eval()
+    report = export(operator, tmp_path / "se.onnx", torch.randn(2, 8, 32, 32))
+    assert report.dynamic == "batch and image size"
+    assert report.relative_error < 1e-4
+
+
+def test_it_runs_everywhere():
+    torch.manual_seed(0)
+    runs_everywhere(randomize(SqueezeExcitation2d(8, 12, 3, padding=1)), torch.randn(2, 8, 6, 6))
+
+
+def test_bad_input_is_a_sentence():
+    with pytest.raises(ValueError, match="reduction is 0; it must be a positive integer"):
+        SqueezeExcitation2d(8, 8, 3, reduction=0)
+    with pytest.raises(ValueError, match=r"in the place of an nn.Conv2d, not of Conv3d"):
+        SqueezeExcitation2d.from_conv(nn.Conv3d(4, 4, 3))
