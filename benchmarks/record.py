@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from xvolution.bench.conditions import device_conditions, versions
+from xvolution.bench.conditions import device_conditions, instruction_sets, versions
 from xvolution.training.files import write_text
 
 PACKAGES = ("xvolution", "torch", "torchvision", "timm")
@@ -36,20 +36,10 @@ def write_record(path: Path, result: Mapping[str, Any]) -> None:
         "commit": commit.strip(),
         "machine": {
             **device_conditions(),
-            "instruction_sets": _instruction_sets(),
+            "instruction_sets": instruction_sets(),
             "torch_uses": torch.backends.cpu.get_cpu_capability(),
         },
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "versions": versions(PACKAGES),
     }
     write_text(path, json.dumps(record, indent=1, default=str) + "\n")
-
-
-def _instruction_sets() -> list[str]:
-    """Those that decide which kernels run: AVX2, AVX-512, AMX. Empty where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return sorted(flag for flag in flags if flag.startswith(("avx2", "avx512", "avx_vnni", "amx")))

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+#: Beginnings of the names of instruction sets that decide which kernels run.
+_DECISIVE = ("avx2", "avx512", "avx_vnni", "amx")
+
 
 def device_conditions() -> dict[str, Any]:
     """Processor, GPU, cores, threads and system of this machine."""
@@ -22,6 +25,12 @@ def device_conditions() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def instruction_sets() -> list[str]:
+    """Those of this processor that decide which kernels run: AVX2, AVX-512, AMX. Empty where the system does not tell."""
+    flags = _processor_lines("flags")
+    return sorted(flag for flag in (flags[0].split() if flags else []) if flag.startswith(_DECISIVE))
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -37,9 +46,14 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def _processor() -> str:
     """The processor's name where the system tells it."""
+    names = _processor_lines("model name")
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _processor_lines(name: str) -> list[str]:
+    """What Linux says under a name about each core; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from xvolution.bench.conditions import device_conditions, versions
+from xvolution.bench.conditions import device_conditions, instruction_sets, versions
 from xvolution.conversion.upgrade import OPERATOR_NAMES
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
@@ -45,6 +46,7 @@ class Results:
         self.path, self.kind = Path(path), kind
         machine = device_conditions()
         del machine["torch_threads"]  # each case has its own
+        machine |= {"instruction_sets": instruction_sets(), "torch_uses": torch.backends.cpu.get_cpu_capability()}
         self.conditions = {"machine": machine, "versions": versions(PACKAGES)}
         self.cases: dict[str, Record] = {}
         if self.path.exists():
@@ -116,4 +118,8 @@ def measure_all(cases: Sequence[Case], results: Results, console: Console) -> No
         console.print(f"{len(cases) - len(wanted)} of {len(cases)} cases are in {results.path} already.")
     for case in track(wanted, description=f"bench {results.kind}", console=console, disable=not wanted):
         torch.manual_seed(0)
-        results.add(case, case.measure())
+        start = time.perf_counter()
+        forms = case.measure()
+        results.add(case, forms)
+        ratios = ", ".join(f"{name} {form['ratio']:.2f}" for name, form in forms.items() if "ratio" in form)
+        console.print(f"{case.key}: {ratios} ({time.perf_counter() - start:.0f} s)", highlight=False, soft_wrap=True)
