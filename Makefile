@@ -53,9 +53,12 @@ coverage: $(INSTALLED)
 
 # For an idle machine. Stopped and started again, it goes on where it was.
 bench: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/xvolution bench operators
-	OMP_NUM_THREADS=1 $(BIN)/xvolution bench scaling
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench networks
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench networks --runtimes training --batches 8 --networks resnet18 resnet50 --rounds 5
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench operators --operators xvolution se --batches 1 --dtypes float32 \
+		--passes inference --memory-formats contiguous channels_last --runtimes torch onnxruntime openvino
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench options --memory-formats contiguous
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench scaling
 
 clean:
 	rm -rf $(VENV) build site demo dist

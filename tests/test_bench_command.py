@@ -1,18 +1,20 @@
 """`xvolution bench`: cases, results that stay, the page."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
-from xvolution.bench import bars
+from xvolution.bench import bars, network_forms, networks, written
 from xvolution.bench.forms import SLOW_ROUNDS, peak_bytes, refusal, timed, training
-from xvolution.bench.networks import NetworkBench
+from xvolution.bench.networks import NetworkBench, forms_of
 from xvolution.bench.operators import RESNET, OperatorBench
+from xvolution.bench.options import CHANGES, OptionBench
 from xvolution.bench.page import write_page
 from xvolution.bench.results import Case, Results, measure_all, read_results
 from xvolution.bench.scaling import ScalingBench, exponent, exponents
@@ -146,16 +148,107 @@ def test_exponents_are_slopes() -> None:
     assert exponents(cases, "median_ms") == {"conv": pytest.approx(2.0)}
 
 
-def test_scaling_and_networks_measure(tmp_path: Path) -> None:
+def test_scaling_measures(tmp_path: Path) -> None:
     results = Results(tmp_path / "scaling.json", "scaling")
     measure_all(ScalingBench(("xvolution",), (5, 9), 8, rounds=1).cases(), results, Console(quiet=True))
     assert [case["side"] for case in results.cases.values()] == [5, 9]
-    bench = NetworkBench(("resnet18",), ("training", "torch"), (2,), 32, rounds=1)
+
+
+def test_networks_are_measured_in_each_layout_and_in_training(tmp_path: Path) -> None:
+    bench = NetworkBench(("resnet10t",), ("training", "torch"), (2,), ("auto", "split", "triple"), ("channels_last",))
+    results = Results(tmp_path / "networks.json", "networks")
+    measure_all(replace(bench, image_size=32, rounds=1).cases(), results, Console(quiet=True))
+    trained, deployed = (case["forms"] for case in results.cases.values())
+    names = ["conv", "se", "stage 3", "last two stages", "all stages"]
+    assert list(trained) == names
+    assert list(deployed) == [*names, *(f"{name} {layout}" for layout in ("split", "triple") for name in names[2:])]
+    assert "triple" in deployed["stage 3 triple"]["skipped"]
+    assert sum(deployed["stage 3"]["layouts"].values()) == 2
+    assert list(deployed["all stages split"]["layouts"]) == ["split"]
+    for forms in (trained, deployed):
+        assert forms["all stages"]["flops"] > forms["last two stages"]["flops"] > forms["stage 3"]["flops"]
+        assert forms["stage 3"]["flops"] > forms["conv"]["flops"]
+        assert all(record["ratio"] > 0 for record in forms.values() if "skipped" not in record)
+
+
+def test_networks_are_measured_in_the_runtimes_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "forms_of", lambda network, layouts: forms_of(network, layouts)[:2])
+    bench = NetworkBench(("resnet10t",), ("onnxruntime", "openvino"), (1,), ("split",), image_size=32, rounds=1)
     results = Results(tmp_path / "networks.json", "networks")
     measure_all(bench.cases(), results, Console(quiet=True))
+    assert [case["runtime"] for case in results.cases.values()] == ["onnxruntime", "openvino"]
     for case in results.cases.values():
-        assert list(case["forms"]) == ["conv", "stage 3", "all stages"]
-        assert case["forms"]["all stages"]["flops"] > case["forms"]["stage 3"]["flops"] > case["forms"]["conv"]["flops"]
+        assert list(case["forms"]) == ["conv", "se", "stage 3 split"]
+        assert all(record["median_ms"] > 0 for record in case["forms"].values())
+        assert case["memory_format"] == "contiguous"
+
+
+def test_the_last_two_stages_are_those_of_the_network() -> None:
+    assert [form.stages for form in forms_of("resnet18", ["auto"])] == [None, (3,), (3, 4), None]
+    assert [form.stages for form in forms_of("mobilenetv3_large_100", ["auto"])][2] == (4, 5)
+
+
+def test_the_layouts_of_a_network_are_those_of_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    reparameterize = network_forms.reparameterize
+
+    def recorded(model: nn.Module, inputs: Any, layout: Any, **options: Any) -> nn.Module:
+        asked.append(layout)
+        return reparameterize(model, inputs, "split", **options)
+
+    monkeypatch.setattr(network_forms, "reparameterize", recorded)
+    bench = NetworkBench(("resnet18",), ("torch",), image_size=32, memory_formats=("contiguous",), rounds=1)
+    bench.cases()[0].measure()
+    assert asked[:3] == ["auto"] * 3  # plain, squeeze-and-excitation, all stages
+    assert [len(layouts) for layouts in asked[3:]] == [16, 16]
+
+
+def test_one_file_serves_the_runtimes_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[str] = []
+    export = written.export
+
+    def recorded(model: nn.Module, path: Path, **options: Any) -> Any:
+        exported.append(path.name)
+        return export(model, path, **options)
+
+    monkeypatch.setattr(written, "export", recorded)
+    files, conv = written.WrittenFiles(), nn.Conv2d(3, 4, 3).eval()
+    for runtime in ("openvino", "onnxruntime", "openvino"):
+        (y,) = cast(Any, files.runner(runtime, conv, torch.ones(1, 3, 8, 8), "conv", 1))()
+        torch.testing.assert_close(y, conv(torch.ones(1, 3, 8, 8)), rtol=1e-4, atol=1e-5)
+    assert exported == ["0.onnx"]
+    files.runner("onnxruntime", conv, torch.ones(1, 3, 9, 9), "conv", 1)
+    assert exported == ["0.onnx", "2.onnx"]
+
+
+def test_an_operator_is_measured_in_files_too() -> None:
+    bench = OperatorBench(
+        ("xvolution", "se"), ("resnet-4",), (1,), runtimes=("torch", "onnxruntime", "openvino"), rounds=1
+    )
+    bench = replace(bench, memory_formats=("contiguous", "channels_last"), dtypes=("float32",), passes=("inference",))
+    cases = bench.cases()
+    ways = [(case.settings["runtime"], case.settings["memory_format"]) for case in cases]
+    torchs = [("torch", "contiguous"), ("torch", "channels_last")]
+    assert ways == [*torchs, ("onnxruntime", "contiguous"), ("openvino", "contiguous")]
+    for case in cases[2:]:
+        forms = case.measure()
+        assert {"conv", "se", "xvolution split", "xvolution single"} <= forms.keys()
+        assert all(form["median_ms"] > 0 for form in forms.values())
+
+
+def test_every_option_has_its_price(tmp_path: Path) -> None:
+    bench = OptionBench(("mobilenetv2_050",), ("torch",), image_size=32, memory_formats=("contiguous",), rounds=1)
+    results = Results(tmp_path / "bench-options.json", "options")
+    measure_all(bench.cases(), results, Console(quiet=True))
+    (case,) = results.cases.values()
+    forms = case["forms"]
+    assert len(forms) == 2 + len(CHANGES)
+    assert {"conv", "default", "attention_ratio=0.125", "attention_channels=8", "gate=tanh", "window=5"} <= forms.keys()
+    assert forms["window=5"]["flops"] > forms["default"]["flops"] > forms["attention_ratio=0.125"]["flops"]
+    write_page(tmp_path, tmp_path / "performance.md")
+    text = (tmp_path / "performance.md").read_text()
+    assert "mobilenetv2_050, all stages, 1 image of 32x32, 1 thread:" in text
+    assert f"| window=5 | {forms['window=5']['ratio']:.2f} |" in text
 
 
 def operator_results() -> list[dict[str, Any]]:
@@ -165,18 +258,65 @@ def operator_results() -> list[dict[str, Any]]:
         cases.append(operator_case("inference", shape, 1, "float32", conv=form(1.0), **layouts))
         plain = {"conv": form(1.0), "conv and norm": form(1.1, peak=110)}
         cases.append(operator_case("training", shape, 32, "float32", **plain, xvolution=form(1.65, 109, 220)))
-    return cases
+    files = [
+        case | {"runtime": "openvino", "forms": {"conv": form(1.0), "xvolution split": form(1.08, 109)}}
+        for case in cases
+        if case["pass"] == "inference"
+    ]
+    return cases + files[:4]
 
 
-def test_bars_are_computed_from_the_results() -> None:
+def network_case(network: str, runtime: str, batch: int = 1, **forms: Any) -> dict[str, Any]:
+    return {
+        "network": network,
+        "runtime": runtime,
+        "batch": batch,
+        "image_size": 224,
+        "threads": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "mode": "eager",
+        "memory_format": "contiguous",
+        "forms": {"conv": form(1.0), **forms},
+    }
+
+
+def network_results() -> list[dict[str, Any]]:
+    ours = {"stage 3": form(1.02), "last two stages": form(1.05), "all stages": form(1.2, 109)}
+    return [
+        network_case("resnet50", "onnxruntime", se=form(1.1), **ours),
+        network_case("mobilenetv2_100", "openvino", se=form(1.1), **{**ours, "all stages": form(1.11)}),
+        network_case("resnet18", "training", 8, **ours),
+        network_case("resnet18", "training", 16, **{**ours, "stage 3": form(1.07)}),
+        network_case("resnet18", "torch", **ours) | {"memory_format": "channels_last"},
+    ]
+
+
+def test_bars_of_operators_are_computed_from_the_results() -> None:
     found = {bar.what: bar for bar in bars.operator_bars(operator_results())}
-    mean = found["deployed operator / conv, float32, batch 1: geometric mean"]
-    assert (mean.measured, mean.allowed, mean.floor, mean.met) == ("1.19", "1.15", "1.09", False)
-    assert found["deployed operator / conv, float32, batch 1: largest"].measured == "1.40"
-    assert found["deployed operator / conv, float32, batch 32: largest"].measured == bars.NOT_MEASURED
-    assert found["forward and backward / conv and norm, float32, batch 32: geometric mean"].measured == "1.50"
-    memory = found["peak memory of training / conv, float32, batch 32"]
-    assert (memory.measured, memory.met) == ("2.20", False)
+    mean = found["deployed operator / conv, PyTorch, contiguous: geometric mean"]
+    assert (mean.measured, mean.allowed, mean.floor, mean.met) == ("1.19", "1.20", "1.09", True)
+    largest = found["deployed operator / conv, PyTorch, contiguous: largest"]
+    assert (largest.measured, largest.allowed, largest.met) == ("1.40", "1.30", False)
+    assert found["deployed operator / conv, OpenVINO: geometric mean"].measured == "1.08"
+    for way in ("PyTorch, channels_last", "ONNX Runtime"):
+        bar = found[f"deployed operator / conv, {way}: largest"]
+        assert (bar.measured, bar.met) == (bars.NOT_MEASURED, None)
+    assert bars.operator_bars(operator_results()[2:])[4].measured == bars.NOT_MEASURED  # a shape is missing
+
+
+def test_bars_of_networks_are_computed_from_the_results() -> None:
+    found = {bar.what: bar for bar in bars.all_bars({"networks": network_results()})}
+    bar = found["ResNet-50, all stages, ONNX Runtime"]
+    assert (bar.allowed, bar.measured, bar.floor, bar.met) == ("1.05", "1.20", "1.09", False)
+    assert found["ResNet-18, all stages, ONNX Runtime"].met is None
+    bar = found["MobileNetV2, all stages, OpenVINO"]
+    assert (bar.allowed, bar.measured, bar.met) == ("1.12", "1.11", True)
+    bar = found["MobileNetV2, all stages, OpenVINO / with squeeze-and-excitation"]
+    assert (bar.allowed, bar.measured, bar.met) == ("1.00", "1.01", False)
+    bar = found["training step, ResNet-18, stage 3, CPU"]
+    assert (bar.allowed, bar.measured, bar.met) == ("1.05", "1.07", False)
+    assert found["training step, ResNet-18, stage 3, GPU"].measured == bars.NOT_MEASURED
 
 
 def test_the_page_does_without_the_operator(tmp_path: Path) -> None:
@@ -187,7 +327,7 @@ def test_the_page_does_without_the_operator(tmp_path: Path) -> None:
     (tmp_path / "bench-scaling.json").write_text(stored("scaling", [side]))
     write_page(tmp_path, tmp_path / "performance.md")
     text = (tmp_path / "performance.md").read_text()
-    assert "| 64 x 56x56, batch 1, float32, threads 1 | 1.00 | 4.00 |" in text
+    assert "| 64 x 56x56, batch 1, threads 1 | 1.00 | 4.00 |" in text
     assert "Where it loses" not in text
 
 
@@ -213,22 +353,41 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
         for n in sides
     ]
     scaling[-1]["forms"]["global"] = {"skipped": "one call takes 9 GFLOPs"}
-    forms = {"conv": form(1.0), "stage 3": form(1.02), "all stages": form(1.2)}
-    networks = [
-        {"network": "resnet50", "runtime": "onnxruntime", "batch": 1, "image_size": 224, "threads": 1, "forms": forms}
-    ]
-    for kind, cases in (("operators", operator_results()), ("scaling", scaling), ("networks", networks)):
+    for kind, cases in (("operators", operator_results()), ("scaling", scaling), ("networks", network_results())):
         (tmp_path / f"bench-{kind}.json").write_text(stored(kind, cases))
     page = tmp_path / "docs" / "performance.md"
     write_page(tmp_path, page)
     text = page.read_text()
-    assert "| ResNet-50, stage 3, deployed in ONNX Runtime | 1.05 | 1.02 | 1.00 | yes |" in text
-    assert "| ResNet-50, all stages, deployed in ONNX Runtime | 1.12 | 1.20 | 1.00 | no |" in text
-    assert f"| ResNet-50, stage 3, deployed in OpenVINO | 1.05 | {bars.NOT_MEASURED} |  |  |" in text
-    assert "| faster than the global branch, 56x56 and up (least) | 20 times | 3136 times |  | yes |" in text
+    assert text.index("## Networks by runtime") < text.index("## The bars") < text.index("## One operator")
+    assert "| network | form | ONNX Runtime | OpenVINO | PyTorch, channels_last | FLOPs |" in text
+    assert "|  | squeeze-and-excitation | 1.10 |  |  | 1.00 |" in text
+    assert "| ResNet-50, all stages, ONNX Runtime | 1.05 | 1.20 | 1.09 | no |" in text
+    assert f"| ResNet-50, all stages, OpenVINO | 1.05 | {bars.NOT_MEASURED} |  |  |" in text
     assert "The dearest place is 64 x 56x56, batch 1" in text
     assert "global at 112x112 (one call takes 9 GFLOPs)" in text
+    assert "| xvolution | 1.00 | 0.00 |" in text
+    assert "| global | 2.00 | 0.00 |" in text
     assert "<svg" in (page.parent / "images" / "performance-scaling.svg").read_text()
+
+
+def test_each_machine_has_its_part_of_the_page(tmp_path: Path) -> None:
+    (tmp_path / "bench-networks.json").write_text(stored("networks", network_results()))
+    other = json.loads(stored("networks", network_results()[:1]))
+    other["machine"] = {"processor": "another", "cores": 8, "instruction_sets": ["amx_tile", "avx2", "avx512f"]}
+    (tmp_path / "bench-networks-amx.json").write_text(json.dumps(other))
+    write_page(tmp_path, tmp_path / "performance.md")
+    here, there = (tmp_path / "performance.md").read_text().split("## Networks by runtime (amx)")
+    assert "- networks: a processor, 2 cores; torch 2" in here
+    assert "- networks: another, 8 cores, AVX2, AVX-512, AMX; torch 2" in there
+    assert bars.NOT_MEASURED in here
+    assert bars.NOT_MEASURED not in there
+
+
+def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
+    write_page(tmp_path / "nowhere", tmp_path / "performance.md")
+    text = (tmp_path / "performance.md").read_text()
+    assert f"| ResNet-18, all stages, ONNX Runtime | 1.08 | {bars.NOT_MEASURED} |  |  |" in text
+    assert "Networks by runtime" not in text
 
 
 @pytest.mark.parametrize(
@@ -241,6 +400,11 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
         (["networks", "--rounds", "0"], "--rounds is 0; it must be at least 1"),
         (["scaling", "--channels", "0"], "--channels is 0; it must be at least 1"),
         (["networks", "--networks", "resnet19"], "timm has no such model"),
+        (["networks", "--runtimes", "training"], "batch norms need at least 2 images"),
+        (["networks", "--memory-formats", "rows"], "--memory-formats is rows; allowed are contiguous, channels_last"),
+        (["networks", "--image-size", "31"], "--image-size is 31; it must be at least 32"),
+        (["operators", "--runtimes", "ncnn9"], "--runtimes is ncnn9; allowed are torch, onnxruntime"),
+        (["options", "--runtimes", "training"], "--runtimes is training; allowed are torch, onnxruntime"),
         (["scaling", "--sides", "1"], "at least 3"),
         (["page", "--results", "nowhere"], "run `xvolution bench` first"),
     ],

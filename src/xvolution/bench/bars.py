@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from typing import Any
 
-from xvolution.bench.operators import BASELINE, RESNET, WITH_NORM
+from xvolution.bench.network_forms import TRAINING
+from xvolution.bench.networks import ALL, SQUEEZE_EXCITATION, STAGE_3
+from xvolution.bench.operators import BASELINE, RESNET
 from xvolution.bench.results import Record
-from xvolution.bench.scaling import exponents
+from xvolution.deploy.runtimes import RUNTIMES
 
 OPERATOR = "xvolution"
 NOT_MEASURED = "not measured here"
+
+#: The runtimes of written files that the bars name.
+_FILES = ("onnxruntime", "openvino")
+#: What a case is where nothing else is said; records of 0.1.0 say no more than some of it.
+_USUAL = {"threads": 1, "device": "cpu", "dtype": "float32", "mode": "eager", "memory_format": "contiguous"}
+_RESNETS = (("resnet18", "ResNet-18", 1.08), ("resnet50", "ResNet-50", 1.05))
+_DEPTHWISE = (
+    ("mobilenetv2_100", "MobileNetV2"),
+    ("efficientnet_lite0", "EfficientNet-Lite0"),
+    ("convnext_atto", "ConvNeXt-atto"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,87 +64,93 @@ def measures_operator(case: Record) -> bool:
     return any(name.split()[0] == OPERATOR and "ratio" in form for name, form in case["forms"].items())
 
 
+def matches(case: Record, **wanted: Any) -> bool:
+    """Whether a case is what is wanted, and else as usual: one thread of the CPU, float32, eager, contiguous."""
+    return all(case.get(name, _USUAL.get(name)) == value for name, value in {**_USUAL, **wanted}.items())
+
+
 def operator_bars(cases: Sequence[Record]) -> list[Bar]:
-    """Deployed inference and training of one operator at the ResNet stages."""
+    """The deployed operator at the four ResNet shapes, one image, in each runtime."""
     bars = []
-    for dtype, mean_allowed in (("float32", 1.15), ("bfloat16", 1.35)):
-        for batch in (1, 32):
-            found = _at_resnet(cases, "inference", dtype, batch)
-            ratios = [fastest_layout(case["forms"])["ratio"] for case in found]
-            floors = [_floor(case["forms"], fastest_layout(case["forms"])) for case in found]
-            what = f"deployed operator / conv, {dtype}, batch {batch}"
-            bars.append(_bar(f"{what}: geometric mean", mean_allowed, geometric_mean(ratios), geometric_mean(floors)))
-            if dtype == "float32":
-                largest, floor = max(ratios, default=math.nan), max(floors, default=math.nan)
-                bars.append(_bar(f"{what}: largest", 1.3, largest, floor))
-    for dtype, batch in product(("float32", "bfloat16"), (1, 32)):
-        found = [case["forms"] for case in _at_resnet(cases, "training", dtype, batch)]
-        for baseline, allowed in ((BASELINE, 1.5), (WITH_NORM, None)):
-            ratios = [forms[OPERATOR]["ratio"] / forms[baseline]["ratio"] for forms in found]
-            what = f"forward and backward / {baseline}, {dtype}, batch {batch}: geometric mean"
-            bars.append(_bar(what, allowed, geometric_mean(ratios)))
-    for dtype, (baseline, allowed) in product(("float32", "bfloat16"), ((BASELINE, 1.3), (WITH_NORM, None))):
-        found = [case["forms"] for case in _at_resnet(cases, "training", dtype, 32)]
-        memory = [forms[OPERATOR]["peak_bytes"] / forms[baseline]["peak_bytes"] for forms in found]
-        bars.append(_bar(f"peak memory of training / {baseline}, {dtype}, batch 32", allowed, geometric_mean(memory)))
+    ways = [(RUNTIMES[name].title, {"runtime": name}, 1.10, 1.15) for name in _FILES]
+    for memory_format in ("contiguous", "channels_last"):
+        ways.append((f"PyTorch, {memory_format}", {"runtime": "torch", "memory_format": memory_format}, 1.20, 1.30))
+    for title, way, mean_allowed, largest_allowed in ways:
+        found = [_with_runtime(case) for case in cases if measures_operator(case) and case["shape"] in RESNET]
+        found = [case for case in found if matches(case, batch=1, **{"pass": "inference"}, **way)]
+        found = found if {case["shape"] for case in found} == set(RESNET) else []
+        ratios = [fastest_layout(case["forms"])["ratio"] for case in found]
+        floors = [_floor(case["forms"], fastest_layout(case["forms"])) for case in found]
+        what = f"deployed operator / conv, {title}"
+        bars.append(_bar(f"{what}: geometric mean", mean_allowed, geometric_mean(ratios), geometric_mean(floors)))
+        largest = max(ratios, default=math.nan), max(floors, default=math.nan)
+        bars.append(_bar(f"{what}: largest", largest_allowed, *largest))
     return bars
 
 
 def network_bars(cases: Sequence[Record]) -> list[Bar]:
-    """ResNet-50 with X-volution against the plain one, deployed."""
+    """X-volution in all stages of deployed networks, one image, in the runtimes of written files."""
     bars = []
-    runtimes = (("torch", "PyTorch"), ("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO"))
-    for form, allowed in (("stage 3", 1.05), ("all stages", 1.12)):
-        for runtime, name in runtimes:
-            found = [c["forms"] for c in cases if c["network"] == "resnet50" and c["runtime"] == runtime]
-            measured = geometric_mean(forms[form]["ratio"] for forms in found)
-            floor = geometric_mean(_floor(forms, forms[form]) for forms in found)
-            bars.append(_bar(f"ResNet-50, {form}, deployed in {name}", allowed, measured, floor))
+    for network, title, allowed in _RESNETS:
+        for runtime in _FILES:
+            forms = _forms(cases, network=network, runtime=runtime, batch=1, image_size=224)
+            bars.append(_network_bar(f"{title}, all stages, {RUNTIMES[runtime].title}", allowed, forms, ALL))
+    for network, title in _DEPTHWISE:
+        for runtime in _FILES:
+            forms = _forms(cases, network=network, runtime=runtime, batch=1, image_size=224)
+            what = f"{title}, all stages, {RUNTIMES[runtime].title}"
+            bars.append(_network_bar(what, 1.12, forms, ALL))
+            rival, ours = (forms.get(name, {}).get("ratio", math.nan) for name in (SQUEEZE_EXCITATION, ALL))
+            bars.append(_bar(f"{what} / with squeeze-and-excitation", 1.0, ours / rival))
     return bars
 
 
-def scaling_bars(cases: Sequence[Record]) -> list[Bar]:
-    """Against exact global attention, and linear in the number of pixels."""
-    speedups = [
-        case["forms"]["global"]["median_ms"] / case["forms"][OPERATOR]["median_ms"]
-        for case in cases
-        if case["side"] >= 56 and measures_operator(case) and "ratio" in case["forms"].get("global", {})
-    ]
-    least = min(speedups, default=math.nan)
-    measured = NOT_MEASURED if math.isnan(least) else f"{least:.0f} times"
-    bars = [
-        Bar(
-            "faster than the global branch, 56x56 and up (least)",
-            "20 times",
-            measured,
-            "",
-            None if math.isnan(least) else least >= 20,
-        )
-    ]
-    for figure, words in (("median_ms", "time"), ("peak_bytes", "memory")):
-        value = exponents(cases, figure).get(OPERATOR, math.nan)
-        bars.append(_bar(f"{words} ~ (H·W)^p: p of the deployed operator", 1.1, value))
+def training_bars(cases: Sequence[Record]) -> list[Bar]:
+    """The training step of ResNets, on the CPU and on a GPU."""
+    bars = []
+    for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        for network, name, _ in _RESNETS:
+            steps = [case for case in cases if case["runtime"] == TRAINING and case.get("device", "cpu") == device]
+            found = [case["forms"] for case in steps if case["network"] == network]
+            for form, allowed in ((STAGE_3, 1.05), (ALL, 1.15)):
+                # Of several batches, memory formats and precisions, the dearest.
+                ratios = [forms[form]["ratio"] for forms in found if "ratio" in forms.get(form, {})]
+                what = f"training step, {name}, {form}, {title}"
+                bars.append(_bar(what, allowed, max(ratios, default=math.nan)))
     return bars
 
 
-def _bar(what: str, allowed: float | None, measured: float, floor: float = math.nan) -> Bar:
-    met = None if math.isnan(measured) or allowed is None else measured <= allowed
-    said = "" if allowed is None else f"{allowed:.2f}"
-    return Bar(what, said, _number(measured) or NOT_MEASURED, _number(floor), met)
+def all_bars(cases: Mapping[str, Sequence[Record]]) -> list[Bar]:
+    """All bars of speed, from the cases of each kind of bench."""
+    networks = cases.get("networks", ())
+    return [*network_bars(networks), *operator_bars(cases.get("operators", ())), *training_bars(networks)]
+
+
+def _forms(cases: Sequence[Record], **wanted: Any) -> Mapping[str, Record]:
+    """The forms of the last case that is what is wanted; empty where there is none."""
+    found = [case["forms"] for case in cases if matches(case, **wanted)]
+    return found[-1] if found else {}
+
+
+def _network_bar(what: str, allowed: float, forms: Mapping[str, Record], form: str) -> Bar:
+    if "ratio" not in forms.get(form, {}):
+        return _bar(what, allowed, math.nan)
+    return _bar(what, allowed, forms[form]["ratio"], _floor(forms, forms[form]))
+
+
+def _bar(what: str, allowed: float, measured: float, floor: float = math.nan) -> Bar:
+    met = None if math.isnan(measured) else round(measured, 2) <= allowed
+    return Bar(what, f"{allowed:.2f}", _number(measured) or NOT_MEASURED, _number(floor), met)
 
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.2f}"
 
 
-def _at_resnet(cases: Sequence[Record], what: str, dtype: str, batch: int) -> list[Record]:
-    """The eager CPU cases at all four stages; none where one is missing."""
-    wanted = {"pass": what, "dtype": dtype, "batch": batch, "mode": "eager", "device": "cpu", "threads": 1}
-    wanted["memory_format"] = "contiguous"
-    at_stages = [case for case in cases if case["shape"] in RESNET and measures_operator(case)]
-    found = [case for case in at_stages if all(case[name] == value for name, value in wanted.items())]
-    return found if {case["shape"] for case in found} == set(RESNET) else []
+def _with_runtime(case: Record) -> Record:
+    """A case of the operator bench, which in 0.1.0 measured in torch alone."""
+    return {"runtime": "torch", **case}
 
 
-def _floor(forms: dict[str, Record], form: Record) -> float:
+def _floor(forms: Mapping[str, Record], form: Record) -> float:
     return form["flops"] / forms[BASELINE]["flops"]

@@ -16,11 +16,12 @@ from rich.table import Table
 
 from xvolution.training.errors import InputError
 
-KINDS = ("operators", "networks", "scaling")
-USAGE = """usage: xvolution bench {operators,networks,scaling,page} [options]
+KINDS = ("networks", "operators", "options", "scaling")
+USAGE = """usage: xvolution bench {networks,operators,options,scaling,page} [options]
 
-  operators  an operator in the place of one convolution: inference, training, memory
-  networks   whole ResNets, plain and with X-volution: training, PyTorch, ONNX Runtime, OpenVINO
+  networks   whole networks, plain, with squeeze-and-excitation and with X-volution: ONNX Runtime, OpenVINO, PyTorch, training
+  operators  an operator in the place of one convolution: inference in the same runtimes, training, memory
+  options    what each option of X-volution costs a network in each runtime
   scaling    time and memory over the number of pixels
   page       a Markdown page from the results
 
@@ -48,8 +49,12 @@ def _page(arguments: Sequence[str]) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder with bench-*.json.")
     parser.add_argument("--output", type=Path, default=Path("performance.md"), help="Markdown file.")
     values = parser.parse_args(list(arguments))
-    from xvolution.bench.page import write_page
+    from xvolution.bench.page import records_in, write_page
 
+    if not records_in(values.results):
+        raise InputError(
+            f"{values.results} has no bench-*.json; run `xvolution bench` first, or give another --results."
+        )
     write_page(values.results, values.output)
     print(f"wrote {values.output}")
 
@@ -76,9 +81,10 @@ def _bench(kind: str, arguments: Sequence[str]) -> None:
 def _classes() -> dict[str, Any]:
     from xvolution.bench.networks import NetworkBench
     from xvolution.bench.operators import OperatorBench
+    from xvolution.bench.options import OptionBench
     from xvolution.bench.scaling import ScalingBench
 
-    return {"operators": OperatorBench, "networks": NetworkBench, "scaling": ScalingBench}
+    return {"networks": NetworkBench, "operators": OperatorBench, "options": OptionBench, "scaling": ScalingBench}
 
 
 def _parser(kind: str, bench_class: Any) -> ArgumentParser:

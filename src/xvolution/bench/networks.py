@@ -1,133 +1,137 @@
-"""`xvolution bench networks`: whole ResNets, plain and with X-volution, training and deployed."""
+"""`xvolution bench networks`: whole networks, plain, with squeeze-and-excitation and with X-volution, where they are run."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from torch import Tensor, nn
 
-from xvolution.bench.forms import cost, inference, timed
-from xvolution.bench.operators import BASELINE
+from xvolution.bench.network_forms import TRAINING, NetworkForm, measure_forms
+from xvolution.bench.operators import DTYPES, MEMORY_FORMATS, MODES
 from xvolution.bench.results import Case, Record
-from xvolution.bench.settings import require_at_least, require_known, thread_count
-from xvolution.conversion.convert import convert
-from xvolution.deploy.export import export
-from xvolution.deploy.latency import cpu_threads
-from xvolution.deploy.reparameterize import reparameterize
+from xvolution.bench.settings import require_at_least, require_device, require_known, thread_count
+from xvolution.bench.written import WrittenFiles
+from xvolution.conversion.register import operator_config
+from xvolution.conversion.selection import stages_of
 from xvolution.deploy.runtimes import RUNTIMES
 from xvolution.training.errors import InputError
 
-FORMS: dict[str, tuple[int, ...]] = {"stage 3": (3,), "all stages": (1, 2, 3, 4)}
-MEASURED_IN = ("training", "torch", "onnxruntime", "openvino")
+NETWORKS = (
+    "resnet18",
+    "resnet50",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "convnext_atto",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+)
+#: The rival, on the convolutions that X-volution would replace; of a depthwise one and its projection, on the depthwise one.
+SQUEEZE_EXCITATION = "se"
+STAGE_3, LAST_TWO, ALL = "stage 3", "last two stages", "all stages"
 
 
 @dataclass(frozen=True)
 class NetworkBench:
-    """The plain network against X-volution in its third stage and in all stages.
+    """The plain network against squeeze-and-excitation and X-volution in stage 3, in the last two and in all stages.
 
     Deployed networks have all their norms folded, the plain one as well.
 
     Args:
-        networks: names of timm's ResNets.
-        runtimes: training (one step: forward, backward, SGD), and inference in torch or in a runtime that ``export``
-            writes for, by its name.
+        networks: names of timm's networks.
+        runtimes: a runtime that ``export`` writes for, by its name; torch; training (one step: forward, backward, SGD).
         batches: images in a batch.
+        layouts: in which X-volution is deployed: auto, or names such as split and single.
+        memory_formats: contiguous, channels_last; of torch and training.
+        modes: eager, compiled; of torch and training.
+        dtypes: float32, bfloat16; of torch and training, where it is that of autocast.
         image_size: side length in pixels.
         threads: of the CPU; 0 is all.
         rounds: samples of each form, taken in turns.
+        device: cpu or cuda.
     """
 
-    networks: Sequence[str] = ("resnet18", "resnet50")
-    runtimes: Sequence[str] = MEASURED_IN
-    batches: Sequence[int] = (1, 8)
+    networks: Sequence[str] = NETWORKS
+    runtimes: Sequence[str] = ("onnxruntime", "openvino", "torch")
+    batches: Sequence[int] = (1,)
+    layouts: Sequence[str] = ("auto",)
+    memory_formats: Sequence[str] = tuple(MEMORY_FORMATS)
+    modes: Sequence[str] = ("eager",)
+    dtypes: Sequence[str] = ("float32",)
     image_size: int = 224
     threads: int = 1
     rounds: int = 11
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
-        require_known("runtimes", self.runtimes, ("training", "torch", *RUNTIMES))
-        missing = [name for name in self.networks if not timm.is_model(name)]
-        if missing:
-            raise InputError(f"--networks is {', '.join(missing)}; timm has no such model. Give names like resnet50.")
-        for name, least in (("batches", 1), ("image_size", 32), ("threads", 0), ("rounds", 1)):
-            require_at_least(name.replace("_", "-"), getattr(self, name), least)
+        require_networks(self.networks)
+        require_known("runtimes", self.runtimes, (TRAINING, "torch", *RUNTIMES))
+        for name, allowed in (("memory-formats", MEMORY_FORMATS), ("modes", MODES), ("dtypes", DTYPES)):
+            require_known(name, getattr(self, name.replace("-", "_")), tuple(allowed))
+        for name, least in (("batches", 1), ("image-size", 32), ("threads", 0), ("rounds", 1)):
+            require_at_least(name, getattr(self, name.replace("-", "_")), least)
+        require_device(self.device)
+        on_cpu = [name for name in self.runtimes if name in RUNTIMES]
+        if on_cpu and self.device != "cpu":
+            raise InputError(
+                f"--runtimes is {', '.join(on_cpu)}, run on the CPU here; with --device {self.device} give torch or training."
+            )
+        if TRAINING in self.runtimes and max(self.batches) < 2:
+            raise InputError("--runtimes has training, where batch norms need at least 2 images; give such --batches.")
 
     def cases(self) -> list[Case]:
         """All combinations; one image makes no training step, since batch norms need more."""
-        found = []
+        files, found = WrittenFiles(), []
         for network, runtime, batch in product(self.networks, self.runtimes, self.batches):
-            if runtime == "training" and batch == 1:
+            if runtime == TRAINING and batch == 1:
                 continue
-            settings = {
-                "network": network,
-                "runtime": runtime,
-                "batch": batch,
-                "image_size": self.image_size,
-                "threads": thread_count(self.threads),
-            }
-            key = " ".join(map(str, settings.values()))
-            found.append(Case(key, settings, partial(self._measure, settings)))
+            for way in ways(runtime, self.memory_formats, self.modes, self.dtypes):
+                settings = {
+                    "network": network,
+                    "runtime": runtime,
+                    "batch": batch,
+                    "image_size": self.image_size,
+                    "threads": thread_count(self.threads),
+                    "device": self.device,
+                    **way,
+                    "layouts": [] if runtime == TRAINING else list(self.layouts),
+                }
+                key = " ".join(
+                    " ".join(value) if isinstance(value, list) else str(value) for value in settings.values()
+                )
+                found.append(Case(key, settings, partial(self._measure, settings, files)))
         return found
 
-    def _measure(self, settings: dict[str, Any]) -> dict[str, Record]:
-        images = torch.randn(settings["batch"], 3, self.image_size, self.image_size)
-        figures: dict[str, Record] = {}
-        calls: dict[str, Callable[[], object]] = {}
-        with cpu_threads(settings["threads"]), tempfile.TemporaryDirectory() as folder:
-            for name, stages in {BASELINE: (), **FORMS}.items():
-                model = _network(settings["network"], stages)
-                if settings["runtime"] == "training":
-                    calls[name] = _step(model.train(), images)
-                else:
-                    model = reparameterize(model.eval(), example_inputs=images, fold_norms=True)
-                    calls[name] = _runner(model, settings, images, Path(folder, name.replace(" ", "-")))
-                figures[name] = cost(model, images[:1])
-            for name, times in timed(calls, BASELINE, self.rounds).items():
-                figures[name] |= times
-        return figures
+    def _measure(self, settings: dict[str, Any], files: WrittenFiles) -> dict[str, Record]:
+        forms = forms_of(settings["network"], settings["layouts"] or ["auto"])
+        return measure_forms(settings, forms, files, self.rounds)
 
 
-def _network(name: str, stages: tuple[int, ...]) -> nn.Module:
-    torch.manual_seed(0)
-    model = timm.create_model(name)
-    if not stages:
-        return model
-    converted = convert(model, stages=stages, inplace=True)
-    # At its start the attention is off; time does not depend on it, but what is measured should be what is trained.
-    with torch.no_grad():
-        for module_name, parameter in converted.named_parameters():
-            if "attention_norm.weight" in module_name:
-                parameter.fill_(0.5)
-    return converted
+def require_networks(names: Sequence[str]) -> None:
+    """Raise ``InputError`` unless timm has networks of these names."""
+    missing = [name for name in names if not timm.is_model(name)]
+    if missing or not names:
+        said = ", ".join(missing) or "empty"
+        raise InputError(f"--networks is {said}; timm has no such model. Give names like resnet50.")
 
 
-def _step(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    target = torch.zeros(len(images), dtype=torch.long)
-
-    def step() -> object:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), target).backward()
-        return optimizer.step()
-
-    return step
+def ways(
+    runtime: str, memory_formats: Sequence[str], modes: Sequence[str], dtypes: Sequence[str]
+) -> Iterator[dict[str, str]]:
+    """How torch runs a network; a runtime has one way of its own."""
+    chosen = [("contiguous",), ("eager",), ("float32",)] if runtime in RUNTIMES else [memory_formats, modes, dtypes]
+    for memory_format, mode, dtype in product(*chosen):
+        yield {"dtype": dtype, "mode": mode, "memory_format": memory_format}
 
 
-def _runner(model: nn.Module, settings: dict[str, Any], images: Tensor, path: Path) -> Callable[[], object]:
-    """A call of the deployed network in its runtime."""
-    runtime, threads = settings["runtime"], settings["threads"]
-    if runtime == "torch":
-        return inference(model, images)
-    written = RUNTIMES[runtime]
-    path = path.with_suffix(written.ending)
-    export(model, path, example_inputs=images)
-    loaded = written.load(path, threads=threads, input_shapes=[images.shape])
-    return lambda: loaded(images)
+def forms_of(network: str, layouts: Sequence[str]) -> list[NetworkForm]:
+    """The forms beside the plain network; a layout that was asked for by name is a part of the form's name."""
+    last = len(stages_of(timm.create_model(network)))
+    places = {STAGE_3: (3,), LAST_TWO: (last - 1, last), ALL: None}
+    forms = [NetworkForm(SQUEEZE_EXCITATION, operator_config(SQUEEZE_EXCITATION))]
+    for layout, (name, stages) in product(layouts, places.items()):
+        forms.append(NetworkForm(name if layout == "auto" else f"{name} {layout}", operator_config(), stages, layout))
+    return forms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -15,18 +15,24 @@ from torch import Tensor, nn
 
 from xvolution.bench.forms import cost, inference, peak_bytes, refusal, timed, training
 from xvolution.bench.results import Case, Record
-from xvolution.bench.settings import require_at_least, require_known, thread_count
+from xvolution.bench.settings import require_at_least, require_device, require_known, thread_count
+from xvolution.bench.written import WrittenFiles
+from xvolution.conversion.config import XVolutionConfig
 from xvolution.conversion.register import operator_config, operator_names
 from xvolution.deploy.latency import cpu_threads
+from xvolution.deploy.runtimes import RUNTIMES
 from xvolution.operator import XVolution, fold
-from xvolution.training.errors import InputError
 
 RESNET = {"resnet-1": (64, 56, 56), "resnet-2": (128, 28, 28), "resnet-3": (256, 14, 14), "resnet-4": (512, 7, 7)}
 FPN = {"fpn-2": (256, 200, 304), "fpn-3": (256, 100, 152), "fpn-4": (256, 50, 76), "fpn-5": (256, 25, 38)}
 SHAPES = {**RESNET, **FPN}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+MODES = ("eager", "compiled")
 BASELINE = "conv"
 WITH_NORM = "conv and norm"
+#: What a case in a runtime of files is measured as: other settings are torch's.
+_IN_FILES = {"pass": "inference", "dtype": "float32", "mode": "eager", "device": "cpu", "memory_format": "contiguous"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class OperatorBench:
     """What to measure: every combination of shapes, batches, dtypes, modes and threads.
 
     Args:
-        operators: names of the register beside conv, such as xvolution, acmix, involution, sasa, global.
+        operators: names of the register beside conv, such as xvolution, se, acmix, involution, sasa, global.
         shapes: resnet-1 to resnet-4 (the 3x3 convolutions of a ResNet at 224), fpn-2 to fpn-5 (an FPN at 800x1216).
         batches: images in a batch.
         dtypes: float32, bfloat16.
@@ -43,10 +49,11 @@ class OperatorBench:
         passes: inference (of the deployed form), training (forward and backward, with peak memory).
         rounds: samples of each form, taken in turns.
         device: cpu or cuda.
-        channels_last: the memory format.
+        memory_formats: contiguous, channels_last; of torch.
+        runtimes: torch; a runtime that ``export`` writes for, by its name: for inference, in float32.
     """
 
-    operators: Sequence[str] = ("xvolution", "global", "sasa", "involution", "acmix")
+    operators: Sequence[str] = ("xvolution", "se", "global", "sasa", "involution", "acmix")
     shapes: Sequence[str] = tuple(RESNET)
     batches: Sequence[int] = (1, 32)
     dtypes: Sequence[str] = ("float32", "bfloat16")
@@ -55,31 +62,42 @@ class OperatorBench:
     passes: Sequence[str] = ("inference", "training")
     rounds: int = 11
     device: str = "cpu"
-    channels_last: bool = False
+    memory_formats: Sequence[str] = ("contiguous",)
+    runtimes: Sequence[str] = ("torch",)
 
     def __post_init__(self) -> None:
         allowed: dict[str, Sequence[str]] = {
             "operators": operator_names(),
+            "runtimes": ("torch", *RUNTIMES),
             "shapes": tuple(SHAPES),
             "dtypes": tuple(DTYPES),
-            "modes": ("eager", "compiled"),
+            "modes": MODES,
+            "memory-formats": tuple(MEMORY_FORMATS),
             "passes": ("inference", "training"),
         }
         for name, values in allowed.items():
-            require_known(name, getattr(self, name), values)
+            require_known(name, getattr(self, name.replace("-", "_")), values)
         for name, least in (("batches", 1), ("threads", 0), ("rounds", 1)):
             require_at_least(name, getattr(self, name), least)
-        require_known("device", [self.device], ("cpu", "cuda"))
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device is cuda, and there is none here; take cpu.")
+        require_device(self.device)
 
     def cases(self) -> list[Case]:
-        """All combinations."""
-        found = []
-        combinations = product(self.passes, self.dtypes, self.modes, self.threads, self.batches, self.shapes)
-        for what, dtype, mode, threads, batch, shape in combinations:
+        """All combinations that there are."""
+        files, found = WrittenFiles(), []
+        combinations = product(
+            self.passes,
+            self.runtimes,
+            self.dtypes,
+            self.modes,
+            self.memory_formats,
+            self.threads,
+            self.batches,
+            self.shapes,
+        )
+        for what, runtime, dtype, mode, memory_format, threads, batch, shape in combinations:
             settings = {
                 "pass": what,
+                "runtime": runtime,
                 "shape": shape,
                 "size": list(SHAPES[shape]),
                 "batch": batch,
@@ -87,33 +105,36 @@ class OperatorBench:
                 "mode": mode,
                 "threads": thread_count(threads),
                 "device": self.device,
-                "memory_format": "channels_last" if self.channels_last else "contiguous",
+                "memory_format": memory_format,
             }
-            names = ("pass", "shape", "batch", "dtype", "mode", "threads", "device", "memory_format")
-            key = " ".join(str(settings[name]) for name in names)
-            found.append(Case(key, settings, partial(self._measure, settings)))
+            if runtime in RUNTIMES and any(settings[name] != value for name, value in _IN_FILES.items()):
+                continue
+            key = " ".join(str(value) for name, value in settings.items() if name != "size")
+            found.append(Case(key, settings, partial(self._measure, settings, files)))
         return found
 
-    def _measure(self, settings: dict[str, Any]) -> dict[str, Record]:
+    def _measure(self, settings: dict[str, Any], files: WrittenFiles) -> dict[str, Record]:
         channels, height, width = settings["size"]
         shape = (settings["batch"], channels, height, width)
         torch.manual_seed(0)
         forms, figures = self._forms(settings["pass"], shape)
-        dtype, device = DTYPES[settings["dtype"]], torch.device(self.device)
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
-        format = torch.channels_last if self.channels_last else torch.contiguous_format
-        x = torch.randn(shape).to(**place).contiguous(memory_format=format)
+        place: dict[str, Any] = {"dtype": DTYPES[settings["dtype"]], "device": self.device}
+        memory_format = MEMORY_FORMATS[settings["memory_format"]]
+        x = torch.randn(shape).to(**place).contiguous(memory_format=memory_format)
         with cpu_threads(settings["threads"]):
-            calls = {}
+            calls: dict[str, Callable[[], object]] = {}
             for name, form in forms.items():
                 figures[name] |= cost(form, torch.randn(1, *shape[1:]))
-                module = form.to(**place).to(memory_format=format)
+                if settings["runtime"] in RUNTIMES:
+                    calls[name] = files.runner(settings["runtime"], form, x, (name, channels), settings["threads"])
+                    continue
+                module = form.to(**place).to(memory_format=memory_format)
                 run = torch.compile(module, dynamic=False) if settings["mode"] == "compiled" else module
                 calls[name] = _call(settings["pass"], run, x)
             for name, times in timed(calls, BASELINE, self.rounds).items():
                 figures[name] |= times
-                if settings["mode"] == "eager":
-                    figures[name]["peak_bytes"] = peak_bytes(calls[name], device)
+                if settings["mode"] == "eager" and settings["runtime"] not in RUNTIMES:
+                    figures[name]["peak_bytes"] = peak_bytes(calls[name], x.device)
         torch.compiler.reset()
         return figures
 
@@ -136,7 +157,10 @@ class OperatorBench:
         for name in self.operators:
             if name == BASELINE:
                 continue
-            operator = operator_config(name).replacement(deepcopy(conv), nn.BatchNorm2d(channels))
+            # A norm folds into the convolution; only X-volution folds by itself.
+            config = operator_config(name)
+            keeps_norm = what == "training" or isinstance(config, XVolutionConfig)
+            operator = config.replacement(deepcopy(conv), nn.BatchNorm2d(channels) if keeps_norm else None)
             if what == "training":
                 yield name, operator.train()
             elif not isinstance(operator, XVolution):
@@ -158,4 +182,4 @@ def _call(what: str, module: Any, x: Tensor) -> Any:
 
 def full(bench: OperatorBench) -> OperatorBench:
     """The same over every shape, both modes, and one and all threads."""
-    return dataclasses.replace(bench, shapes=tuple(SHAPES), modes=("eager", "compiled"), threads=(1, 0))
+    return dataclasses.replace(bench, shapes=tuple(SHAPES), modes=MODES, threads=(1, 0))

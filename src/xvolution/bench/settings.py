@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import torch
+
 from xvolution.training.errors import InputError
 
 
@@ -21,6 +23,13 @@ def require_at_least(flag: str, given: int | Sequence[int], least: int) -> None:
     if not numbers or min(numbers) < least:
         said = ", ".join(map(str, numbers)) or "empty"
         raise InputError(f"--{flag} is {said}; it must be at least {least}.")
+
+
+def require_device(device: str) -> None:
+    """Raise ``InputError`` unless ``device`` is one that there is here."""
+    require_known("device", [device], ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda, and there is none here; take cpu.")
 
 
 def thread_count(threads: int) -> int:

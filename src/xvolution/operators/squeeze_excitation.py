@@ -56,9 +56,8 @@ class SqueezeExcitation2d(nn.Module):
         reduction: int = 16,
     ) -> None:
         super().__init__()
-        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
-        conv = nn.Conv2d(in_channels, out_channels, *geometry, device=device, dtype=dtype)
-        self._assemble(conv, nn.Identity(), reduction)
+        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        self._assemble(nn.Conv2d(in_channels, out_channels, *geometry), nn.Identity(), reduction)
 
     @classmethod
     def from_conv(cls, conv: Any, conv_norm: nn.Module | None = None, *, reduction: int = 16) -> SqueezeExcitation2d:

@@ -1,0 +1,105 @@
+"""`xvolution bench options`: what each option of X-volution's default branch costs in each runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+from xvolution.attention.pixel_shift import PixelShift
+from xvolution.bench.network_forms import NetworkForm, measure_forms
+from xvolution.bench.networks import require_networks, ways
+from xvolution.bench.operators import MEMORY_FORMATS
+from xvolution.bench.results import Case, Record
+from xvolution.bench.settings import require_at_least, require_known, thread_count
+from xvolution.bench.written import WrittenFiles
+from xvolution.conversion.config import XVolutionConfig
+from xvolution.deploy.runtimes import RUNTIMES
+
+DEFAULT = "default"
+_POOLED = ("pooled_query", "pooled_key")
+_DEFAULTS = PixelShift()
+#: The pooled terms, each and both, the other way round than by default.
+_OTHERWISE: dict[str, Any] = {name: not getattr(_DEFAULTS, name) for name in _POOLED}
+CHANGES: tuple[Mapping[str, Any], ...] = (
+    *({name: value} for name, value in _OTHERWISE.items()),
+    _OTHERWISE,
+    {"attention_ratio": 0.125},
+    {"attention_channels": 8},
+    {"attention_channels": 16},
+    {"gate": "identity"},
+    {"gate": "tanh"},
+    {"window": 3},
+    {"window": 5},
+)
+
+
+@dataclass(frozen=True)
+class OptionBench:
+    """The plain network against X-volution in all stages, with its defaults and with one option changed.
+
+    Deployed networks have all their norms folded, the plain one as well.
+
+    Args:
+        networks: names of timm's networks.
+        runtimes: a runtime that ``export`` writes for, by its name; torch.
+        batches: images in a batch.
+        layout: in which all of them are deployed: a layout, or auto.
+        memory_formats: contiguous, channels_last; of torch.
+        image_size: side length in pixels.
+        threads: of the CPU; 0 is all.
+        rounds: samples of each form, taken in turns.
+    """
+
+    networks: Sequence[str] = ("resnet18", "efficientnet_lite0")
+    runtimes: Sequence[str] = ("onnxruntime", "openvino", "torch")
+    batches: Sequence[int] = (1,)
+    layout: str = "split"
+    memory_formats: Sequence[str] = tuple(MEMORY_FORMATS)
+    image_size: int = 224
+    threads: int = 1
+    rounds: int = 11
+
+    def __post_init__(self) -> None:
+        require_networks(self.networks)
+        require_known("runtimes", self.runtimes, ("torch", *RUNTIMES))
+        require_known("memory-formats", self.memory_formats, tuple(MEMORY_FORMATS))
+        for name, least in (("batches", 1), ("image-size", 32), ("threads", 0), ("rounds", 1)):
+            require_at_least(name, getattr(self, name.replace("-", "_")), least)
+
+    def cases(self) -> list[Case]:
+        """All combinations, with every option in each."""
+        files, found = WrittenFiles(), []
+        for network, runtime, batch in product(self.networks, self.runtimes, self.batches):
+            for way in ways(runtime, self.memory_formats, ("eager",), ("float32",)):
+                settings = {
+                    "network": network,
+                    "runtime": runtime,
+                    "batch": batch,
+                    "image_size": self.image_size,
+                    "threads": thread_count(self.threads),
+                    "device": "cpu",
+                    **way,
+                    "layout": self.layout,
+                }
+                key = " ".join(map(str, settings.values()))
+                found.append(Case(key, settings, partial(self._measure, settings, files)))
+        return found
+
+    def _measure(self, settings: dict[str, Any], files: WrittenFiles) -> dict[str, Record]:
+        forms = [
+            NetworkForm(name, XVolutionConfig(attention=PixelShift(**changed)), None, settings["layout"])
+            for name, changed in variants().items()
+        ]
+        return measure_forms(settings, forms, files, self.rounds)
+
+
+def variants() -> dict[str, Mapping[str, Any]]:
+    """What is changed, by the name of the form."""
+    return {DEFAULT: {}} | {_said(changed): changed for changed in CHANGES}
+
+
+def _said(changed: Mapping[str, Any]) -> str:
+    return ", ".join(f"{option}={value}" for option, value in changed.items())
