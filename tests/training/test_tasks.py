@@ -25,6 +25,7 @@ from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.commands import parse_run, train_flags
 from xvolution.training.config import RunConfig
 from xvolution.training.data.transforms import Preprocessing
+from xvolution.training.deployment import DeploySettings
 from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.evaluation import Evaluation
 from xvolution.training.fit import TrainResult
@@ -185,7 +186,7 @@ class Toy(Task[ToyConfig, ToyMetadata]):
     def evaluate(self, model: nn.Module, metadata: ToyMetadata, settings: Any, **options: Any) -> ToyEvaluation:
         return ToyEvaluation(settings.batch_size, **{"colour": None, **options})
 
-    def deploy(self, model: nn.Module, metadata: ToyMetadata, layout: str, fold_norms: bool, **options: Any) -> Any:
+    def deploy(self, model: nn.Module, metadata: ToyMetadata, settings: DeploySettings, **options: Any) -> Any:
         raise RunError("a toy is not deployed.")
 
 
