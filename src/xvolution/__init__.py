@@ -2,6 +2,7 @@
 
 from xvolution import attention, functional
 from xvolution import operators as operators  # registers what convert() takes by name
+from xvolution.conversion.checkpoints import load_unconverted
 from xvolution.conversion.config import XVolutionConfig
 from xvolution.conversion.convert import ConversionError, convert
 from xvolution.conversion.register import OperatorConfig
@@ -38,6 +39,7 @@ __all__ = [
     "export",
     "functional",
     "layouts_of",
+    "load_unconverted",
     "reparameterize",
     "unfolded_of",
 ]

@@ -8,7 +8,6 @@ convolution, which is tested by running it; nothing is decided by a class's name
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from xvolution.copying import copied
 from xvolution.geometry import Geometry
-from xvolution.numerics import CONVOLVE
+from xvolution.numerics import CONVOLVE, double, in_float64
 
 #: torch's modules by the number of dimensions after the channels.
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -130,7 +130,8 @@ def is_plain(conv: nn.Module) -> bool:
 
     Pruning and the older weight and spectral norms compute them in a hook, and take them off the parameters for that.
     """
-    return type(conv) in _PLAIN and {"weight", "bias"} <= conv._parameters.keys()
+    patched = {"forward", "_conv_forward"} & vars(conv).keys()
+    return type(conv) in _PLAIN and {"weight", "bias"} <= conv._parameters.keys() and not patched
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -193,7 +194,7 @@ def kernel_of(conv: Any) -> Kernel:
         return _kernel(_declared(conv), conv.weight, conv.bias)
     if is_lazy(conv.weight):
         raise ValueError(f"{type(conv).__name__} has no weights yet; run the network once, which makes them")
-    probe = deepcopy(conv).eval().double()
+    probe = in_float64(copied(conv).eval())
     for geometry in _possible_geometries(conv):
         kernel = _observed(probe, geometry)
         if kernel is not None:
@@ -219,8 +220,8 @@ def _declared(conv: Any) -> Geometry:
 
 
 def _kernel(geometry: Geometry, weight: Tensor, bias: Tensor | None) -> Kernel:
-    wide = weight.detach().double()
-    return Kernel(geometry, wide, wide.new_zeros(len(wide)) if bias is None else bias.detach().double())
+    wide = double(weight)
+    return Kernel(geometry, wide, wide.new_zeros(len(wide)) if bias is None else double(bias))
 
 
 class _Convolutions(TorchFunctionMode):

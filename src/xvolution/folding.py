@@ -6,7 +6,6 @@ Which norms are a scale and a shift of each channel is known here alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.convolutions import kernel_of
+from xvolution.copying import CopyError, copied
 from xvolution.geometry import Geometry, per_channel
+from xvolution.numerics import double, in_float64
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -58,7 +59,11 @@ def is_frozen_batch_norm(module: Any) -> bool:
 @torch.no_grad()
 def _computes_batch_norm(module: Any, dims: int) -> bool:
     """Whether a frozen norm is the scale and the shift of ``affine_of`` on maps of ``dims`` dimensions."""
-    norm, generator = deepcopy(module).double(), torch.Generator().manual_seed(0)
+    try:
+        norm = in_float64(copied(module))
+    except CopyError:
+        return False
+    generator = torch.Generator().manual_seed(0)
     for name in _FROZEN_BUFFERS:
         buffer = norm._buffers[name]
         norm._buffers[name] = (0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64)).to(
@@ -101,10 +106,10 @@ def affine_of(norm: Any, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     one = torch.ones(channels, dtype=torch.float64, device=like.device)
     if type(norm) is nn.Identity:
         return one, torch.zeros_like(one)
-    weight = one if norm.weight is None else norm.weight.double()
-    scale = weight * torch.rsqrt(norm.running_var.double() + getattr(norm, "eps", 1e-5))
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
+    weight = one if norm.weight is None else double(norm.weight)
+    scale = weight * torch.rsqrt(double(norm.running_var) + getattr(norm, "eps", 1e-5))
+    shift = -double(norm.running_mean) * scale
+    return scale, shift if norm.bias is None else shift + double(norm.bias)
 
 
 def split_norm(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
@@ -112,6 +117,10 @@ def split_norm(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Te
     foldable = is_foldable(norm)
     scale, shift = affine_of(norm if foldable else nn.Identity(), channels, like)
     return scale, shift, nn.Identity() if foldable else norm
+
+
+class FoldingError(ValueError):
+    """The convolutions of an operator cannot become one."""
 
 
 @dataclass
@@ -159,7 +168,7 @@ def fold_convolutions(convs: Iterable[tuple[Any, nn.Module]]) -> FoldedConvoluti
     """The sum of convolutions of one window, each with the norm behind it, as one convolution.
 
     Raises:
-        ValueError: there are several, and a norm of theirs does not fold.
+        FoldingError: there are several, and a norm of theirs does not fold.
     """
     (conv, first_norm), *others = convs
     kernel = kernel_of(conv)
@@ -178,7 +187,7 @@ def fold_convolutions(convs: Iterable[tuple[Any, nn.Module]]) -> FoldedConvoluti
     )
     for other, other_norm in others:
         if not (type(norm) is nn.Identity and is_foldable(other_norm)):
-            raise ValueError(
+            raise FoldingError(
                 "the convolutions of this operator cannot become one, because a norm of theirs does not fold; each needs a "
                 "batch norm with running statistics, or none"
             )

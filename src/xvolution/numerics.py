@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from xvolution.copying import copied
+
+Module = TypeVar("Module", bound=nn.Module)
 
 #: torch's convolutions by the number of dimensions after the channels.
 CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -42,6 +47,33 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+@cache
+def has_float64(device_type: str) -> bool:
+    """Whether a kind of device computes in fp64; Apple's GPUs do not."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device_type)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def double(x: Tensor) -> Tensor:
+    """``x`` without its gradient in fp64, on the CPU where its device has none."""
+    x = x.detach()
+    return (x if has_float64(x.device.type) else x.cpu()).double()
+
+
+def on_float64_device(module: Module) -> Module:
+    """``module``, or a copy of it on the CPU where its device has no fp64."""
+    kinds = {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
+    return module if all(map(has_float64, kinds)) else copied(module).cpu()
+
+
+def in_float64(module: Module) -> Module:
+    """``module`` itself, changed to fp64; on the CPU where its device has none."""
+    return on_float64_device(module).double()
+
+
 def computed_in(x: Tensor) -> torch.dtype:
     """The dtype in which torch convolves ``x``: that of autocast, where it is on."""
     device = x.device.type
@@ -64,6 +96,15 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
         limit = torch.finfo(dtype).max
         return x.clamp(-limit, limit).to(dtype)
     return x.to(dtype)
+
+
+def owned(y: Tensor) -> Tensor:
+    """``y``, copied where it is a view that autograd follows: what a module returns may be hooked, and changed in place."""
+    if not torch.jit.is_scripting():
+        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not captured and y.requires_grad and y._is_view():
+            return y.clone()
+    return y
 
 
 def multiply_channels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

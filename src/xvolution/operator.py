@@ -5,7 +5,7 @@ X-volution: On the Unification of Convolution and Self-attention (Chen, Wang, Ni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from xvolution.attention import DEFAULT_ATTENTION, AttentionConfig, attention_config
 from xvolution.attention.base import fold_attention, methods_of, zero_
-from xvolution.attention.folded import Folded, FoldedWithoutAttention
+from xvolution.attention.deployed import DeployedOperator
+from xvolution.attention.folded import Folded, FoldedWithoutAttention, LayoutError
 from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
-from xvolution.folding import NormLayer, becomes_foldable, build_norm, fold_convolutions
+from xvolution.copying import hand_over_hooks
+from xvolution.exactness import ReparameterizationError, refusal, require_exact, require_unaltered
+from xvolution.folding import FoldingError, NormLayer, becomes_foldable, build_norm, fold_convolutions
 from xvolution.geometry import ConvSite, Geometry
 from xvolution.memory_format import with_format_of
-from xvolution.numerics import add
-
-
-class ReparameterizationError(RuntimeError):
-    """A model cannot be re-parameterized, or its deployed form computes something else."""
+from xvolution.numerics import add, on_float64_device
+from xvolution.standin import StandIn
 
 
 class NormalizedConvolution(nn.Module):
@@ -36,7 +36,7 @@ class NormalizedConvolution(nn.Module):
         return self.norm(self.conv(x))
 
 
-class XVolution(nn.Module):
+class XVolution(StandIn):
     """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
 
         y = conv_norm(conv(x)) + attention_norm(attention(x))     (with num_conv_branches, a sum of such convolutions and norms)
@@ -258,16 +258,19 @@ class XVolution(nn.Module):
         """The deployed form with the fewest multiplications, as ``timm.utils.reparameterize_model`` asks for it.
 
         Raises:
-            ReparameterizationError: the operator is in train mode.
+            ReparameterizationError: the operator is in train mode, or its parts do not compute what they were built for.
         """
         require_eval(self)
-        folded = fold(self)
-        return folded.deployed(folded.layouts[0], self.conv.weight)
+        return deploy(self, lambda folded: folded.deployed(folded.layouts[0], self.conv.weight))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("weight", "bias"):
-            if prefix + name in state_dict and f"{prefix}conv.{name}" not in state_dict:
-                state_dict[f"{prefix}conv.{name}"] = state_dict.pop(prefix + name)
+        # A plain convolution's, whose weights a parametrization or a hook may compute from others.
+        stores = (self.conv._parameters, self.conv._buffers, self.conv._modules)
+        of_conv = {name for store in stores for name in store} - self._modules.keys()
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key.removeprefix(prefix)
+            if name.split(".")[0] in of_conv and f"{prefix}conv.{name}" not in state_dict:
+                state_dict[f"{prefix}conv.{name}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -297,7 +300,13 @@ OPERATOR_OF_DIMS: dict[int, type[XVolution]] = {1: XVolution1d, 2: XVolution2d, 
 
 
 def fold(operator: XVolution) -> Folded:
-    """An operator in eval mode with every norm that folds multiplied in."""
+    """An operator in eval mode with every norm that folds multiplied in; on the CPU where its device has no fp64.
+
+    Raises:
+        ReparameterizationError: a part that is multiplied in has a hook or a patched forward.
+    """
+    require_unaltered(operator)
+    operator = on_float64_device(operator)
     branches: Any = operator.parallel
     convolution = fold_convolutions(
         [(operator.conv, operator.conv_norm), *((branch.conv, branch.norm) for branch in branches)]
@@ -305,6 +314,32 @@ def fold(operator: XVolution) -> Folded:
     if operator.attention is None:
         return FoldedWithoutAttention(convolution)
     return fold_attention(operator.attention, convolution, operator.attention_norm)
+
+
+@torch.inference_mode(False)  # weights made under it could never be trained
+def deploy(operator: XVolution, choose: Callable[[Folded], DeployedOperator]) -> DeployedOperator:
+    """The deployed form of an operator in eval mode, with the hooks on the operator, and proven to compute the same.
+
+    Args:
+        operator: the operator.
+        choose: builds the module in one of the layouts.
+
+    Raises:
+        ReparameterizationError: a part has a hook or a patched forward, or was exchanged for one that computes another formula.
+        LayoutError: there is no such layout.
+    """
+    try:
+        deployed = choose(fold(operator))
+        require_exact(operator, deployed.layout, fold)
+    except (ReparameterizationError, LayoutError):
+        raise
+    except FoldingError as error:
+        raise ReparameterizationError(str(error)) from error
+    except Exception as error:  # parts that somebody exchanged do not fit together in any way that could be foreseen
+        raise ReparameterizationError(refusal(operator, f"cannot be merged ({error})")) from error
+    if not any(parameter.requires_grad for parameter in operator.parameters()):
+        deployed.requires_grad_(False)
+    return hand_over_hooks(operator, deployed)
 
 
 def require_eval(model: nn.Module) -> None:

@@ -7,9 +7,9 @@ from torch import nn
 from tests.core.execution import relative_error
 from tests.core.networks import SmallNet, randomize
 from xvolution import ReparameterizationError, XVolution2d, XVolutionConfig, convert, layouts_of, reparameterize
+from xvolution import operator as deploying
 from xvolution.attention import PixelShift
 from xvolution.attention.folded import LayoutError
-from xvolution.deploy import reparameterize as deploying
 
 CONFIG = XVolutionConfig(attention=PixelShift(gate="tanh", window_norm=True))
 
@@ -103,10 +103,15 @@ def test_the_first_module_that_differs_is_named(network, images, monkeypatch):
 
     def fold_wrong(operator):
         folded = fold_right(operator)
-        if operator.conv.weight.data_ptr() != 0 and torch.equal(operator.conv.weight, broken.conv.weight):
+        if torch.equal(operator.conv.weight.float(), broken.conv.weight):
             folded.convolution.bias += 1
         return folded
 
     monkeypatch.setattr(deploying, "fold", fold_wrong)
+    with pytest.raises(
+        ReparameterizationError, match=r"^layer1\.conv2: the operator computes something else than its dep"
+    ):
+        reparameterize(network)
+    monkeypatch.setattr(deploying, "require_exact", lambda *_: None)
     with pytest.raises(ReparameterizationError, match=r"first module that differs is layer1\.conv2"):
         reparameterize(network, images)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xvolution.attention.folded import Folded, StaysAttention
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, Geometry, as_tuple, per_channel
-from xvolution.numerics import GATES, add
+from xvolution.numerics import GATES, add, double
 
 #: Of a branch's window: its side length, one for each dimension, ``"conv"`` for that of the convolution, or None to choose.
 Window = int | tuple[int, ...] | Literal["conv"] | None
@@ -148,9 +148,9 @@ class AttentionBranch(nn.Module, ABC):
     def scale_output_(self, scale: Tensor) -> None:
         """Multiply what the branch returns by (C_out,), in its weights: in the rows of the value projection."""
         value: Any = self.value
-        value.weight.copy_(value.weight.double() * per_channel(scale[:, None], value.weight))
+        value.weight.copy_(double(value.weight) * per_channel(scale[:, None], value.weight))
         if value.bias is not None:
-            value.bias.copy_(value.bias.double() * scale)
+            value.bias.copy_(double(value.bias) * scale)
 
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
         """The operator of this branch and its norm beside ``convolution``; by default the branch stays attention."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from xvolution.convolutions import conv_of, is_convolution, is_plain, kernel_of
+from xvolution.copying import copied
 from xvolution.folding import FoldedConvolution
 from xvolution.geometry import Geometry, per_channel
-from xvolution.numerics import CONVOLVE, add
+from xvolution.numerics import CONVOLVE, add, owned
+from xvolution.standin import StandIn
 
 
-class DeployedOperator(nn.Module, ABC):
+class DeployedOperator(StandIn, ABC):
     """An operator as it is deployed. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any number of dimensions.
 
     Attributes:
@@ -151,12 +152,12 @@ def convolve_each(geometry: Geometry, x: Tensor, kernels: Tensor, biases: Tensor
     )
     y = y.reshape(images, -1, *y.shape[2:])
     channels_last = x.dim() == 4 and x.stride(1) == 1 < x.shape[1]
-    return y.contiguous(memory_format=torch.channels_last) if channels_last else y
+    return owned(y.contiguous(memory_format=torch.channels_last) if channels_last else y)
 
 
 def materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:
     """A copy of a branch with torch's own convolutions, where it had parametrized ones."""
-    attention = deepcopy(attention)
+    attention = copied(attention)
     for name, module in list(attention.named_modules()):
         if name and is_convolution(module) and not is_plain(module):
             kernel, groups = kernel_of(module), int(getattr(module, "groups", 1))

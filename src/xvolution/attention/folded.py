@@ -47,8 +47,11 @@ class Folded(ABC):
         """
         if layout not in self.layouts:
             raise LayoutError(f"it has no layout {layout!r}; it has {', '.join(map(repr, self.layouts))}")
+        device = self.convolution.weight.device
         with torch.no_grad():
-            module = self.build(layout, {"device": like.device, "dtype": like.dtype}).eval()
+            module = self.build(layout, {"device": device, "dtype": like.dtype}).eval()
+        if device != like.device:  # it was folded on the CPU
+            module = module.to(like.device)
         return with_format_of(like, module)
 
     def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:

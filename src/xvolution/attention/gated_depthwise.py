@@ -31,7 +31,7 @@ from xvolution.attention.reference import image_average, mixed, pad, windows
 from xvolution.convolutions import conv_over, geometry_of, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, Geometry, as_tuple, per_channel, spatial
-from xvolution.numerics import CONVOLVE, GATES, convolve_window, image_mean
+from xvolution.numerics import CONVOLVE, GATES, convolve_window, double, image_mean
 
 
 @register("gated_depthwise")
@@ -106,7 +106,7 @@ class GatedDepthwiseAttention(AttentionBranch):
 
     def scale_output_(self, scale: Tensor) -> None:
         for weight in self._linear_weights():
-            weight.copy_(weight.double() * scale.reshape(-1, *(1,) * (weight.dim() - 1)))
+            weight.copy_(double(weight) * scale.reshape(-1, *(1,) * (weight.dim() - 1)))
 
     def _linear_weights(self) -> list[Tensor]:
         """What the output depends on linearly."""
@@ -188,7 +188,7 @@ class FoldedGatedDepthwise(StaysAttention):
                 attended_bias = attended_bias + weight * convolution.value_bias
         if attention.mean_weight is not None:
             mean_value = value.mean(spatial(value))
-            attended_bias = attended_bias + scale * attention.mean_weight.double() * mean_value
+            attended_bias = attended_bias + scale * double(attention.mean_weight) * mean_value
         query = self._query(x)
         return kernel + query.unsqueeze(2) * attended, bias + query.flatten(1) * attended_bias
 

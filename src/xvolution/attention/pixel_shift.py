@@ -40,7 +40,7 @@ from xvolution.attention.reference import centres, each, image_average, mixed, p
 from xvolution.convolutions import as_kernel, conv_of, conv_over, kernel_of, pointwise, pointwise_of
 from xvolution.folding import FoldedConvolution, NormLayer, build_norm, builds_foldable, split_norm
 from xvolution.geometry import ConvSite, Geometry, per_channel, spatial
-from xvolution.numerics import CONVOLVE, GATES, add, convolve_window, image_mean, project_wide, widen
+from xvolution.numerics import CONVOLVE, GATES, add, convolve_window, double, image_mean, project_wide, widen
 
 
 @register("pixel_shift")
@@ -292,7 +292,7 @@ class FoldedPixelShift(Folded):
                 for window in map(kernel_of, attention.windows)
             ],
             window_bias=window_shift,
-            mean_weight=None if mean_weight is None else mean_weight.detach().double() * window_scale,
+            mean_weight=None if mean_weight is None else double(mean_weight) * window_scale,
             value_weight=value_weight if value_scale is None else value_weight * value_scale.unsqueeze(1),
             query_norm=query_norm,
             window_norm=window_norm,

@@ -31,7 +31,7 @@ from xvolution.attention.reference import centres, each, mixed, padded_for, wind
 from xvolution.convolutions import conv_over, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, per_channel
-from xvolution.numerics import narrow, widen
+from xvolution.numerics import double, narrow, widen
 
 
 @register("pixel_shift_dot")
@@ -152,7 +152,7 @@ class FoldedPixelShiftDot(StaysAttention):
         keys = torch.stack([pixel_of(tap, position) for tap in shifts.taps(shifts.pad(key_map))], 2)
         scores = torch.einsum(
             "nha,nhat->nht", query_map.unflatten(1, (heads, -1)), keys.unflatten(1, (heads, -1))
-        ) * attention.window_weight.double().flatten(1)
+        ) * double(attention.window_weight).flatten(1)
         values = (value.weight.flatten(1) * scale.unsqueeze(1)).unflatten(0, (heads, -1))
         attended: Any = torch.einsum("nht,hoi->nhoit", scores, values).flatten(1, 2).unflatten(3, shifts.kernel_size)
         union = convolution.geometry.union([shifts])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xvolution.convolutions import CONVOLUTIONS, is_hooked
-from xvolution.numerics import add
+from xvolution.numerics import add, owned
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -53,10 +53,10 @@ def project_onto(y: Tensor, conv: Any, x: Tensor) -> Tensor:
         return add(y, conv(x))
     weight = conv.weight.flatten(1)
     if x.is_contiguous():
-        return torch.baddbmm(y.flatten(2), weight.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+        return owned(torch.baddbmm(y.flatten(2), weight.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:]))
     pixels = x.movedim(1, -1)
     rows = torch.addmm(y.movedim(1, -1).flatten(0, -2), pixels.flatten(0, -2), weight.t())
-    return rows.unflatten(0, pixels.shape[:-1]).movedim(-1, 1)
+    return owned(rows.unflatten(0, pixels.shape[:-1]).movedim(-1, 1))
 
 
 def _has_bias(conv: Any) -> bool:

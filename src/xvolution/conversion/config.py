@@ -11,6 +11,7 @@ from torch import nn
 
 from xvolution.attention import DEFAULT_ATTENTION, AttentionConfig, attention_config
 from xvolution.convolutions import conv_over, geometry_of
+from xvolution.copying import hand_over_hooks
 from xvolution.memory_format import with_format_of
 from xvolution.operator import OPERATOR_OF_DIMS
 
@@ -113,8 +114,8 @@ class ConversionConfig(ABC):
             )
         options: dict[str, Any] = {"groups": conv.groups, "bias": conv.bias is not None}
         options |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        resized = conv_over(larger, conv.in_channels, conv.out_channels, **options)
-        return with_format_of(conv.weight, resized).train(conv.training)
+        resized = with_format_of(conv.weight, conv_over(larger, conv.in_channels, conv.out_channels, **options))
+        return hand_over_hooks(conv, resized.train(conv.training))
 
 
 @dataclass(frozen=True)

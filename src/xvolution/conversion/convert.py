@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from xvolution.conversion.checkpoints import MovedNorm
 from xvolution.conversion.config import ConversionConfig, Placement
 from xvolution.conversion.modules import infer_inputs, without_zeros
 from xvolution.conversion.outputs import Difference, tensors_in
@@ -18,6 +19,7 @@ from xvolution.conversion.proof import Changes, Proof, pairs_hold, random_statis
 from xvolution.conversion.register import operator_config
 from xvolution.conversion.selection import FilterFunction, convolutions, select
 from xvolution.conversion.summary import Record, Replacement, count_parameters, remember
+from xvolution.copying import working_copy
 from xvolution.operator import XVolution
 
 _NEW_WEIGHTS = "outputs are not those before, since it starts with new weights"
@@ -27,6 +29,7 @@ class ConversionError(RuntimeError):
     """The converted model computes something else than the model before."""
 
 
+@torch.inference_mode(False)  # weights made under it could never be trained
 def convert(
     model: nn.Module,
     config: ConversionConfig | str | None = None,
@@ -66,7 +69,7 @@ def convert(
 
     Raises:
         ValueError: nothing was selected, stages that the network does not have, or an operator that is not known or does not fit.
-        ConversionError: the outputs changed although the configuration promises to keep them.
+        ConversionError: the outputs changed although the configuration promises to keep them, or the model cannot be copied.
     """
     config = operator_config(config)
     where = Placement.of(stages, kernel_sizes, names, at_projections)
@@ -76,7 +79,7 @@ def convert(
         return infer_inputs(model) if example_inputs is None else without_zeros(example_inputs)
 
     selected, behind = _select(model, config, where, filter_fn, inputs)
-    model = model if inplace else copy.deepcopy(model)
+    model = working_copy(model, inplace, ConversionError)
     chosen = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
     if not chosen:
         return model
@@ -92,9 +95,9 @@ def convert(
         changes.take_back()
         raise
     model = changes.model
-    moved = {row.norm: f"{row.name}.conv_norm" for row in replaced if row.norm is not None}
-    if moved:
-        model.register_load_state_dict_pre_hook(MovedNorms(moved))
+    for row in replaced:
+        if row.norm is not None:
+            MovedNorm(model.get_submodule(f"{row.name}.conv_norm"), model.get_submodule(row.norm))
     shape = _image_shape(inputs() if verify else example_inputs)
     if behind:
         proof += f"; at the projections behind {len(behind)} depthwise convolutions, which stay"
@@ -117,20 +120,6 @@ def _select(
     if chosen_by_kind and where.at_projections and config.takes_projections:
         return at_projections_of(model, selected, inputs)
     return selected, {}
-
-
-class MovedNorms:
-    """Load hook: a checkpoint of the unconverted model has each norm under its old name."""
-
-    def __init__(self, moved: Mapping[str, str]) -> None:
-        self.moved = dict(moved)
-
-    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for old, new in self.moved.items():
-            for key in [key for key in state_dict if key.startswith(f"{prefix}{old}.")]:
-                renamed = f"{prefix}{new}.{key.removeprefix(f'{prefix}{old}.')}"
-                if renamed not in state_dict:
-                    state_dict[renamed] = state_dict.pop(key)
 
 
 def norms_behind(model: nn.Module, convs: Collection[str], inputs: Callable[[], Any]) -> Mapping[str, str]:

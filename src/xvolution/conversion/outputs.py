@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xvolution.numerics import double
+
 #: Relative error that rounding explains, by dtype, for a whole network.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
@@ -43,7 +45,7 @@ def difference(expected: Any, actual: Any) -> Difference:
     for a, b in pairs:
         if not a.numel():
             continue
-        wide_a, wide_b = a.detach().double(), b.detach().double()
+        wide_a, wide_b = double(a), double(b)
         same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
         error = torch.where(same, 0.0, (wide_a - wide_b).abs()).nan_to_num(nan=float("inf")).max().item()
         scale = wide_a.abs().nan_to_num(posinf=0.0).max().item()

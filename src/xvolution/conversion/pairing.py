@@ -13,15 +13,22 @@ from torch import Tensor, fx, nn
 
 from xvolution.conversion.modules import call, evaluating
 from xvolution.convolutions import CONVOLUTIONS
+from xvolution.copying import addition_to
 from xvolution.folding import BATCH_NORMS, is_frozen_batch_norm
 from xvolution.operator import XVolution
+from xvolution.standin import PassThrough
 
 _CONVOLUTIONS = tuple(CONVOLUTIONS.values())
 
 
 def is_pairable_norm(module: nn.Module) -> bool:
-    """Batch norms that act per channel, frozen ones and timm's fused norm-activation included."""
-    return type(module) in BATCH_NORMS or is_frozen_batch_norm(module) or _has_activation(module)
+    """Batch norms that act per channel, frozen ones and timm's fused norm-activation included.
+
+    A fused one is taken apart, so it stays where it is if something was hung on it as a whole.
+    """
+    if _has_activation(module):
+        return addition_to(module) is None and "weight" in module._parameters
+    return type(module) in BATCH_NORMS or is_frozen_batch_norm(module)
 
 
 def _has_activation(module: Any) -> bool:
@@ -45,7 +52,7 @@ def without_norm(norm: Any) -> nn.Module:
     """What stays in the place of a norm that moved into the convolution before it."""
     rest = [norm.drop, norm.act] if _has_activation(norm) else []
     rest = [module for module in rest if type(module) is not nn.Identity]
-    stays = nn.Sequential(*rest) if rest else nn.Identity()
+    stays = nn.Sequential(*rest) if rest else PassThrough()
     stays.training = norm.training
     return stays
 

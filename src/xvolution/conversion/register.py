@@ -14,6 +14,7 @@ from xvolution.attention import ATTENTION
 from xvolution.attention.base import checked_options
 from xvolution.conversion.config import Conversion, ConversionConfig, Placement, XVolutionConfig, check_fields
 from xvolution.convolutions import padding_of
+from xvolution.copying import hand_over_hooks
 from xvolution.memory_format import with_format_of
 
 #: The operator of which nothing more is said: X-volution with its default branch.
@@ -123,17 +124,18 @@ class OperatorConfig(ConversionConfig):
         return OPERATORS[self.operator].from_conv is not None
 
     def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
-        """The operator with the geometry of ``conv``, or around it; then with ``norm``, which else stays where it is.
+        """The operator with the geometry of ``conv`` and the hooks on it, or around it; then with ``norm``, which else stays.
 
         Raises:
             ValueError: the operator refuses the geometry, such as padding that depends on the size of the image.
         """
-        conv, from_conv = self.resized(conv), OPERATORS[self.operator].from_conv
+        replaced, conv, from_conv = conv, self.resized(conv), OPERATORS[self.operator].from_conv
         if from_conv is not None:
             return from_conv(conv, conv_norm=norm, **self.options)
         padding = padding_of(conv)
         try:
-            return with_format_of(conv.weight, self._build(conv, padding)).train(conv.training)
+            built = with_format_of(conv.weight, self._build(conv, padding)).train(conv.training)
+            return hand_over_hooks(replaced, built)
         except ValueError as error:
             if padding != "same_upper":
                 raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from xvolution.conversion.modules import call, replace_module
 from xvolution.conversion.outputs import tensors_in
 from xvolution.convolutions import conv_of
+from xvolution.copying import copied, hand_over_hooks
 from xvolution.memory_format import with_format_of
+from xvolution.numerics import double
 from xvolution.operator import XVolution, fold, require_eval
 
 #: Ridge relative to the mean diagonal of the normal equations: keeps flat directions at the convolution branch.
@@ -40,6 +41,7 @@ class CollapseReport:
         return "\n".join(["relative error of the nearest static convolutions", *lines])
 
 
+@torch.inference_mode(False)  # weights made under it could never be trained
 def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, CollapseReport]:
     """Replace every X-volution by the plain convolution that is nearest to it on calibration data.
 
@@ -56,7 +58,7 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
         The static model (a copy), and the report. An approximation: read the report.
 
     Raises:
-        ReparameterizationError: the model is in train mode.
+        ReparameterizationError: the model is in train mode, or a part of an operator has a hook or a patched forward.
         ValueError: no calibration data, or no X-volution.
     """
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
@@ -68,9 +70,9 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
         raise ValueError("calibration holds no batch; give at least one batch of images like those the model will see")
     fits = {name: _Fit(operator) for name, operator in operators.items()}
     expected = _run(model, batches, fits)
-    static = deepcopy(model)
+    static = copied(model)
     for name, fit in fits.items():
-        static = replace_module(static, name, fit.solve())
+        static = replace_module(static, name, hand_over_hooks(static.get_submodule(name), fit.solve()))
     actual = _run(static, batches, {})
     error = sum(((a - e).square().sum() for a, e in zip(actual, expected, strict=True)), start=torch.zeros(()))
     norm = sum((e.square().sum() for e in expected), start=torch.zeros(()))
@@ -81,7 +83,7 @@ def _run(model: nn.Module, batches: list[Any], fits: dict[str, _Fit]) -> list[Te
     handles = [fit.operator.register_forward_hook(fit.observe) for fit in fits.values()]
     try:
         with torch.no_grad():
-            return [tensor.double().cpu() for batch in batches for tensor in tensors_in(call(model, batch))]
+            return [double(tensor).cpu() for batch in batches for tensor in tensors_in(call(model, batch))]
     finally:
         for handle in handles:
             handle.remove()
@@ -111,7 +113,7 @@ class _Fit:
         """Accumulate one batch: (N, C_in, H, W) and (N, C_out, H', W')."""
         geometry = self.geometry
         batched = geometry.dims + 2
-        x, y = (t.double() if t.dim() == batched else t.double().unsqueeze(0) for t in (args[0], output))
+        x, y = (double(t) if t.dim() == batched else double(t).unsqueeze(0) for t in (args[0], output))
         padded = geometry.pad(x)
         base = geometry.convolve_padded(padded, self.weight, self.bias, self.groups)
         taps = torch.stack(geometry.taps(padded), 2)

@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from xvolution.numerics import double
 from xvolution.operator import XVolution, fold
 
 
@@ -47,6 +48,7 @@ def dynamic_kernel(
     Raises:
         ValueError: train mode, a position outside of the output, a branch that is no dynamic convolution over a window
             (``Global`` or a module), or a norm that does not fold.
+        ReparameterizationError: a part has a hook or a patched forward.
     """
     if not isinstance(module, XVolution):
         raise ValueError(f"dynamic_kernel takes an XVolution, got {type(module).__name__}")
@@ -56,5 +58,5 @@ def dynamic_kernel(
         raise ValueError(
             f"x has shape {tuple(x.shape)}; it must be (N, C_in, ...) with {module.dims} dimensions after them"
         )
-    kernel, bias = (part.to(x.dtype) for part in fold(module).kernel_at(x.double(), position))
+    kernel, bias = (part.to(x.device, x.dtype) for part in fold(module).kernel_at(double(x), position))
     return (kernel, bias) if return_bias else kernel

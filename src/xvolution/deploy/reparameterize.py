@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,12 +18,14 @@ from xvolution.conversion.outputs import TOLERANCE, difference, tensors_in
 from xvolution.conversion.pairing import norm_alone, without_norm
 from xvolution.conversion.proof import Changes
 from xvolution.convolutions import is_plain
+from xvolution.copying import working_copy
 from xvolution.deploy.measure import AUTO, TORCH, LayoutTimer, Progress
 from xvolution.deploy.recorder import Recorder
 from xvolution.folding import is_foldable
-from xvolution.operator import ReparameterizationError, XVolution, fold, require_eval
+from xvolution.operator import ReparameterizationError, XVolution, deploy, require_eval
 
 
+@torch.inference_mode(False)  # weights made under it could never be trained
 def reparameterize(
     model: nn.Module,
     example_inputs: Any = None,
@@ -37,7 +38,7 @@ def reparameterize(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Replace every X-volution by its deployed form.
+    """Replace every X-volution by its deployed form. Hooks on an X-volution itself go to that form.
 
     Args:
         model: a network in eval mode, or a single ``XVolution2d``.
@@ -60,8 +61,9 @@ def reparameterize(
         UserWarning: the runtime could not time the layouts, so that those with the fewest multiplications were taken.
 
     Raises:
-        ReparameterizationError: the model is in train mode, or the outputs differ; the message names the first module that
-            differs.
+        ReparameterizationError: the model is in train mode, the outputs differ, or a part of an operator has a hook or a
+            patched forward, or computes another formula than it was built for; the message names the first module that differs.
+            Each operator is compared with its deployed form on a small random image, in fp64, with ``example_inputs`` or not.
         LayoutError: an operator has no such layout; a ValueError that names it and lists its layouts.
         ValueError: no such runtime, or ``threads`` below 1.
 
@@ -75,7 +77,7 @@ def reparameterize(
         with torch.no_grad(), seen:
             expected = call(model, example_inputs)
     wanted = _wanted(operators, layout, seen.inputs, timer)
-    deployed = model if inplace else deepcopy(model)
+    deployed = working_copy(model, inplace, ReparameterizationError)
     # Before the operators are replaced: torch.fx passes over a training form, but not into a deployed one.
     pairs = norms_behind(deployed, _plain_outside(deployed, operators), lambda: example_inputs) if fold_norms else {}
     changes = Changes(deployed)
@@ -130,9 +132,11 @@ def _wanted(
 
 def _deploy(name: str, operator: Any, layout: str) -> nn.Module:
     try:
-        return fold(operator).deployed(layout, operator.conv.weight)
+        return deploy(operator, lambda folded: folded.deployed(layout, operator.conv.weight))
     except LayoutError as error:
         raise LayoutError(f"{name or 'the operator'}: {error}; give one of these, or 'auto'") from error
+    except ReparameterizationError as error:
+        raise ReparameterizationError(f"{name or type(operator).__name__}: {error}") from error
 
 
 def _plain_outside(model: nn.Module, operators: Mapping[str, nn.Module]) -> set[str]:

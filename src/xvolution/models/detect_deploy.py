@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvolution.copying import working_copy
 from xvolution.deploy.measure import AUTO, TORCH, Progress, choose_layouts
 from xvolution.deploy.reparameterize import reparameterize
 from xvolution.models.detect_match import match_detections
@@ -60,7 +61,7 @@ def deploy_detector(
         choice = choose_layouts(detector, (list(images),), runtime, threads, progress)
         layout = {name: choice.layouts[name] if each == AUTO else each for name, each in layout.items()}
     seen, expected = _watch(detector, pieces, images)
-    deployed = detector if inplace else deepcopy(detector)
+    deployed = working_copy(detector, inplace, ReparameterizationError)
     for name in pieces:
         piece = deployed.get_submodule(name)
         reparameterize(piece, seen.get(name), _below(layout, name), inplace=True, fold_norms=fold_norms)

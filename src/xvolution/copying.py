@@ -1,0 +1,93 @@
+"""Copies of modules, and what hangs on a module beside its weights: hooks, and methods that somebody patched."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import chain
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+Module = TypeVar("Module", bound=nn.Module)
+
+#: Pre-hooks of torch that compute the weights of the module they are on.
+_WEIGHT_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
+#: Where ``nn.Module`` keeps the hooks that a call runs.
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
+
+class CopyError(RuntimeError):
+    """A module cannot be copied."""
+
+
+def copied(module: Module) -> Module:
+    """A deep copy, also of modules whose weights a hook of torch computes: pruning, the older weight and spectral norms.
+
+    Raises:
+        CopyError: a part of it cannot be copied, such as a lock or an open file.
+    """
+    # Such a weight is a result, no leaf, which torch refuses to copy; the hook computes it again at the next call.
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return deepcopy(module, computed)
+    except Exception as error:  # whatever a stranger's attribute raises
+        raise CopyError(f"{type(module).__name__} cannot be copied ({error})") from error
+
+
+def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module:
+    """What a change of ``model`` works on: a copy, or with ``inplace`` the model itself.
+
+    Raises:
+        error: it cannot be copied, or with ``inplace`` it cannot be changed; says what to do.
+    """
+    if not inplace:
+        try:
+            return copied(model)
+        except CopyError as failure:
+            raise error(f"{failure}; give inplace=True, which changes the model itself") from failure
+    if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
+        raise error(
+            "the model's weights were made under torch.inference_mode, where torch lets nobody change them; make or load it "
+            "outside, or leave inplace=False"
+        )
+    return model
+
+
+def addition_to(module: nn.Module) -> str | None:
+    """What a call of ``module`` runs beside the forward of its class, in words; None where that is nothing.
+
+    Hooks of torch that compute weights are no addition: what a convolution computes with them is known.
+    """
+    if "forward" in vars(module):
+        return "a forward that was patched in"
+    if module._forward_hooks:
+        return "a forward hook"
+    if any(not isinstance(hook, _WEIGHT_HOOKS) for hook in module._forward_pre_hooks.values()):
+        return "a forward pre-hook"
+    if module._backward_hooks or module._backward_pre_hooks:
+        return "a backward hook"
+    return None
+
+
+def hand_over_hooks(module: nn.Module, replacement: Module) -> Module:
+    """``replacement`` with the hooks that a call of ``module`` runs; handles that remove them hold for both."""
+    for name in _HOOKS:
+        setattr(replacement, name, getattr(module, name))
+    return replacement

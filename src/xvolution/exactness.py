@@ -1,0 +1,158 @@
+"""Whether a deployed form computes what its operator computes: asked of every operator, on a small image of its own.
+
+A formula is read from attributes of modules, and somebody may have changed what these say: a hook, a patched forward, a
+submodule exchanged for another kind, an attribute set afterwards. What can be named is refused by name; the rest shows here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xvolution.attention.base import AttentionBranch, is_changed
+from xvolution.attention.folded import Folded
+from xvolution.convolutions import CONVOLUTIONS, is_plain
+from xvolution.copying import CopyError, addition_to, copied
+from xvolution.folding import is_foldable
+from xvolution.geometry import ConvSite, Geometry
+from xvolution.numerics import in_float64
+
+#: Error that rounding explains, relative to the largest magnitude of an operator's output.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+_TOLERANCE_IN_HALF_PRECISION = 5e-2
+#: The sizes of the images: the smallest in which every tap sees a pixel, and larger ones for modules that want more.
+_SCALES = (1, 4, 16)
+
+
+class ReparameterizationError(RuntimeError):
+    """A model cannot be re-parameterized, or its deployed form computes something else."""
+
+
+def require_unaltered(operator: Any) -> None:
+    """Raise ReparameterizationError where a part that is read as a formula has a hook or a patched forward.
+
+    Parts that go on as modules keep what was added to them: norms that do not fold, attention that is no branch.
+    """
+    kept = tuple(f"{name}." for name, module in operator.named_modules() if name and stays_module(name, module))
+    for name, part in operator.named_modules():
+        added = addition_to(part) if name or "forward" in vars(part) else None
+        if added is not None and not f"{name}.".startswith(kept):
+            raise ReparameterizationError(
+                f"{name or 'the operator'} has {added}, which the deployed form would leave out; take it off before, and put "
+                "it on a part of the deployed model if it is still needed"
+            )
+
+
+def stays_module(name: str, module: nn.Module) -> bool:
+    """Whether the part of an operator called ``name`` is in the deployed form as it is."""
+    last = name.rpartition(".")[-1]
+    if name == "attention":
+        return not (isinstance(module, AttentionBranch) and not is_changed(module))
+    return (last == "norm" or last.endswith("_norm")) and not is_foldable(module)
+
+
+@torch.no_grad()
+def require_exact(operator: Any, layout: str, fold: Callable[[Any], Folded]) -> None:
+    """Run an operator in eval mode and its deployed form on a small random image, in fp64, and compare.
+
+    Args:
+        operator: an ``XVolution``; on the meta device it has no values, and nothing is compared.
+        layout: of the deployed form.
+        fold: what folds an operator.
+
+    Raises:
+        ReparameterizationError: they differ, or the operator cannot be run; says what differs from how it was built.
+    """
+    if any(tensor.is_meta for tensor in chain(operator.parameters(), operator.buffers())):
+        return
+    foreign = operator.attention is not None and stays_module("attention", operator.attention)
+    failure: Exception | None = None
+    for probe in _probes(operator, foreign):
+        for x in _images(probe):
+            try:
+                expected = probe.forward(x)
+            except (
+                Exception
+            ) as error:  # whatever a stranger's module raises: it may want larger images, or another dtype
+                failure = error
+                continue
+            actual = fold(probe).deployed(layout, probe.conv.weight)(x)
+            if _is_close(actual, expected) or (foreign and not _is_close(probe.forward(x), expected)):
+                return  # the same, or attention that draws random numbers
+            raise ReparameterizationError(refusal(operator, "computes something else than its deployed form"))
+    if not foreign:
+        raise ReparameterizationError(refusal(operator, f"cannot be run on a small random image ({failure})"))
+
+
+def _probes(operator: Any, foreign: bool) -> Iterator[Any]:
+    """The operator in fp64; and where its attention is a stranger's, which may not take that, in its own dtype."""
+    try:
+        yield in_float64(copied(operator))
+    except CopyError:
+        yield operator
+        return
+    if foreign:
+        yield operator
+
+
+def _images(operator: Any) -> Iterator[Tensor]:
+    """Batches of two random images of different sides, the smallest first."""
+    convs = [module for module in operator.modules() if isinstance(module, tuple(CONVOLUTIONS.values()))]
+    weight, generator = operator.conv.weight, torch.Generator().manual_seed(0)
+    for scale in _SCALES:
+        sides = [scale * max(_side(conv, dim) for conv in convs) + dim for dim in range(operator.dims)]
+        shape = (2, operator.conv.in_channels, *sides)
+        yield torch.randn(shape, generator=generator, dtype=torch.float64).to(weight.device, weight.dtype)
+
+
+def _side(conv: Any, dim: int) -> int:
+    """Pixels that show each tap of a convolution an image along one dimension, and give it two outputs."""
+    if dim >= len(conv.kernel_size):
+        return 1
+    geometry = getattr(conv, "geometry", None)
+    pads = geometry.padding[dim] if isinstance(geometry, Geometry) else (0, 0)
+    if not isinstance(geometry, Geometry) and not isinstance(conv.padding, str):
+        pads = (conv.padding[dim], conv.padding[dim])
+    reach = conv.dilation[dim] * (conv.kernel_size[dim] - 1)
+    return max(reach + 1 - sum(pads), (reach + 1) // 2 + 1, max(pads) + 1) + conv.stride[dim]
+
+
+def _is_close(actual: Tensor, expected: Tensor) -> bool:
+    if actual.shape != expected.shape:
+        return False
+    scale = expected.abs().nan_to_num(nan=0.0, posinf=0.0).amax().item()
+    allowed = _TOLERANCE.get(expected.dtype, _TOLERANCE_IN_HALF_PRECISION) * scale
+    return torch.allclose(actual, expected, rtol=0, atol=allowed, equal_nan=True)
+
+
+def refusal(operator: Any, what: str) -> str:
+    """The sentence that refuses an operator of which ``what`` is the case, with the likely cause."""
+    cause = _changed_since_built(operator) or (
+        "a method, a submodule or an attribute was changed after the operator was built"
+    )
+    return (
+        f"the operator {what}. Likely cause: {cause}; undo it before, or leave this convolution out of the conversion"
+    )
+
+
+def _changed_since_built(operator: Any) -> str | None:
+    """The first difference between an operator and one that is built anew with its options, in words."""
+    if type(operator).__module__ != "xvolution.operator":
+        return f"its class {type(operator).__name__} changes what {type(operator).__mro__[1].__name__} computes"
+    attention, conv = operator.attention, operator.conv
+    if not isinstance(attention, AttentionBranch) or not is_plain(conv):
+        return None
+    window = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)
+    geometry = getattr(conv, "geometry", None) or Geometry.create(*window, operator.dims)
+    built = attention.config.build(
+        ConvSite(conv.in_channels, conv.out_channels, geometry, conv.groups, device="meta"), None
+    )
+    found = dict(attention.named_modules())
+    for name, part in built.named_modules():
+        if isinstance(part, tuple(CONVOLUTIONS.values())) and repr(found.get(name)) != repr(part):
+            return f"attention.{name} is {found.get(name)}, where {part} belongs beside the convolution {conv}"
+    return None
