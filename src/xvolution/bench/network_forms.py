@@ -121,13 +121,15 @@ def _form(
         return training_step(_as_run(model.train(), settings), images, DTYPES[settings["dtype"]]), cost(
             model, images[:1]
         )
-    model = reparameterize(model.eval(), images, layouts.of(form), fold_norms=True)
+    runtime, threads = settings["runtime"], settings["threads"]
+    wanted = layouts.of(form)
+    model = reparameterize(model.eval(), images, wanted, fold_norms=True, runtime=runtime, threads=threads)
     chosen = layouts_of(model)
     layouts.keep(form, chosen)
     figures = cost(model, images[:1]) | {"layouts": dict(Counter(chosen.values()))}
-    if settings["runtime"] in RUNTIMES:
+    if runtime in RUNTIMES:
         content = (settings["network"], repr(form.config), form.stages, tuple(chosen.items()))
-        return files.runner(settings["runtime"], model, images, content, settings["threads"]), figures
+        return files.runner(runtime, model, images, content, threads), figures
     dtype = DTYPES[settings["dtype"]]
     return inference(_as_run(model.to(dtype), settings), images.to(dtype)), figures
 
