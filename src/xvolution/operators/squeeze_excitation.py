@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from xvolution.conversion.register import register
 from xvolution.convolutions import geometry_of
 from xvolution.geometry import spatial
+from xvolution.memory_format import with_format_of
 
 #: Fewest channels between the two layers, as timm has it.
 _LEAST = 8
@@ -64,7 +65,7 @@ class SqueezeExcitation2d(nn.Module):
         """Squeeze-and-excitation behind an existing convolution and the norm that follows it; both are kept, not copied.
 
         Args:
-            conv: the convolution; its device, dtype and mode become the operator's.
+            conv: the convolution; its device, dtype, memory format and mode become the operator's.
             conv_norm: the norm between convolution and squeeze; none when None. It keeps its mode: a frozen norm stays frozen.
             reduction: that of the class.
 
@@ -79,7 +80,7 @@ class SqueezeExcitation2d(nn.Module):
         nn.Module.__init__(operator)
         operator._assemble(conv, nn.Identity() if conv_norm is None else conv_norm, reduction)
         operator.training = conv.training
-        operator.excitation.train(conv.training)
+        with_format_of(conv.weight, operator.excitation).train(conv.training)
         return operator
 
     def _assemble(self, conv: nn.Conv2d, conv_norm: nn.Module, reduction: int) -> None:
