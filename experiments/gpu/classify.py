@@ -84,9 +84,11 @@ def train(
         form's figures, and how long it took.
     """
     device, began = train.labels.device, time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(seed)
     model, new = network.build(operator, weights)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
     judged = model if averaged is None else averaged
     optimizer, schedule = _optimizer(model, new, recipe, len(train) // recipe.batch)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
@@ -26,32 +28,38 @@ def run(store: Store, jobs: Mapping[str, Callable[[], dict[str, Any]]], workers:
         deadline: by ``time.monotonic()``.
 
     Returns:
-        Whether all are done.
-
-    Raises:
-        Exception: what a job raised, once the others that run have ended.
+        Whether all are done. A job that fails is reported and left undone; the others go on.
     """
     waiting = [key for key in jobs if key not in store]
     print(f"{store.path.stem}: {len(jobs) - len(waiting)} of {len(jobs)} are done", flush=True)
     if workers == 0:
-        while waiting:
-            key = waiting.pop(0)
-            store.add(key, jobs[key]())
-        return True
+        for key in waiting:
+            with reported(key):
+                store.add(key, jobs[key]())
+        return all(key in store for key in jobs)
     running: dict[Future[dict[str, Any]], tuple[str, float]] = {}
     longest = 0.0
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         while waiting or running:
+            if waiting and time.monotonic() + longest + _RESERVE > deadline:
+                print(f"no time for {', '.join(waiting)}; call again to go on", flush=True)
+                waiting = []
             while waiting and len(running) < workers:
-                if time.monotonic() + longest + _RESERVE > deadline:
-                    print(f"no time for {', '.join(waiting)}; call again to go on", flush=True)
-                    waiting = []
-                    break
                 key = waiting.pop(0)
                 running[pool.submit(jobs[key])] = (key, time.monotonic())
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 key, began = running.pop(future)
-                store.add(key, future.result())
                 longest = max(longest, time.monotonic() - began)
+                with reported(key):
+                    store.add(key, future.result())
     return all(key in store for key in jobs)
+
+
+@contextmanager
+def reported(key: str) -> Iterator[None]:
+    """Print what fails and go on: what costs a GPU's minutes is not given up for one part of it."""
+    try:
+        yield
+    except Exception:  # whatever a training or a compiler raises
+        traceback.print_exc()
+        print(f"{key} failed", flush=True)

@@ -76,18 +76,18 @@ def difference(runs: Runs, baseline: Runs) -> Interval | None:
     seeds = sorted(runs.keys() & baseline.keys())
     if not seeds:
         return None
-    pairs = [(runs[seed], baseline[seed]) for seed in seeds]
-    if "correct" in pairs[0][0]:
-        both = [
-            np.stack([unpacked(run["correct"], run["pictures"]) for run in side]) for side in zip(*pairs, strict=True)
-        ]
-        return bootstrap_difference(*both)
-    ours, theirs = ([from_json(run["images"]) for run in side] for side in zip(*pairs, strict=True))
-    images = len(ours[0])
+    ours, theirs = [runs[seed] for seed in seeds], [baseline[seed] for seed in seeds]
+    if "correct" in ours[0]:
+        return bootstrap_difference(_correct(ours), _correct(theirs))
+    found, others = ([from_json(run["images"]) for run in side] for side in (ours, theirs))
+    images = len(found[0])
     drawn = np.random.default_rng(0).integers(0, images, (_DRAWS, images))
-    return resampled_difference(
-        *(_ap(side) for side in (ours, theirs)), *(_redrawn(side, drawn) for side in (ours, theirs)), images
-    )
+    return resampled_difference(_ap(found), _ap(others), _redrawn(found, drawn), _redrawn(others, drawn), images)
+
+
+def _correct(runs: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """(seeds, pictures)."""
+    return np.stack([unpacked(run["correct"], run["pictures"]) for run in runs])
 
 
 def _ap(runs: Sequence[Sequence[Matches]]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from typing import Any
 
@@ -29,7 +29,7 @@ class Case:
     """One comparison of forms that take turns.
 
     Attributes:
-        forms: builds them by name; the first is the baseline.
+        forms: builds them by name; the first is the baseline. What it returns is copied, so that it may return the same twice.
         shape: of the input.
         dtype: of weights and input.
         what: ``"deployed"`` (a forward pass), or ``"training"`` (forward and backward).
@@ -46,7 +46,7 @@ class Case:
     def measure(self, device: torch.device, rounds: int) -> dict[str, Any]:
         """Median, quartiles and ratio to the baseline of every form, its cost and its peak memory."""
         torch.manual_seed(0)
-        forms = self.forms()
+        forms = deepcopy(self.forms())
         figures = {name: cost(form, torch.randn(1, *self.shape[1:])) for name, form in forms.items()}
         x = torch.randn(self.shape).to(device, DTYPES[self.dtype]).contiguous(memory_format=torch.channels_last)
         calls = {name: self._call(form, x) for name, form in forms.items()}
@@ -58,7 +58,7 @@ class Case:
         return figures
 
     def _call(self, form: nn.Module, x: Tensor) -> Callable[[], object]:
-        module: Any = form.to(x.device, x.dtype, memory_format=torch.channels_last).train(self.what == "training")
+        module: Any = form.to(x.device, x.dtype).to(memory_format=torch.channels_last).train(self.what == "training")
         if self.mode == "compiled":
             module = torch.compile(module, dynamic=False)
         if self.what == "training":
@@ -92,18 +92,20 @@ def operator_forms(channels: int, what: str) -> dict[str, nn.Module]:
     ours: Any = operator_config("xvolution").replacement(deepcopy(conv), nn.BatchNorm2d(channels))
     if what == "training":
         return {BASELINE: plain, "se": excited, "xvolution": ours}
-    folded = fold(wake(ours).eval())
+    wake(ours.eval())
+    folded = fold(ours)
     layouts = {f"xvolution {layout}": folded.deployed(layout, ours.conv.weight) for layout in folded.layouts}
     others = {BASELINE: plain, "se": excited}
     return {name: reparameterize(form.eval(), fold_norms=True) for name, form in others.items()} | layouts
 
 
+@lru_cache(maxsize=4)
 def network_forms(network: Network, what: str) -> dict[str, nn.Module]:
     """A network plain, with squeeze-and-excitation and with X-volution; deployed, in each layout that all its operators have."""
     plain, excited, ours = (network.build(name)[0] for name in (BASELINE, "se", "xvolution"))
     if what == "training":
         return {BASELINE: plain, "se": excited, "xvolution": ours}
-    example = torch.randn(2, 3, network.size, network.size)
+    example = torch.randn(1, 3, network.size, network.size)
     deploy = partial(reparameterize, example_inputs=example, fold_norms=True, rtol=1e-2)
     forms = {BASELINE: deploy(plain.eval()), "se": deploy(excited.eval())}
     return forms | {f"xvolution {layout}": deploy(wake(ours).eval(), layout=layout) for layout in LAYOUTS}
