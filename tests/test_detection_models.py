@@ -150,7 +150,7 @@ def test_frozen_norms_fold_into_the_operator_and_the_attentions_keep_their_stati
     detector = small_detector("fasterrcnn", 1, ("backbone", "rpn"))
     operator = detector.backbone.body.layer3[0].conv1
     assert type(operator.conv_norm) is FrozenBatchNorm2d
-    assert type(detector.backbone.body.layer3[0].bn1) is nn.Identity
+    assert isinstance(detector.backbone.body.layer3[0].bn1, nn.Identity)
     assert type(operator.attention_norm) is FixedBatchNorm2d
     before = operator.attention_norm.running_mean.clone()
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}
