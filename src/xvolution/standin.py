@@ -11,7 +11,10 @@ _OF_WEIGHTS = frozenset({"weight", "bias", "running_mean", "running_var", "eps"}
 
 
 class StandIn(nn.Module):
-    """Mixin: no single weight says what the module computes, so it has none, and says so."""
+    """Mixin: no single weight says what the module computes, so it has none, and says so.
+
+    Not for deployed operators: torch.compile reads sizes kept on a module with a ``__getattr__`` as sizes of the image.
+    """
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -14,10 +14,9 @@ from xvolution.copying import copied
 from xvolution.folding import FoldedConvolution
 from xvolution.geometry import Geometry, per_channel
 from xvolution.numerics import CONVOLVE, add, owned
-from xvolution.standin import StandIn
 
 
-class DeployedOperator(StandIn, ABC):
+class DeployedOperator(nn.Module, ABC):
     """An operator as it is deployed. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any number of dimensions.
 
     Attributes:
