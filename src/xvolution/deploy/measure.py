@@ -20,7 +20,7 @@ from xvolution.deploy.capture import capture
 from xvolution.deploy.latency import cpu_threads, measure_latency
 from xvolution.deploy.recorder import Recorder
 from xvolution.deploy.runtimes import RUNTIMES, ExportError
-from xvolution.operator import XVolution, fold, require_eval
+from xvolution.operator import ReparameterizationError, XVolution, fold, require_eval
 
 #: The runtime that is no file: torch itself, on the model's device, in this process.
 TORCH = "torch"
@@ -121,7 +121,7 @@ class LayoutTimer:
             operators: by module name, in eval mode.
             inputs: what each of them saw, (N, C, H, W).
         """
-        layouts = {name: fold(operator).layouts for name, operator in operators.items()}
+        layouts = {name: _layouts(name, operator) for name, operator in operators.items()}
         chosen = {name: there[0] for name, there in layouts.items()}
         several = {name: operators[name] for name, there in layouts.items() if len(there) > 1}
         reason = self._missing() if several else ""
@@ -194,6 +194,13 @@ class LayoutTimer:
             if not calls and refused is not None:
                 raise refused
             yield calls
+
+
+def _layouts(name: str, operator: XVolution) -> tuple[str, ...]:
+    try:
+        return fold(operator).layouts
+    except ReparameterizationError as error:
+        raise ReparameterizationError(f"{name or type(operator).__name__}: {error}") from error
 
 
 def _candidates(operator: XVolution) -> dict[str, DeployedOperator]:
