@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 TEST_ARGS ?= -n 2
+FUZZ_ARGS ?= --cases 200000 --processes 2
 COVERAGE_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -32,10 +33,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 
-# 20,000 random operators; figures of each dimension and branch go to fuzz.jsonl.
+# Random operators against their deployed forms. Stopped and started again, it goes on where it was; figures are in fuzz.jsonl.
 fuzz: $(INSTALLED)
-	rm -f fuzz.jsonl
-	OMP_NUM_THREADS=1 XVOLUTION_FUZZ_CASES=20000 XVOLUTION_FUZZ_REPORT=fuzz.jsonl $(BIN)/python -m pytest $(TEST_ARGS) tests/core/contract/test_deploy.py -k test_the_deployed_form_is_the_trained_one
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.fuzz --output fuzz.jsonl $(FUZZ_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

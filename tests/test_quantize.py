@@ -136,6 +136,41 @@ def test_a_file_is_quantized_with_its_metadata(
     assert y.shape == (3, 5)
 
 
+class Outputs(nn.Module):
+    """A network that returns a map, a vector for each image and one number."""
+
+    def __init__(self, container: type) -> None:
+        super().__init__()
+        self.conv, self.container = nn.Conv2d(3, 8, 3, padding=1), container
+
+    def forward(self, x: torch.Tensor) -> Any:
+        maps = self.conv(x).relu()
+        outputs = {"maps": maps, "scores": maps.mean((2, 3)), "total": maps.mean()}
+        return outputs if self.container is dict else self.container(outputs.values())
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+@pytest.mark.parametrize("container", [dict, tuple])
+def test_outputs_of_any_rank_and_number_and_images_of_any_size(container: type, method: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    network = Outputs(container).eval()
+    batches = [torch.randn(*shape) for shape in [(4, 3, 16, 16), (4, 3, 20, 24), (1, 3, 16, 16)]]
+    report = quantize(network, tmp_path / "int8.onnx", batches, method=method)
+    assert report.calibration_images == 9
+    assert 0 < report.relative_error < 0.2
+    assert 0 < report.max_difference < 1
+
+
+def test_every_output_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    found = iter([[torch.tensor([3.0, 0.0]), torch.tensor(4.0)], [torch.tensor([3.0, 1.0]), torch.tensor(2.0)]])
+    monkeypatch.setattr("xvolution.deploy.quantize._run", lambda path, batches: [y.double() for y in next(found)])
+    report = quantize(Outputs(tuple).eval(), tmp_path / "int8.onnx", [torch.randn(2, 3, 16, 16)])
+    assert report.max_difference == 2
+    assert report.relative_error == pytest.approx(5**0.5 / 5)
+
+
 def test_bad_input_is_refused_with_a_sentence(network: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     images = torch.randn(2, 3, 16, 16)

@@ -64,7 +64,7 @@ def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options
     """A convolution over ``geometry``: a plain ``nn.Conv1d``, ``2d`` or ``3d`` wherever that can express it.
 
     A 1x1 window with a stride, and one with one channel a group, are computed by the geometry too; ``Geometry.convolve_padded``
-    says why.
+    says why. So is one with pixels of the image around it, for the sentence where the image has too few of them.
 
     Args:
         geometry: the window.
@@ -72,7 +72,9 @@ def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options
         options: ``groups``, ``bias``, ``device``, ``dtype`` of ``nn.Conv2d``.
     """
     explicit = any(before != after or before < 0 for before, after in geometry.padding)
-    computed = geometry.skips_pixels or geometry.is_product(options.get("groups", 1), in_channels)
+    computed = (
+        geometry.skips_pixels or geometry.repeats_pixels or geometry.is_product(options.get("groups", 1), in_channels)
+    )
     if explicit or computed or geometry.same_spans is not None:
         return _EXPLICITLY_PADDED[geometry.dims](in_channels, out_channels, geometry, **options)
     padding = tuple(before for before, _ in geometry.padding)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xvolution.numerics import CONVOLVE, multiply_channels
+from xvolution.numerics import CONVOLVE, is_captured, multiply_channels
 
 PaddingPairs = tuple[tuple[int, int], ...]
 
@@ -62,9 +62,13 @@ def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
         mode: ``zeros``, ``reflect``, ``replicate`` or ``circular``, as in ``nn.Conv2d``.
 
     Raises:
-        ValueError: the map is not larger than what is cropped.
+        ValueError: the map is not larger than what is cropped, or is smaller than what is reflected or repeated around it.
     """
+    if torch.jit.is_tracing() and mode == "zeros":
+        # It crops as well; which of both a graph does would else be fixed by the image that it is traced with.
+        return F.pad(x, [width for pair in reversed(pairs) for width in pair])
     if any(before > 0 or after > 0 for before, after in pairs):
+        _check_repeats(x, pairs, mode)
         widths = [max(width, 0) for pair in reversed(pairs) for width in pair]
         x = F.pad(x, widths) if mode == "zeros" else F.pad(x, widths, mode=mode)
     for dim, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
@@ -77,6 +81,24 @@ def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
                 )
             x = x.narrow(dim, max(-before, 0), x.shape[dim] + min(before, 0) + min(after, 0))
     return x
+
+
+def _check_repeats(x: Tensor, pairs: PaddingPairs, mode: str) -> None:
+    """Raise ValueError where padding wants more pixels than the map has; torch has the same limits."""
+    if mode not in ("reflect", "circular") or is_captured():
+        return
+    for size, pair in zip(x.shape[-len(pairs) :], pairs, strict=True):
+        there = size - 1 if mode == "reflect" else size
+        if max(pair) > there:
+            raise ValueError(
+                f"padding_mode={mode!r} has {there} pixels to put around a map of {size}, and the window reaches {max(pair)} "
+                "beyond it; use larger images, a smaller window or dilation (of the attention too), or padding_mode='zeros'"
+            )
+
+
+def _not_negative(pixels: Any) -> Any:
+    """``max(pixels, 0)``, which is a part of the graph where sizes are traced as tensors."""
+    return pixels.clamp(min=0) if isinstance(pixels, Tensor) else max(pixels, 0)
 
 
 def per_channel(weight: Tensor, like: Tensor) -> Tensor:
@@ -139,6 +161,11 @@ class Geometry:
         return max(self.kernel_size) == 1
 
     @property
+    def repeats_pixels(self) -> bool:
+        """Whether around the image there are pixels of the image, of which it may have too few."""
+        return self.padding_mode in ("reflect", "circular") and max(max(pair) for pair in self.padding) > 0
+
+    @property
     def skips_pixels(self) -> bool:
         """Whether this is a 1x1 window with a stride, which reads every s-th pixel."""
         return self.is_pointwise and max(self.stride) > 1
@@ -175,7 +202,7 @@ class Geometry:
         for size, s, span, (before, after) in zip(
             x.shape[-self.dims :], self.stride, self.same_spans, self.padding, strict=True
         ):
-            total = max((-(-size // s) - 1) * s + span + 1 - size, 0)
+            total = _not_negative((-(-size // s) - 1) * s + span + 1 - size)
             pairs.append((before + total // 2, after + total - total // 2))
         return pad(x, tuple(pairs), self.padding_mode)
 

@@ -82,19 +82,40 @@ def computed_in(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def is_captured() -> bool:
+    """Whether torch records a graph, whose sizes may be any: ``torch.compile``, ``torch.export``, ``torch.jit.trace``."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """fp16 tensors become fp32, all others stay what they are.
+    """What an attention branch computed in fp16 becomes fp32, within the range of fp16; other dtypes stay what they are.
 
     A product of two features of magnitude 1e3 is beyond fp16's 65504; bfloat16 has the range of fp32.
     """
-    return tuple(tensor.float() if tensor.dtype == torch.float16 else tensor for tensor in tensors)
+    return tuple(_saturated(t.float()) if t.dtype == torch.float16 else t for t in tensors)
+
+
+def bounded(x: Tensor) -> Tensor:
+    """What an attention branch computed; where fp16 overflowed, its largest number, and NaN where it is NaN.
+
+    No difference or product of infinities then makes it NaN, and ``add`` keeps what the convolution branch says is not finite.
+    """
+    return _saturated(x) if x.dtype == torch.float16 else x
+
+
+def _saturated(x: Tensor) -> Tensor:
+    limit = torch.finfo(torch.float16).max
+    return x.clamp(-limit, limit)
 
 
 def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in ``dtype``; beyond the range of fp16 the result is its largest finite number, never an infinity."""
+    """``x`` in ``dtype``; what is finite and beyond the range of fp16 becomes its largest number.
+
+    What fp32 computes of finite numbers in fp16 is finite, so that an infinity here is one that came in, or that a convolution
+    made: it stays one, and NaN stays NaN, as in the plain convolution.
+    """
     if dtype == torch.float16 and x.dtype != dtype:
-        limit = torch.finfo(dtype).max
-        return x.clamp(-limit, limit).to(dtype)
+        return torch.where(x.isinf(), x, _saturated(x)).to(dtype)
     return x.to(dtype)
 
 
@@ -129,9 +150,14 @@ def multiply_channels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 def add(y: Tensor, attended: Tensor) -> Tensor:
-    """``y + attended`` in the dtype of ``y``, saturated like ``narrow``."""
+    """``y + attended`` in the dtype of ``y``; in fp16 the sum of finite ``y`` and attention of any size is finite.
+
+    The convolution branch reads every pixel that is not finite too, so what it computed of that goes out, and not a large number.
+    """
     if y.dtype == torch.float16:
-        return narrow(y.float() + attended.float(), y.dtype)
+        wide = y.float()
+        total = wide + attended.float()
+        return torch.where(wide.abs() < torch.inf, _saturated(total), total).to(y.dtype)
     return y + attended.to(y.dtype)
 
 
@@ -160,7 +186,7 @@ def image_mean(x: Tensor) -> Tensor:
     channels-last takes as long as a convolution.
     """
     channels_last = x.stride(1) == 1
-    if torch.compiler.is_compiling() or not channels_last:
+    if is_captured() or not channels_last:
         return x.mean(tuple(range(2, x.dim())), keepdim=True)
     if x.device.type == "cpu" and x.dim() == 4:
         return F.avg_pool2d(x, x.shape[2:])  # in half precision torch's mean copies the map to fp32 here

@@ -15,6 +15,7 @@ from xvolution.attention import DEFAULT_ATTENTION, AttentionConfig, attention_co
 from xvolution.attention.base import fold_attention, methods_of, zero_
 from xvolution.attention.deployed import DeployedOperator
 from xvolution.attention.folded import Folded, FoldedWithoutAttention, LayoutError
+from xvolution.capture import SpatialModule
 from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
 from xvolution.copying import hand_over_hooks
 from xvolution.exactness import ReparameterizationError, refusal, require_exact, require_unaltered
@@ -36,7 +37,7 @@ class NormalizedConvolution(nn.Module):
         return self.norm(self.conv(x))
 
 
-class XVolution(StandIn):
+class XVolution(StandIn, SpatialModule):
     """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
 
         y = conv_norm(conv(x)) + attention_norm(attention(x))     (with num_conv_branches, a sum of such convolutions and norms)
@@ -230,10 +231,8 @@ class XVolution(StandIn):
     def padding_mode(self) -> str:
         return self.conv.padding_mode
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
-        if x.dim() == self.dims + 1:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+    def compute(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
         value = self.conv(x)
         y = self._convolve(x, value)
         if self.attention is None:

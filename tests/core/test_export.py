@@ -10,6 +10,7 @@ from xvolution import ExportError, XVolution2d, XVolutionConfig, convert, export
 from xvolution.attention import ChannelGate, GatedDepthwise
 from xvolution.deploy.runtimes import base
 from xvolution.deploy.runtimes.torch_export import LoadedProgram
+from xvolution.operator import fold
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -159,6 +160,17 @@ def test_what_rounding_explains_in_a_dtype_is_allowed(tmp_path, ending, dtype):
         pytest.importorskip("openvino")
     report = export(small_network(dtype), tmp_path / f"model.{ending}", torch.randn(2, 3, 16, 16, dtype=dtype))
     assert report.dynamic == "batch and image size"
+
+
+@pytest.mark.parametrize("branch", CASES)
+def test_every_branch_exports_in_half_precision(tmp_path, branch):
+    torch.manual_seed(0)
+    layer = randomize(XVolution2d(4, 8, 3, padding=1, attention=branch, zero_init=False)).eval().half()
+    x = torch.randn(2, 4, 12, 12).half()
+    for layout in fold(layer).layouts:
+        report = export(reparameterize(layer, layout=layout), tmp_path / "model.onnx", x)
+        assert report.dynamic == "batch and image size"
+        assert report.relative_error < 1e-2
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-8])

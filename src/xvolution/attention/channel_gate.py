@@ -24,7 +24,7 @@ from xvolution.attention.reference import each, image_average, mixed, padded_for
 from xvolution.convolutions import conv_of, conv_over, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, per_channel, spatial
-from xvolution.numerics import CONVOLVE, GATES, convolve_window, image_mean
+from xvolution.numerics import CONVOLVE, GATES, bounded, convolve_window, image_mean, widen
 
 
 @register("channel_gate")
@@ -80,13 +80,18 @@ class ChannelGateAttention(AttentionBranch):
 
     def kernels(self, x: Tensor) -> Tensor:
         """``diag(φ(q)) W^v diag(φ(k))`` of each image: (N, C_in, H, W) -> (N, C_out, C_in / groups, kh, kw)."""
-        return scaled_kernels(self.value_weight.to(x.dtype), *self.weights(x), self.groups)
+        of_outputs, of_inputs = self.weights(x)
+        weight, of_outputs = widen(self.value_weight.to(x.dtype), of_outputs)
+        return scaled_kernels(
+            weight, of_outputs, None if of_inputs is None else of_inputs.to(weight.dtype), self.groups
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         of_outputs, of_inputs = self.weights(x)
-        value = self.value(x if of_inputs is None else of_inputs * x)
-        return of_outputs * (value if self.window is None else convolve_window(self.window, value))
+        value = self.value(x if of_inputs is None else bounded(of_inputs * x))
+        value = value if self.window is None else convolve_window(self.window, bounded(value))
+        return of_outputs * bounded(value)
 
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
         scale, norm = convolution.absorb(norm)
@@ -189,5 +194,6 @@ class WeightedConv(ContentConv):
             attention.window = None
 
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kernels = self.conv.weight.to(x.dtype) + self.attention.kernels(x)
-        return kernels, self.conv.bias.to(x.dtype).expand(len(x), -1)
+        attended = self.attention.kernels(x)
+        kernels = self.conv.weight.to(attended.dtype) + attended
+        return kernels, self.conv.bias.to(attended.dtype).expand(len(x), -1)

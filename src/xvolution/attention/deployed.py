@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from xvolution.capture import SpatialModule
 from xvolution.convolutions import conv_of, is_convolution, is_plain, kernel_of
 from xvolution.copying import copied
 from xvolution.folding import FoldedConvolution
 from xvolution.geometry import Geometry, per_channel
-from xvolution.numerics import CONVOLVE, add, owned
+from xvolution.numerics import CONVOLVE, add, computed_in, narrow, owned, without_autocast
 
 
-class DeployedOperator(nn.Module, ABC):
+class DeployedOperator(SpatialModule):
     """An operator as it is deployed. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any number of dimensions.
 
     Attributes:
@@ -36,15 +37,9 @@ class DeployedOperator(nn.Module, ABC):
         self.kernel_size, self.stride, self.dilation = geometry.kernel_size, geometry.stride, geometry.dilation
         self.padding, self.padding_mode = tuple(before for before, _ in geometry.padding), geometry.padding_mode
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
-        if x.dim() == self.conv.weight.dim() - 1:
-            return self.compute(x.unsqueeze(0)).squeeze(0)
-        return self.compute(x)
-
-    @abstractmethod
-    def compute(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+    @property
+    def dims(self) -> int:
+        return self.geometry.dims
 
     def parts_to_equalize(self, x: Tensor) -> Mapping[str, Tensor]:
         """Maps (N, C, ...) by name, of which ``equalize_`` wants to know the range of each channel; none by default."""
@@ -124,7 +119,7 @@ class ContentConv(TwoBranchConv):
 
     @abstractmethod
     def kernels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Kernels (N, C_out, C_in / groups, kh, kw) and biases (N, C_out) of the whole operator, in the dtype of ``x``."""
+        """Kernels (N, C_out, C_in / groups, kh, kw) and biases (N, C_out) of the operator; in fp32 where ``x`` is in fp16."""
 
     def compute(self, x: Tensor) -> Tensor:
         if not takes_kernels(x) or type(self.conv_norm) is not nn.Identity:
@@ -138,13 +133,19 @@ class ContentConv(TwoBranchConv):
 
 def takes_kernels(x: Tensor) -> bool:
     """Whether images can have a kernel each: a graph for any batch size cannot have one group for each image."""
+    if torch.jit.is_tracing():
+        return False
     of_one_size = not torch.compiler.is_compiling() or (torch.compiler.is_exporting() and type(x.shape[0]) is int)
     return of_one_size and x.shape[0] > 0
 
 
 def convolve_each(geometry: Geometry, x: Tensor, kernels: Tensor, biases: Tensor, groups: int) -> Tensor:
     """Each image by its own kernel: (N, C_in, H, W), (N, C_out, C_in / groups, kh, kw), (N, C_out) -> (N, C_out, H', W')."""
-    images = x.shape[0]
+    dtype, images = computed_in(x), x.shape[0]
+    if dtype == torch.float16:
+        # Both branches in one sum, which may be beyond the range of fp16 where none of them is.
+        with without_autocast(x.device):
+            return narrow(convolve_each(geometry, x.float(), kernels.float(), biases.float(), groups), dtype)
     batch = geometry.pad(x).flatten(0, 1).unsqueeze(0)
     y = CONVOLVE[geometry.dims](
         batch, kernels.flatten(0, 1), biases.flatten(), geometry.stride, 0, geometry.dilation, images * groups

@@ -31,7 +31,7 @@ from xvolution.attention.reference import image_average, mixed, pad, windows
 from xvolution.convolutions import conv_over, geometry_of, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, Geometry, as_tuple, per_channel, spatial
-from xvolution.numerics import CONVOLVE, GATES, convolve_window, double, image_mean
+from xvolution.numerics import CONVOLVE, GATES, bounded, computed_in, convolve_window, double, image_mean
 
 
 @register("gated_depthwise")
@@ -90,10 +90,11 @@ class GatedDepthwiseAttention(AttentionBranch):
 
     def forward(self, x: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]  # see reads_convolution
         """(N, C_in, H, W) and ``conv(x)``, (N, C_out, H', W') -> (N, C_out, H', W')."""
+        value = bounded(value)
         attended = convolve_window(self.window, value)
         if self.mean_weight is not None:
             attended = attended + self.mean_value(value)
-        return self.weights(x) * attended
+        return self.weights(x) * bounded(attended)
 
     def mean_value(self, value: Tensor) -> Tensor:
         """``g ⊙ mean(v)``: (N, C_out, H', W') -> (N, C_out, 1, 1)."""
@@ -208,7 +209,8 @@ class DepthwiseKernelConv(TwoBranchOnConv):
     layout = "single"
 
     def compute(self, x: Tensor) -> Tensor:
-        if not takes_kernels(x):
+        # In fp16 one sum over a window would spread a value that overflowed to pixels around it.
+        if not takes_kernels(x) or computed_in(x) == torch.float16:
             return super().compute(x)
         attention, value = self.attention, self.conv(x)
         geometry, weights = geometry_of(attention.window), attention.weights(x)

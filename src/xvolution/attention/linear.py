@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -23,12 +24,12 @@ from xvolution.attention.base import (
     check_ratio,
     register,
 )
-from xvolution.attention.deployed import ContentConv, DeployedOperator, convolve_each
+from xvolution.attention.deployed import ContentConv, DeployedOperator
 from xvolution.attention.folded import Folded, StaysAttention, query_at
 from xvolution.convolutions import as_kernel, conv_over, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, centre_of
-from xvolution.numerics import computed_in, narrow, widen, without_autocast
+from xvolution.numerics import narrow, widen, without_autocast
 
 
 @register("linear")
@@ -70,8 +71,10 @@ class LinearAttention(AttentionBranch):
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """``M(x)``: (N, C_in, H, W) -> (N, heads, C_out / heads, A / heads), heads counted over all groups."""
         key, value = (_by_head(maps, self.heads) for maps in widen(self.key(x), self.value(x)))
+        # Of the input, since torch's tracing exporter takes the size of a reshaped map for a constant.
+        pixels = prod(x.shape[2:])
         with without_autocast(x.device):
-            return value @ key.transpose(-1, -2) / key.shape[-1]
+            return value @ key.transpose(-1, -2) / pixels
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
@@ -156,12 +159,3 @@ class MixedConv(ContentConv):
             mixed, bias = (mixing.to(dtype) @ part for part in (query_weight, query_bias))
         centre = geometry.embed(as_kernel(mixed.flatten(1, 2), geometry.dims), geometry.centre())
         return conv.weight.to(dtype) + centre, conv.bias.to(dtype) + bias.flatten(1)
-
-    def convolve(self, x: Tensor) -> Tensor:
-        dtype = computed_in(x)
-        if dtype != torch.float16:
-            return super().convolve(x)
-        kernels, biases = self.kernels(x)
-        with without_autocast(x.device):
-            y = convolve_each(self.geometry, x.float(), kernels, biases, self.conv.groups)
-        return narrow(y, dtype)

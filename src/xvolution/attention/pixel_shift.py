@@ -40,7 +40,7 @@ from xvolution.attention.reference import centres, each, image_average, mixed, p
 from xvolution.convolutions import as_kernel, conv_of, conv_over, kernel_of, pointwise, pointwise_of
 from xvolution.folding import FoldedConvolution, NormLayer, build_norm, builds_foldable, split_norm
 from xvolution.geometry import ConvSite, Geometry, per_channel, spatial
-from xvolution.numerics import CONVOLVE, GATES, add, convolve_window, double, image_mean, project_wide, widen
+from xvolution.numerics import CONVOLVE, GATES, add, bounded, convolve_window, double, image_mean, project_wide, widen
 
 
 @register("pixel_shift")
@@ -138,12 +138,12 @@ class PixelShiftAttention(AttentionBranch):
 
     def in_context(self, query: Tensor, x: Tensor) -> Tensor:
         """``W^q x_0 + b^q`` with ``W^m mean(x)`` added, where the query sees the whole image: (N, A, H', W')."""
-        return query if self.context is None else query + self.context(image_mean(x))
+        return query if self.context is None else bounded(query) + bounded(self.context(image_mean(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
-        query, key = self.query_norm(self.in_context(self.query(x), x)), self.key(x)
-        first, *others = (convolve_window(window, key) for window in self.windows)
+        query, key = self.query_norm(self.in_context(self.query(x), x)), bounded(self.key(x))
+        first, *others = (bounded(convolve_window(window, key)) for window in self.windows)
         window_sum = sum(others, start=first)
         if self.mean_weight is not None:
             window_sum = window_sum + per_channel(self.mean_weight.to(key.dtype), key) * image_mean(key)
@@ -389,13 +389,15 @@ class GatedConv(DeployedOperator):
         if self.context is None:
             return None, None
         sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
-        found = iter(_parted(self.context(x.mean(spatial(x), keepdim=True)), sizes, self.groups))
+        vectors = bounded(self.context(x.mean(spatial(x), keepdim=True)))
+        found = iter(_parted(vectors, sizes, self.groups))
         of_query, of_sum = (next(found) if there else None for there in self.shifted)
         return of_query, of_sum
 
     def compute(self, x: Tensor) -> Tensor:
         y, query, window_sum = self.parts(x)
         of_query, of_sum = self.shifts(x)
+        query, window_sum = bounded(query), bounded(window_sum)
         query = query if of_query is None else query + of_query
         window_sum = window_sum if of_sum is None else window_sum + of_sum
         source = query.dtype
@@ -505,9 +507,10 @@ class SplitGatedConv(GatedConv):
         return self.query(x), self.key(x)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.conv(x)
         query, key = self.query_and_key(x)
-        first, *others = (window(key) for window in self.windows)
-        return self.conv(x), query, sum(others, start=first)
+        first, *others = (bounded(window(bounded(key))) for window in self.windows)
+        return y, query, sum(others, start=first)
 
     def parts_to_equalize(self, x: Tensor) -> Mapping[str, Tensor]:
         ranges = super().parts_to_equalize(x)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xvolution.convolutions import CONVOLUTIONS, is_hooked
-from xvolution.numerics import add, owned
+from xvolution.numerics import add, is_captured, owned
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -77,7 +77,6 @@ def _is_product(conv: Any, x: Tensor) -> bool:
         and x.dtype == conv.weight.dtype
         and x.dtype in _DTYPES
         and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not is_captured()
         and (x.is_contiguous() or x.movedim(1, -1).is_contiguous())
     )

@@ -61,7 +61,8 @@ def quantize(
     Args:
         source: a deployed network in eval mode, or an fp32 ``.onnx`` file with one image input.
         path: where to write; ``.onnx``.
-        calibration: batches of images (N, C, H, W) like those the network will see, float32; read once.
+        calibration: batches of images (N, C, H, W) like those the network will see, float32; of any number and size, as far as
+            the network takes them. Read once.
         method: how ONNX Runtime takes the range of an activation from what it has seen.
 
     Returns:
@@ -84,13 +85,14 @@ def quantize(
         quantized = Path(folder) / path.name
         _quantize_file(original, quantized, Path(folder), batches, method)
         expected, actual = _run(original, batches), _run(quantized, batches)
-        if not torch.isfinite(actual).all():
+        if not all(torch.isfinite(y).all() for y in actual):
             raise QuantizationError(f"{path.name} returns numbers that are not finite; nothing was written")
+        pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if e.numel()]
         report = QuantizationReport(
             path=path,
             calibration_images=sum(len(batch) for batch in batches),
-            max_difference=float((actual - expected).abs().max()),
-            relative_error=float((actual - expected).norm() / expected.norm().clamp(min=1e-30)),
+            max_difference=max(float((a - e).abs().max()) for a, e in pairs),
+            relative_error=_norm([a - e for a, e in pairs]) / max(_norm([e for _, e in pairs]), 1e-30),
             bytes_before=_size(original),
             bytes_after=_size(quantized),
         )
@@ -119,10 +121,18 @@ def _quantize_file(original: Path, quantized: Path, folder: Path, batches: Seque
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(quantization.CalibrationDataReader):
-        """Hands the batches to ONNX Runtime one by one."""
+        """Hands the batches to ONNX Runtime one by one; it asks for a range, so that those of one need not be of one size."""
 
         def __init__(self, name: str) -> None:
-            self.feeds: Iterator[dict[str, Any]] = iter([{name: batch.numpy()} for batch in batches])
+            self.name = name
+            self.set_range(0, len(batches))
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            feeds = [{self.name: batch.numpy()} for batch in batches[start_index:end_index]]
+            self.feeds: Iterator[dict[str, Any]] = iter(feeds)
 
         def get_next(self) -> Any:
             return next(self.feeds, None)
@@ -145,20 +155,25 @@ def _quantize_file(original: Path, quantized: Path, folder: Path, batches: Seque
                 "entropy": methods.Entropy,
                 "percentile": methods.Percentile,
             }[method],
+            extra_options={"CalibStridedMinMax": 1},  # the batches of one range, whatever the method
         )
     except Exception as error:  # ONNX and its runtime raise errors of many kinds for a file that may be anything
         raise QuantizationError(f"ONNX Runtime cannot quantize {original.name}: {first_line(error)}") from error
     write_properties(quantized, {entry.key: entry.value for entry in network.metadata_props})
 
 
-def _run(path: Path, batches: Sequence[Tensor]) -> Tensor:
-    """All outputs of a file, flattened to (images, values)."""
+def _run(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
+    """All outputs of a file, of any number and rank, batch by batch."""
     try:
         run = OnnxRuntime().load(path)
-        outputs = [run(batch) for batch in batches]
+        return [y.double() for batch in batches for y in run(batch)]
     except ExportError as error:
         raise QuantizationError(str(error)) from error
-    return torch.cat([torch.cat([y.flatten(1) for y in ys], 1) for ys in outputs]).double()
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    """The Frobenius norm of all numbers in ``tensors``."""
+    return sum(float(tensor.square().sum()) for tensor in tensors) ** 0.5
 
 
 def _size(path: Path) -> int:

@@ -1,6 +1,7 @@
-"""One graph for all batch and image sizes: torch.compile, torch.export, and the function transforms."""
+"""One graph for all batch and image sizes: torch.compile, torch.export, torch.jit.trace, torch.fx; function transforms."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from torch._dynamo.utils import counters
 from torch.export import Dim
 
 from tests.core.cases import CAPTURED, VARIANTS
-from tests.core.execution import CAPTURED_FORMS, TRAINING, build, images, network, operator
+from tests.core.execution import CAPTURED_FORMS, FORMS, TRAINING, build, images, network, operator
+from tests.core.networks import SmallNet
+from xvolution import XVolution2d, reparameterize
+from xvolution.deploy.runtimes.onnx_files import write_traced
 
 SIZES = [(2, 8, 9), (3, 12, 10), (5, 9, 16)]
 
@@ -110,3 +114,87 @@ def test_gradients_of_each_sample_sum_to_that_of_the_batch(branch, variant, form
     model(x).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(single[name].sum(0), parameter.grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), FORMS)
+def test_traced_graphs_leave_batch_and_image_size_open(branch, variant, form):
+    module = network(branch, variant, form)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(module, images(2))
+        for batch, height, width in [(1, 7, 8), *SIZES]:
+            x = images(batch, height, width)
+            torch.testing.assert_close(traced(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "geometry", [{"padding": "same_upper", "stride": 2}, {"padding": 0, "kernel_size": 1, "stride": 2}]
+)
+@pytest.mark.parametrize("form", [TRAINING, "single", "split"])
+def test_traced_graphs_pad_by_the_size_of_the_image(form, geometry):
+    torch.manual_seed(0)
+    module = XVolution2d(4, 8, **{"kernel_size": 3, **geometry}, zero_init=False).eval()
+    module = module if form == TRAINING else reparameterize(module, layout=form)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for example in (images(2, 8, 8, channels=4), images(2, 9, 9, channels=4)):
+            traced = torch.jit.trace(module, example)
+            for height, width in [(7, 8), (8, 9), (12, 11)]:
+                x = images(3, height, width, channels=4)
+                torch.testing.assert_close(traced(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), FORMS)
+def test_fx_records_operators_as_modules(branch, variant, form):
+    module, x = network(branch, variant, form), images()
+    graph = torch.fx.symbolic_trace(module)
+    assert type(graph.get_submodule("layer1.conv1")) is type(module.get_submodule("layer1.conv1"))
+    assert graph.state_dict().keys() == module.state_dict().keys()
+    torch.testing.assert_close(graph(x), module(x))
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), CAPTURED_FORMS)
+def test_torchvision_extracts_the_features_of_the_plain_network_by_name(branch, variant, form):
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    module, x = network(branch, variant, form), images()
+    _, plain = extraction.get_graph_node_names(SmallNet().eval())
+    assert extraction.get_graph_node_names(module)[1] == plain
+    features = extraction.create_feature_extractor(module, ["layer1.conv1", "layer2"])(x)
+    stem = module.stem_norm(module.stem(x)).relu()
+    torch.testing.assert_close(features["layer1.conv1"], module.layer1.conv1(stem))
+    torch.testing.assert_close(features["layer2"], module.layer2(module.layer1(stem)))
+
+
+def test_fx_says_that_an_operator_alone_is_no_network():
+    module = operator("pixel_shift", "default", TRAINING)
+    with pytest.raises(torch.fx.proxy.TraceError, match=r"records XVolution2d as one module .*nn\.Sequential"):
+        torch.fx.symbolic_trace(module)
+    graph = torch.fx.symbolic_trace(nn.Sequential(module))
+    torch.testing.assert_close(graph(images(channels=4)), module(images(channels=4)))
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), FORMS)
+def test_torch_script_refuses_with_what_to_do(branch, variant, form):
+    module = network(branch, variant, form)
+    before = {name: type(part) for name, part in module.named_modules()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for part in (module, module.layer1.conv1):
+            with pytest.raises(
+                NotImplementedError, match=r"torch\.jit\.script cannot compile .*; use torch\.jit\.trace"
+            ):
+                torch.jit.script(part)
+    assert {name: type(part) for name, part in module.named_modules()} == before
+
+
+@pytest.mark.parametrize(("branch", "variant", "form"), [form for form in FORMS if form[2] == "single"])
+def test_the_tracing_exporter_leaves_the_batch_open(tmp_path, branch, variant, form):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module, path = network(branch, variant, form), tmp_path / "model.onnx"
+    names = {"opset_version": 18, "input_names": ["x"], "output_names": ["y"]}
+    write_traced(module, (images(1),), path, **names, dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}, "y": {0: "n"}})
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch, height, width in SIZES:
+        x = images(batch, height, width)
+        (y,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), module(x), rtol=1e-3, atol=1e-4)

@@ -7,7 +7,8 @@ from torch import nn
 from tests.core.cases import CASES, VARIANTS
 from tests.core.execution import FORMS, TRAINING, build, operator
 from tests.core.networks import randomize
-from xvolution import XVolution1d, XVolution2d, XVolution3d
+from xvolution import XVolution1d, XVolution2d, XVolution3d, reparameterize
+from xvolution.attention import PixelShift
 from xvolution.convolutions import CONVOLUTIONS
 
 ARGUMENTS = [
@@ -154,3 +155,30 @@ def test_training_moves_the_attention(branch, variant):
     assert not torch.allclose(layer(x), layer.conv_norm(layer.conv(x)))
     still = [name for name, parameter in layer.attention.named_parameters() if torch.equal(parameter, before[name])]
     assert not still
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect"])
+@pytest.mark.parametrize("form", ["training", "single", "split"])
+def test_a_window_that_reaches_beyond_what_the_image_can_repeat_is_said(mode, form):
+    torch.manual_seed(0)
+    trained = XVolution2d(4, 8, 3, padding=1, padding_mode=mode, attention=PixelShift(window=5, dilation=2)).eval()
+    module = trained if form == "training" else reparameterize(trained, layout=form)
+    x = torch.randn(1, 4, 3, 9)
+    assert trained.conv(x).shape == (1, 8, 3, 9)
+    there = 3 if mode == "circular" else 2
+    sentence = (
+        f"padding_mode='{mode}' has {there} pixels to put around a map of 3, and the window reaches 4 beyond it; use"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        module(x)
+    assert module(torch.randn(1, 4, 5, 9)).shape == (1, 8, 5, 9)
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect"])
+def test_where_the_plain_convolution_fails_torch_says_so(mode):
+    trained = XVolution2d(4, 8, 9, padding=4, padding_mode=mode).eval()
+    with pytest.raises(RuntimeError, match="Padding") as plain:
+        nn.Conv2d(4, 8, 9, padding=4, padding_mode=mode)(torch.randn(1, 4, 3, 9))
+    with pytest.raises(RuntimeError) as refusal:
+        trained(torch.randn(1, 4, 3, 9))
+    assert str(refusal.value) == str(plain.value)

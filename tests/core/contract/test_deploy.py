@@ -1,7 +1,7 @@
 """Deployed forms are exactly the trained ones: every layout, dtype, dimension and memory format, whatever the norms.
 
-``XVOLUTION_FUZZ_CASES`` is the number of random operators (``make fuzz`` asks for 20,000); the worst errors are appended to the
-file that ``XVOLUTION_FUZZ_REPORT`` names, if it does.
+``XVOLUTION_FUZZ_CASES`` is the number of random operators (``make fuzz`` searches longer, see ``benchmarks/fuzz.py``); the worst
+errors are appended to the file that ``XVOLUTION_FUZZ_REPORT`` names, if it does.
 """
 
 import copy

@@ -88,3 +88,32 @@ def test_the_mode_of_the_training_form_is_that_of_its_dtype(branch, variant):
     """fp32 stays fp32 and fp64 fp64, whatever the norms compute in."""
     for dtype in (torch.float32, torch.float64):
         assert operator(branch, variant, TRAINING).to(dtype)(images(channels=4).to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["activation", "weight"])
+@pytest.mark.parametrize(("branch", "variant", "form"), FORMS)
+def test_what_is_not_finite_in_fp16_stays_so(branch, variant, form, where, number):
+    """Wherever the plain convolution returns no finite number, the operator returns none."""
+    module, x = operator(branch, variant, form).half(), images(channels=4).half()
+    plain = operator(branch, variant, TRAINING).half().conv
+    if where == "activation":
+        x[0, 1, 5, 3] = number
+    else:
+        with torch.no_grad():
+            module.conv.weight[0, 0, 1, 1] = plain.weight[0, 0, 1, 1] = number
+    lost = ~torch.isfinite(plain(x))
+    assert lost.any()
+    assert not torch.isfinite(module(x))[lost].any()
+
+
+@pytest.mark.parametrize("magnitude", [3e2, 3e3, 2e4])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
+def test_deployed_forms_overflow_in_fp16_no_earlier_than_the_trained_one(branch, variant, offset, magnitude):
+    trained = operator(branch, variant, TRAINING).half()
+    x = ((images(channels=4) / 4 + offset / 2) * magnitude).half()
+    plain = torch.isfinite(trained.conv_norm(trained.conv(x)))
+    assert torch.isfinite(trained(x))[plain].all()
+    for layout in layouts(branch, variant):
+        assert torch.isfinite(reparameterize(trained, layout=layout)(x))[plain].all()

@@ -29,8 +29,8 @@ def serves(attention: Any, norm: nn.Module, y: Tensor) -> bool:
 
     It does for a ``PixelShiftAttention`` with one window over zero padding, where each of the three norms is a batch norm that
     takes the statistics of the batch, on a CPU (on a GPU the modules are as fast) and where the output is large. Modules that
-    somebody hooked, patched, replaced or parametrized run as they are, and so does everything in a graph that is exported, and
-    under ``torch.func``, whose gradients torch does not give to operators of ``torch.library``.
+    somebody hooked, patched, replaced or parametrized run as they are, and so does everything in a graph that is exported or
+    traced, and under ``torch.func``, whose gradients torch does not give to operators of ``torch.library``.
     """
     return (
         len(attention.windows) == 1
@@ -41,6 +41,7 @@ def serves(attention: Any, norm: nn.Module, y: Tensor) -> bool:
         and y.device.type == "cpu"
         and y.numel() > max(y.shape[1], SMALLEST - 1)
         and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
     )
 

@@ -1,0 +1,61 @@
+"""What every operator is to callers and to torch's graphs: a module on batches or single images, and one node of a graph."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NoReturn
+
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
+
+
+class SpatialModule(nn.Module, ABC):
+    """A module on (N, C, H, W), or without N, in any number of dimensions; ``compute`` is what it does with a batch.
+
+    ``torch.fx`` records it as one module whatever the tracer, as it does the convolution in whose place it stands, so that graphs
+    and the names of their nodes stay those of the plain network. ``torch.jit.trace`` records what it computes.
+    ``torch.jit.script`` refuses it: it would have to compile Python that TorchScript has no words for.
+    """
+
+    @property
+    @abstractmethod
+    def dims(self) -> int:
+        """Number of spatial dimensions."""
+
+    @abstractmethod
+    def compute(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
+        if isinstance(x, Proxy):
+            return _node(self, x)
+        if x.dim() == self.dims + 1:
+            return self.compute(x.unsqueeze(0)).squeeze(0)
+        return self.compute(x)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` calls first."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {type(self).__name__}; use torch.jit.trace(model, images) in eval mode, whose "
+            "graph takes any batch and image size, or torch.export"
+        )
+
+
+def _node(module: nn.Module, x: Proxy) -> Proxy:
+    """The call of ``module`` as one node of the graph that is being traced.
+
+    Raises:
+        TraceError: the module is what is being traced, which leaves no module to call.
+    """
+    try:
+        name = x.tracer.path_of_module(module)  # type: ignore[attr-defined]  # only tracers of functions have none
+    except (AttributeError, NameError):
+        name = ""
+    if not name:
+        raise TraceError(
+            f"torch.fx records {type(module).__name__} as one module of a network, and here it is no part of one; trace a "
+            "network that holds it, such as nn.Sequential(operator)"
+        )
+    return x.tracer.create_proxy("call_module", name, (x,), {})
