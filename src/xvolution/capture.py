@@ -30,7 +30,7 @@ class SpatialModule(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W'); (C_in, H, W) -> (C_out, H', W')."""
         if isinstance(x, Proxy):
-            return _node(self, x)
+            return node_of(self, x)
         if x.dim() == self.dims + 1:
             return self.compute(x.unsqueeze(0)).squeeze(0)
         return self.compute(x)
@@ -43,7 +43,7 @@ class SpatialModule(nn.Module, ABC):
         )
 
 
-def _node(module: nn.Module, x: Proxy) -> Proxy:
+def node_of(module: nn.Module, x: Proxy) -> Proxy:
     """The call of ``module`` as one node of the graph that is being traced.
 
     Raises:

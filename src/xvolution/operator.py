@@ -5,7 +5,8 @@ X-volution: On the Unification of Convolution and Self-attention (Chen, Wang, Ni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -327,18 +328,35 @@ def deploy(operator: XVolution, choose: Callable[[Folded], DeployedOperator]) ->
         ReparameterizationError: a part has a hook or a patched forward, or was exchanged for one that computes another formula.
         LayoutError: there is no such layout.
     """
-    try:
+    with _refused(operator):
         deployed = choose(fold(operator))
         require_exact(operator, deployed.layout, fold)
+    if not any(parameter.requires_grad for parameter in operator.parameters()):
+        deployed.requires_grad_(False)
+    return hand_over_hooks(operator, deployed)
+
+
+def layouts_for(operator: XVolution) -> tuple[str, ...]:
+    """The layouts that an operator in eval mode has, the one with the fewest multiplications first.
+
+    Raises:
+        ReparameterizationError: as of ``deploy``.
+    """
+    with _refused(operator):
+        return fold(operator).layouts
+
+
+@contextmanager
+def _refused(operator: XVolution) -> Iterator[None]:
+    """Whatever keeps an operator from being deployed is a ReparameterizationError, or a LayoutError."""
+    try:
+        yield
     except (ReparameterizationError, LayoutError):
         raise
     except FoldingError as error:
         raise ReparameterizationError(str(error)) from error
     except Exception as error:  # parts that somebody exchanged do not fit together in any way that could be foreseen
         raise ReparameterizationError(refusal(operator, f"cannot be merged ({error})")) from error
-    if not any(parameter.requires_grad for parameter in operator.parameters()):
-        deployed.requires_grad_(False)
-    return hand_over_hooks(operator, deployed)
 
 
 def require_eval(model: nn.Module) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from xvolution.capture import node_of
 
 #: What networks read of their convolutions and norms, to merge them or to wrap them.
 _OF_WEIGHTS = frozenset({"weight", "bias", "running_mean", "running_var", "eps"})
@@ -30,4 +33,8 @@ class StandIn(nn.Module):
 
 
 class PassThrough(StandIn, nn.Identity):
-    """In the place of a norm that moved into the convolution before it."""
+    """In the place of a norm that moved into the convolution before it; as that one, one node of a graph of ``torch.fx``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``."""
+        return node_of(self, x) if isinstance(x, Proxy) else x

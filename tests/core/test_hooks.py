@@ -16,12 +16,14 @@ GEOMETRIES = {
 }
 
 
-#: A group norm depends on the whole map, so behind it two convolutions stay two.
+#: A group norm depends on the whole map, so behind it two convolutions stay two. In layout "parts" query and key are two
+#: convolutions where they would be one otherwise, which takes stride 1 and no groups.
 CASES = [
     (*form, geometry)
     for form in FORMS
     for geometry in GEOMETRIES
     if not (geometry == "group norm" and form[2] == "single" and form[0] != "pixel_shift")
+    and not (form[2] == "parts" and geometry in ("groups", "stride"))
 ]
 
 

@@ -20,7 +20,7 @@ from xvolution.deploy.capture import capture
 from xvolution.deploy.latency import cpu_threads, measure_latency
 from xvolution.deploy.recorder import Recorder
 from xvolution.deploy.runtimes import RUNTIMES, ExportError
-from xvolution.operator import ReparameterizationError, XVolution, fold, require_eval
+from xvolution.operator import ReparameterizationError, XVolution, fold, layouts_for, require_eval
 
 #: The runtime that is no file: torch itself, on the model's device, in this process.
 TORCH = "torch"
@@ -198,7 +198,7 @@ class LayoutTimer:
 
 def _layouts(name: str, operator: XVolution) -> tuple[str, ...]:
     try:
-        return fold(operator).layouts
+        return layouts_for(operator)
     except ReparameterizationError as error:
         raise ReparameterizationError(f"{name or type(operator).__name__}: {error}") from error
 
