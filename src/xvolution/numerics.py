@@ -121,11 +121,7 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def owned(y: Tensor) -> Tensor:
     """``y``, copied where it is a view that autograd follows: what a module returns may be hooked, and changed in place."""
-    if not torch.jit.is_scripting():
-        captured = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not captured and y.requires_grad and y._is_view():
-            return y.clone()
-    return y
+    return y.clone() if not is_captured() and y.requires_grad and y._is_view() else y
 
 
 def multiply_channels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
