@@ -15,7 +15,7 @@ from xvolution.operator import OPERATOR_OF_DIMS, XVolution
 NORMS: dict[str, Any] = {
     "batch": nn.BatchNorm2d,
     "none": None,
-    "group": lambda channels: nn.GroupNorm(2, channels),
+    "group": lambda channels: nn.GroupNorm(2 - channels % 2, channels),
     "instance": lambda channels: nn.GroupNorm(channels, channels),
 }
 
