@@ -51,18 +51,18 @@ def test_parts_of_the_single_convolution_get_one_range() -> None:
     deployed = unbalanced("single", PixelShift(gate="identity", pooled_key=False))
     x = torch.randn(8, 8, 9, 7, dtype=torch.float64)
     equal = equalize(deployed, [x])
-    y, query, window_sum = equal.parts(x)
-    for part in (query + equal.shifts(x)[0], window_sum):
-        share = part.abs().amax((0, 2, 3)) / y.abs().max()
+    parts = equal.parts(x)
+    for part in (parts.query + parts.query_shift, parts.window_sum):
+        share = part.abs().amax((0, 2, 3)) / parts.convolution.abs().max()
         assert share.max() <= 1
         assert share.min() > 0.5
-    assert deployed.parts(x)[1].abs().max() > 100 * y.abs().max()
+    assert deployed.parts(x).query.abs().max() > 100 * parts.convolution.abs().max()
 
 
 def test_channels_of_the_split_layout_get_one_range() -> None:
     deployed = unbalanced("split", PixelShift())
     x = torch.randn(8, 8, 9, 7, dtype=torch.float64)
-    window_sum = equalize(deployed, [x]).parts(x)[2].abs().amax((0, 2, 3))
+    window_sum = equalize(deployed, [x]).parts(x).window_sum.abs().amax((0, 2, 3))
     assert window_sum.max() < 4 * window_sum.min()
 
 

@@ -1,5 +1,7 @@
 """What only ``PixelShift`` has: terms over all pixels, several windows, norms of its own, and one convolution with a gate."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from tests.core.networks import randomize
 from xvolution import XVolution2d, dynamic_kernel, reparameterize, unfolded_of
 from xvolution.attention import ChannelGate, PixelShift, PixelShiftDot
 from xvolution.geometry import ConvSite, Geometry
+from xvolution.numerics import image_mean
 from xvolution.operator import fold
 
 
@@ -76,6 +79,33 @@ def test_attention_channels_are_a_ratio_or_a_number_in_whole_groups():
         assert branch_of(PixelShift(attention_ratio=ratio), groups=groups).channels == channels
     for wanted, groups, channels in ((6, 1, 6), (6, 4, 8), (32, 1, 32)):
         assert branch_of(PixelShift(attention_channels=wanted), groups=groups).channels == channels
+
+
+def test_beside_a_pointwise_convolution_the_branch_is_narrow_and_pools_keys_alone():
+    def built(kernel_size, config, groups=1):
+        branch = XVolution2d(48, 96, kernel_size, groups=groups, attention=config).attention
+        return branch.channels, branch.context is not None, branch.mean_weight is not None
+
+    assert built(3, PixelShift()) == (24, True, True)
+    assert built(1, PixelShift()) == (8, False, True)
+    assert built(1, PixelShift(), groups=12) == (12, False, True)
+    assert built(1, PixelShift(attention_ratio=0.25, pooled_query=True)) == (24, True, True)
+    assert built(1, PixelShift(attention_channels=16)) == (16, False, True)
+
+
+@pytest.mark.parametrize("layout", ["split", "parts"])
+def test_keys_are_pooled_over_attention_channels_where_they_are_at_hand(layout):
+    operator = randomize(XVolution2d(8, 16, 3, padding=1, attention=PixelShift(pooled_query=False))).eval()
+    deployed, x = reparameterize(operator, layout=layout), torch.randn(2, 8, 9, 9)
+    with mock.patch("xvolution.attention.pixel_shift.image_mean", side_effect=image_mean) as mean:
+        deployed(x)
+    assert [call.args[0].shape[1] for call in mean.call_args_list] == [operator.attention.channels]
+
+
+def test_query_and_key_as_two_convolutions_are_split_from_nothing():
+    operator = randomize(XVolution2d(8, 16, 3, padding=1)).eval()
+    graph = torch.export.export(reparameterize(operator, layout="parts"), (torch.randn(1, 8, 9, 9),)).graph
+    assert not [node for node in graph.nodes if "split" in str(node.target) or "chunk" in str(node.target)]
 
 
 @pytest.mark.parametrize("kind", [PixelShift, PixelShiftDot])

@@ -106,7 +106,8 @@ def test_other_operators_stand_where_the_depthwise_convolution_stood(images):
 def test_files_of_format_1_keep_their_places_and_windows():
     conversion = conversion_from_dict(upgrade_conversion({"stages": [3]}))
     assert not conversion.where.at_projections
-    assert conversion.operator == XVolutionConfig(attention=PixelShift(window="conv"))
+    branch = PixelShift(window="conv", attention_ratio=0.25, pooled_query=True)
+    assert conversion.operator == XVolutionConfig(attention=branch)
 
 
 @pytest.mark.parametrize("branch", ATTENTION)

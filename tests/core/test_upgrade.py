@@ -215,11 +215,13 @@ def test_every_operator_of_format_1_is_in_the_table():
     assert {OPERATOR_NAMES.get(name, name) for name, *_ in OTHERS} == set(OPERATORS) - since
 
 
-def test_what_was_left_open_takes_the_defaults_of_the_branch():
-    assert upgraded(FLAT).operator.attention == PixelShift(window="conv")
+def test_what_was_left_open_takes_the_defaults_that_the_branch_had():
+    had = {"attention_ratio": 0.25, "pooled_query": True}
+    assert upgraded(FLAT).operator.attention == PixelShift(window="conv", **had)
     assert upgraded({**FLAT, "attention": "shared"}).operator.attention == GatedDepthwise()
     given = {"gate": "tanh", "query_context": False, "global_init": 0.5, "query_norm": False, "window_norm": True}
     assert upgraded({**FLAT, **given, "window": 5, "shift_distance": [1, 2]}).operator.attention == PixelShift(
+        attention_ratio=0.25,
         gate="tanh",
         window=5,
         dilation=(1, 2),

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ from xvolution.folding import FoldedConvolution, NormLayer, build_norm, builds_f
 from xvolution.geometry import ConvSite, Geometry, per_channel, spatial
 from xvolution.numerics import CONVOLVE, GATES, add, bounded, convolve_window, double, image_mean, project_wide, widen
 
+#: Attention channels where nothing is said: a part of the output channels, and their number beside a 1x1 convolution.
+_RATIO, _BESIDE_POINTWISE = 0.25, 8
+
 
 @register("pixel_shift")
 @dataclass(frozen=True)
@@ -50,32 +53,35 @@ class PixelShift(AttentionConfig):
 
     Attributes:
         attention_ratio: attention channels as a fraction of the output channels, rounded up to whole groups.
-        attention_channels: how many attention channels instead, rounded up to whole groups.
+        attention_channels: how many attention channels instead, rounded up to whole groups. When neither is given a quarter of
+            the output channels, but 8 beside a 1x1 convolution.
         gate: of the query: identity, sigmoid or tanh.
         window: side length of the window, or one for each dimension; conv is that of the convolution. When None the
             convolution's too, but 3 beside a 1x1 convolution.
         dilation: pixels between neighbouring taps of the window; the convolution's when None. Several of them, such as 1 2 4, sum
             several windows.
-        pooled_query: let the query see the mean over the image beside its pixel.
+        pooled_query: let the query see the mean over the image beside its pixel; when None where the kernel is larger than 1x1,
+            since a projection reads several times the channels that it writes, and their mean costs more than the attention.
         pooled_key: add a term over all pixels, the mean of the keys with one weight for each channel.
         pooled_key_init: what the weights of that term start with. They hardly move in training, since a norm follows them.
         query_norm: normalize the query; when None where the norm is a batch norm, which folds.
         window_norm: normalize the window's sum; when None where the norm is a batch norm, which folds.
     """
 
-    attention_ratio: float = 0.25
+    attention_ratio: float | None = None
     attention_channels: int | None = None
     gate: str = "sigmoid"
     window: Window = None
     dilation: int | tuple[int, ...] | None = None
-    pooled_query: bool = True
+    pooled_query: bool | None = None
     pooled_key: bool = True
     pooled_key_init: float = 1.0
     query_norm: bool | None = None
     window_norm: bool | None = None
 
     def check(self) -> None:
-        check_ratio(self.attention_ratio)
+        if self.attention_ratio is not None:
+            check_ratio(self.attention_ratio)
         if self.attention_channels is not None and self.attention_channels < 1:
             raise ValueError(f"attention_channels is {self.attention_channels}; it must be a positive integer")
         check_gate(self.gate)
@@ -94,6 +100,14 @@ class PixelShift(AttentionConfig):
             return ()
         return (self.dilation,) if isinstance(self.dilation, int) else tuple(self.dilation)
 
+    def channels_at(self, site: ConvSite) -> int:
+        """How many attention channels there are beside a convolution."""
+        if self.attention_channels is not None:
+            return attention_channels(self.attention_channels, 1, site.groups)
+        if self.attention_ratio is None and site.geometry.is_pointwise:
+            return attention_channels(_BESIDE_POINTWISE, 1, site.groups)
+        return attention_channels(site.out_channels, self.attention_ratio or _RATIO, site.groups)
+
     def build(self, site: ConvSite, norm_layer: NormLayer | None = None) -> PixelShiftAttention:
         return PixelShiftAttention(self, site, norm_layer)
 
@@ -108,13 +122,12 @@ class PixelShiftAttention(AttentionBranch):
     def __init__(self, config: PixelShift, site: ConvSite, norm_layer: NormLayer | None = None) -> None:
         super().__init__(config, site)
         self.gate = config.gate
-        channels = attention_channels(site.out_channels, config.attention_ratio, site.groups)
-        if config.attention_channels is not None:
-            channels = attention_channels(config.attention_channels, 1, site.groups)
+        channels = config.channels_at(site)
+        pooled_query = not site.geometry.is_pointwise if config.pooled_query is None else config.pooled_query
         grouped: dict[str, Any] = {"groups": site.groups, "bias": False, **site.factory}
         depthwise: dict[str, Any] = {**grouped, "groups": channels}
         self.query = conv_over(site.geometry.centre(), site.in_channels, channels, **{**grouped, "bias": True})
-        self.context = pointwise(self.dims, site.in_channels, channels, **grouped) if config.pooled_query else None
+        self.context = pointwise(self.dims, site.in_channels, channels, **grouped) if pooled_query else None
         self.key = pointwise(self.dims, site.in_channels, channels, **grouped)
         self.mean_weight = pooled_weight(channels, config.pooled_key_init if config.pooled_key else None, site.factory)
         self.windows = nn.ModuleList(
@@ -357,11 +370,21 @@ class FoldedPixelShift(Folded):
         return kernel, convolution.bias + bias
 
 
-class GatedConv(DeployedOperator):
-    """The deployed operator: ``y = z_c + W^v ( φ(z_q + s_q) ⊙ (z_k + s_k) )``.
+class Parts(NamedTuple):
+    """What the gate combines: ``z_c`` (N, C_out, H', W'), ``z_q`` and ``z_k`` (N, A, H', W'), and what the whole image adds.
 
-    The subclasses compute (z_c, z_q, z_k) in their own way; the shifts (s_q, s_k) are the whole image's.
+    ``s_q`` and ``s_k`` are (N, A, 1, 1), or None where there is no pooled query or key.
     """
+
+    convolution: Tensor
+    query: Tensor
+    window_sum: Tensor
+    query_shift: Tensor | None
+    sum_shift: Tensor | None
+
+
+class GatedConv(DeployedOperator):
+    """The deployed operator: ``y = z_c + W^v ( φ(z_q + s_q) ⊙ (z_k + s_k) )``, whose parts the subclasses compute."""
 
     def __init__(self, folded: FoldedPixelShift, factory: dict[str, Any]) -> None:
         convolution = folded.convolution
@@ -371,35 +394,16 @@ class GatedConv(DeployedOperator):
         # Norms that could not fold; identities otherwise.
         self.conv_norm, self.attention_norm = convolution.norm, folded.norm
         self.query_norm, self.window_norm = folded.query_norm, folded.window_norm
-        of_query, of_sum = folded.context_weight, None
-        if folded.mean_weight is not None:
-            of_sum = folded.mean_weight.unsqueeze(1) * folded.key_weight
-        shifts = [weight for weight in (of_query, of_sum) if weight is not None]
-        self.shifted = (of_query is not None, of_sum is not None)
-        self.context = None
-        if shifts:
-            self.context = pointwise_of(dims, _joined(shifts, convolution.groups), None, convolution.groups, factory)
 
     @abstractmethod
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(z_c, z_q, z_k): (N, C_out, H', W') and twice (N, A, H', W')."""
-
-    def shifts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """(s_q, s_k): (N, A, 1, 1) each, or None where there is none."""
-        if self.context is None:
-            return None, None
-        sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
-        vectors = bounded(self.context(x.mean(spatial(x), keepdim=True)))
-        found = iter(_parted(vectors, sizes, self.groups))
-        of_query, of_sum = (next(found) if there else None for there in self.shifted)
-        return of_query, of_sum
+    def parts(self, x: Tensor) -> Parts:
+        """What the gate combines, from (N, C_in, H, W)."""
 
     def compute(self, x: Tensor) -> Tensor:
-        y, query, window_sum = self.parts(x)
-        of_query, of_sum = self.shifts(x)
+        y, query, window_sum, query_shift, sum_shift = self.parts(x)
         query, window_sum = bounded(query), bounded(window_sum)
-        query = query if of_query is None else query + of_query
-        window_sum = window_sum if of_sum is None else window_sum + of_sum
+        query = query if query_shift is None else query + query_shift
+        window_sum = window_sum if sum_shift is None else window_sum + sum_shift
         source = query.dtype
         query, window_sum = widen(self.query_norm(query), self.window_norm(window_sum))
         product = GATES[self.gate].apply(query) * window_sum
@@ -412,23 +416,13 @@ class GatedConv(DeployedOperator):
         """Each part, and the gate's two with what the whole image adds to them too; none where the sum has a norm of its own."""
         if type(self.window_norm) is not nn.Identity:
             return {}
-        y, query, window_sum = self.parts(x)
-        of_query, of_sum = self.shifts(x)
+        y, query, window_sum, query_shift, sum_shift = self.parts(x)
         ranges = {"convolution": y, "query": query, "window_sum": window_sum}
-        if of_query is not None:
-            ranges["query"] = torch.cat([query, query + of_query])
-        if of_sum is not None:
-            ranges["window_sum"] = torch.cat([window_sum, window_sum + of_sum])
+        if query_shift is not None:
+            ranges["query"] = torch.cat([query, query + query_shift])
+        if sum_shift is not None:
+            ranges["window_sum"] = torch.cat([window_sum, window_sum + sum_shift])
         return ranges
-
-    def _scale_shift(self, part: str, factors: Tensor) -> None:
-        """Multiply what the whole image adds to the query, or to the window sum, where it adds to it."""
-        of_query, of_sum = self.shifted
-        if self.context is None or not (of_query if part == "query" else of_sum):
-            return
-        by_group = torch.arange(self.context.out_channels).unflatten(0, (self.groups, -1))
-        rows = by_group.chunk(of_query + of_sum, 1)[0 if part == "query" else -1]
-        _scale_rows(self.context, rows.flatten(), factors)
 
     def _divide_values(self, factors: Tensor) -> None:
         """Divide the input channels of ``W^v``."""
@@ -453,10 +447,24 @@ class SingleGatedConv(GatedConv):
         )
         biases = (convolution.bias, folded.query_bias, folded.window_bias)
         self.conv = conv_of(union, _joined(kernels, groups), _joined(biases, groups), groups, factory)
+        of_sum = None if folded.mean_weight is None else folded.mean_weight.unsqueeze(1) * folded.key_weight
+        self.shifted = (folded.context_weight is not None, of_sum is not None)
+        shifts, self.context = [weight for weight in (folded.context_weight, of_sum) if weight is not None], None
+        if shifts:
+            self.context = pointwise_of(union.dims, _joined(shifts, groups), None, groups, factory)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, x: Tensor) -> Parts:
         y, query, window_sum = _parted(self.conv(x), self.sizes, self.groups)
-        return y, query, window_sum
+        return Parts(y, query, window_sum, *self._shifts(x))
+
+    def _shifts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if self.context is None:
+            return None, None
+        sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
+        vectors = bounded(self.context(image_mean(x)))
+        found = iter(_parted(vectors, sizes, self.groups))
+        of_query, of_sum = (next(found) if there else None for there in self.shifted)
+        return of_query, of_sum
 
     def equalize_(self, ranges: Mapping[str, Tensor]) -> None:
         """``z_k``, and with the identity gate ``z_q``, come to the range of the parts of the one convolution that cannot move."""
@@ -472,11 +480,24 @@ class SingleGatedConv(GatedConv):
             self._scale_shift(part, factors)
             self._divide_values(factors)
 
+    def _scale_shift(self, part: str, factors: Tensor) -> None:
+        """Multiply what the whole image adds to the query, or to the window sum, where it adds to it."""
+        of_query, of_sum = self.shifted
+        if self.context is None or not (of_query if part == "query" else of_sum):
+            return
+        by_group = torch.arange(self.context.out_channels).unflatten(0, (self.groups, -1))
+        rows = by_group.chunk(of_query + of_sum, 1)[0 if part == "query" else -1]
+        _scale_rows(self.context, rows.flatten(), factors)
+
 
 class SplitGatedConv(GatedConv):
-    """Layout ``split``: W^c as its own convolution, (q, k) by 1x1, the window sum by a depthwise convolution."""
+    """Layout ``split``: W^c as its own convolution, (q, k) by 1x1, the window sum by a depthwise convolution.
+
+    The keys of all pixels are there, so that their mean is taken of A channels and not, as ``W^k mean(x)``, of C_in.
+    """
 
     layout = "split"
+    mean_weight: Tensor | None
     #: Whether query and key are one convolution where they can be.
     merges: ClassVar[bool] = True
 
@@ -498,6 +519,13 @@ class SplitGatedConv(GatedConv):
             conv_of(window, weight.unsqueeze(1), None if index else folded.window_bias, folded.channels, factory)
             for index, (window, weight) in enumerate(folded.windows)
         )
+        self.context = None
+        if folded.context_weight is not None:
+            self.context = pointwise_of(dims, folded.context_weight, None, groups, factory)
+        mean_weight = folded.mean_weight
+        if mean_weight is not None:
+            mean_weight = per_channel(mean_weight, self.conv.weight).to(self.conv.weight)
+        self.register_buffer("mean_weight", mean_weight)
 
     def query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(q, k): (N, A, H', W') at the centres of the windows and (N, A, H, W) everywhere."""
@@ -506,11 +534,14 @@ class SplitGatedConv(GatedConv):
             return query, key
         return self.query(x), self.key(x)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, x: Tensor) -> Parts:
         y = self.conv(x)
         query, key = self.query_and_key(x)
-        first, *others = (bounded(window(bounded(key))) for window in self.windows)
-        return y, query, sum(others, start=first)
+        key = bounded(key)
+        first, *others = (bounded(window(key)) for window in self.windows)
+        query_shift = None if self.context is None else bounded(self.context(image_mean(x)))
+        sum_shift = None if self.mean_weight is None else self.mean_weight.to(key.dtype) * image_mean(key)
+        return Parts(y, query, sum(others, start=first), query_shift, sum_shift)
 
     def parts_to_equalize(self, x: Tensor) -> Mapping[str, Tensor]:
         ranges = super().parts_to_equalize(x)
@@ -530,7 +561,8 @@ class SplitGatedConv(GatedConv):
             module.weight.mul_(per_channel((factors / key_factors)[:, None], module.weight))
             if module.bias is not None:
                 module.bias.mul_(factors)
-        self._scale_shift("window_sum", factors)
+        if self.mean_weight is not None:
+            self.mean_weight.mul_(per_channel(factors / key_factors, self.conv.weight))
         self._divide_values(factors)
 
 

@@ -26,7 +26,8 @@ def project(conv: Any, x: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         ``parts`` maps of (N, C_out / parts, H, W), in the memory format of ``x``.
     """
     if not _is_product(conv, x):
-        return conv(x).chunk(parts, 1)
+        y = conv(x)
+        return y.chunk(parts, 1) if parts > 1 else (y,)
     weight = conv.weight.flatten(1)
     if x.is_contiguous():
         weights = weight.expand(len(x), -1, -1)

@@ -19,13 +19,13 @@ from xvolution.conversion.config import XVolutionConfig
 from xvolution.deploy.runtimes import RUNTIMES
 
 DEFAULT = "default"
-_POOLED = ("pooled_query", "pooled_key")
-_DEFAULTS = PixelShift()
-#: The pooled terms, each and both, the other way round than by default.
-_OTHERWISE: dict[str, Any] = {name: not getattr(_DEFAULTS, name) for name in _POOLED}
+#: What is changed. Some of it is the default beside one kind of convolution, which shows the noise of the measurement.
 CHANGES: tuple[Mapping[str, Any], ...] = (
-    *({name: value} for name, value in _OTHERWISE.items()),
-    _OTHERWISE,
+    {"pooled_query": True},
+    {"pooled_query": False},
+    {"pooled_key": False},
+    {"pooled_query": False, "pooled_key": False},
+    {"attention_ratio": 0.25},
     {"attention_ratio": 0.125},
     {"attention_channels": 8},
     {"attention_channels": 16},

@@ -88,6 +88,8 @@ def upgrade_attention(values: Mapping[str, Any]) -> dict[str, Any] | None:
     options = {new: values[old] for old, new in renamed.items() if values.get(old) is not None}
     if name.startswith("pixel_shift"):
         options.setdefault("window", "conv")
+    if name == "pixel_shift":  # what is open today depends on the convolution
+        options = {"attention_ratio": 0.25, "pooled_query": True} | options
     if name == "pixel_shift_dot" and isinstance(options.get("dilation"), list | tuple):
         (options["dilation"],) = options["dilation"]
     return {"type": name, **options}
