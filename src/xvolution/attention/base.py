@@ -54,6 +54,10 @@ class AttentionConfig(ABC):
             ValueError: an option does not fit the convolution, such as heads that do not divide its channels.
         """
 
+    def narrower(self) -> AttentionConfig | None:
+        """The same branch with fewer attention channels, where their number was left open; None where it was not."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values, with the branch's name as ``"type"``."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

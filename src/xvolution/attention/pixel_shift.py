@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -99,6 +99,14 @@ class PixelShift(AttentionConfig):
         if self.dilation is None:
             return ()
         return (self.dilation,) if isinstance(self.dilation, int) else tuple(self.dilation)
+
+    def narrower(self) -> PixelShift | None:
+        """With an eighth of the output channels as attention channels, where their number was left open."""
+        return (
+            replace(self, attention_ratio=_RATIO / 2)
+            if self.attention_ratio == self.attention_channels is None
+            else None
+        )
 
     def channels_at(self, site: ConvSite) -> int:
         """How many attention channels there are beside a convolution."""

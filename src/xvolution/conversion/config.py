@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -85,6 +85,10 @@ class ConversionConfig(ABC):
     def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
         """What takes the place of ``conv``; ``norm`` is the one that follows it, where ``takes_norm`` asks for it."""
 
+    def narrower(self) -> ConversionConfig | None:
+        """The same at a lower price, for a budget of time; None where there is no such."""
+        return None
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values, with its kind as ``"type"``.
@@ -154,6 +158,10 @@ class XVolutionConfig(ConversionConfig):
     @property
     def keeps_outputs(self) -> bool:
         return self.zero_init and self.kernel_size is None
+
+    def narrower(self) -> XVolutionConfig | None:
+        attention = self.attention.narrower() if isinstance(self.attention, AttentionConfig) else None
+        return None if attention is None else replace(self, attention=attention)
 
     def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
         """An X-volution around ``conv`` and its norm, which are kept, not copied."""

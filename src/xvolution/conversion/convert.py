@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvolution.conversion.budget import within_budget
 from xvolution.conversion.checkpoints import MovedNorm
 from xvolution.conversion.config import ConversionConfig, Placement
 from xvolution.conversion.modules import infer_inputs, without_zeros
@@ -39,6 +40,7 @@ def convert(
     names: Sequence[str] | None = None,
     at_projections: bool = True,
     filter_fn: FilterFunction | None = None,
+    budget: float | None = None,
     example_inputs: Any = None,
     verify: bool = True,
     inplace: bool = False,
@@ -57,6 +59,9 @@ def convert(
             behind a depthwise one, where its attention mixes channels, and not of the depthwise one.
         filter_fn: ``filter_fn(module, name) -> bool`` chooses among these; with it the default restriction to spatial
             convolutions behind the stem is off.
+        budget: the most time that the deployed network may take over the plain one, such as 1.05: of what the other arguments
+            select, the convolutions are taken whose operators are estimated to fit (``within_budget``), cheapest first, with
+            half the attention channels where more fit so. The estimate is for batches like ``example_inputs``.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments, to check the outputs with;
             when None, an image batch of noise of a size that the model takes. Not zeros, which hide differences.
         verify: run the network before and after, and compare. Without it no forward pass is run, unless ``torch.fx`` cannot read
@@ -68,7 +73,8 @@ def convert(
         converted already comes back as it is.
 
     Raises:
-        ValueError: nothing was selected, stages that the network does not have, or an operator that is not known or does not fit.
+        ValueError: nothing was selected, stages that the network does not have, an operator that is not known or does not fit, or
+            a budget into which no operator fits.
         ConversionError: the outputs changed although the configuration promises to keep them, or the model cannot be copied.
     """
     config = operator_config(config)
@@ -83,6 +89,14 @@ def convert(
     chosen = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
     if not chosen:
         return model
+    afforded = ""
+    if budget is not None:
+        choice = within_budget(model, chosen, config, budget, inputs())
+        left = len(chosen) - len(choice.names)
+        afforded = (
+            f"; estimated at {choice.estimate:.3f} times the time, {left} more would exceed the budget of {budget}"
+        )
+        config, chosen = choice.config, choice.names
     parameters = count_parameters(model)
     pairs = norms_behind(model, chosen, inputs) if config.takes_norm else {}
     changes = Changes(model)
@@ -101,7 +115,7 @@ def convert(
     shape = _image_shape(inputs() if verify else example_inputs)
     if behind:
         proof += f"; at the projections behind {len(behind)} depthwise convolutions, which stay"
-    remember(model, Record(replaced, parameters, shape, proof))
+    remember(model, Record(replaced, parameters, shape, proof + afforded))
     return model
 
 

@@ -1,0 +1,201 @@
+"""Which convolutions to replace so that the deployed network stays within a budget of time.
+
+The time of a network, or of one operator, is estimated as::
+
+    multiply-adds  +  NUMBERS · numbers written  +  OPERATIONS · operations
+
+in the time of one multiply-add. Norms, views and activations that runtimes fuse with the convolution before them cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from xvolution.conversion.config import ConversionConfig
+from xvolution.conversion.modules import call, evaluating
+from xvolution.convolutions import conv_over, geometry_of
+from xvolution.operator import XVolution, fold
+
+#: Fitted to the latencies of networks in ONNX Runtime and OpenVINO (``python -m benchmarks.prices``).
+NUMBERS, OPERATIONS = 4.0, 1.5e5
+
+_FREE = ("batch_norm", "relu", "hardtanh", "clamp", "detach", "empty")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed.
+
+    Attributes:
+        multiply_adds: of convolutions and matrix products.
+        numbers: written to memory.
+        operations: how many of them there are.
+    """
+
+    multiply_adds: float = 0
+    numbers: float = 0
+    operations: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    @property
+    def time(self) -> float:
+        """In the time of one multiply-add."""
+        return self.multiply_adds + NUMBERS * self.numbers + OPERATIONS * self.operations
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays within the budget.
+
+    Attributes:
+        config: what takes the place of each convolution, which may be narrower than what was asked for.
+        names: of the convolutions, in the order of the network.
+        estimate: the time of the deployed network over that of the plain one.
+    """
+
+    config: ConversionConfig
+    names: list[str]
+    estimate: float
+
+
+def within_budget(
+    model: nn.Module, names: Sequence[str], config: ConversionConfig, budget: float, inputs: Any
+) -> Choice:
+    """The convolutions, cheapest first, whose operators fit into the budget.
+
+    Where not all of them fit, operators with fewer attention channels are tried too, and what takes the most places is chosen.
+
+    Args:
+        model: the network.
+        names: the convolutions that may be replaced.
+        config: what would take their place.
+        budget: the time of the deployed network over that of the plain one, such as 1.05.
+        inputs: what the network takes; its size is that for which the time is estimated.
+
+    Raises:
+        ValueError: a budget that allows nothing, or no inputs.
+    """
+    if not budget > 1:
+        raise ValueError(
+            f"budget is {budget}; give the time of the deployed network over that of the plain one, such as 1.05"
+        )
+    if inputs is None:
+        raise ValueError("budget needs the size of the images to estimate times; give example_inputs")
+    sites, plain = _sites(model, names, inputs)
+    best: Choice | None = None
+    cheapest = None
+    for candidate in _and_narrower(config):
+        extra = {name: _extra(site, candidate).time / plain.time for name, site in sites.items()}
+        cheapest = min(extra.items(), key=lambda item: item[1])
+        taken, estimate = set(), 1.0
+        for name, price in sorted(extra.items(), key=lambda item: item[1]):
+            if estimate + price > budget:
+                break
+            taken.add(name)
+            estimate += price
+        if taken and (best is None or len(taken) > len(best.names)):
+            best = Choice(candidate, [name for name in names if name in taken], estimate)
+    if best is None:
+        name, price = cheapest or ("", 0.0)
+        raise ValueError(
+            f"no convolution fits into budget={budget}: the cheapest, {name}, is estimated at {1 + price:.3f}; give a larger one"
+        )
+    return best
+
+
+def work_of(run: Callable[[], object]) -> Work:
+    """What is computed while ``run`` runs."""
+    counter = _Counter()
+    with torch.no_grad(), counter:
+        run()
+    return counter.work
+
+
+def work_of_network(model: nn.Module, inputs: Any) -> Work:
+    """What a network computes in eval mode, its norms folded."""
+    with evaluating(model):
+        return work_of(lambda: call(model, inputs))
+
+
+def _and_narrower(config: ConversionConfig) -> Iterator[ConversionConfig]:
+    wider: ConversionConfig | None = config
+    while wider is not None:
+        yield wider
+        wider = wider.narrower()
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A convolution, and the shapes of what it read in one forward pass."""
+
+    conv: Any
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def _sites(model: nn.Module, names: Sequence[str], inputs: Any) -> tuple[Mapping[str, _Site], Work]:
+    """Where operators may stand, and what the network computes; a convolution that does not run is at no site."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: shapes.setdefault(name, []).append(tuple(args[0].shape))
+
+    convs = {name: model.get_submodule(name) for name in names}
+    handles = [conv.register_forward_pre_hook(record(name)) for name, conv in convs.items()]
+    try:
+        plain = work_of_network(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _Site(convs[name], tuple(found)) for name, found in shapes.items()}, plain
+
+
+def _extra(site: _Site, config: ConversionConfig) -> Work:
+    """What the operator in its first deployed form computes beyond the convolution."""
+    geometry, channels = geometry_of(site.conv), (site.conv.in_channels, site.conv.out_channels)
+    options: dict[str, Any] = {"groups": site.conv.groups, "bias": True}
+    conv = conv_over(geometry, *channels, **options, device="meta")
+    operator = config.replacement(conv_over(geometry, *channels, **options), None).eval()
+    if isinstance(operator, XVolution):
+        folded = fold(operator)
+        operator = folded.build(folded.layouts[0], {})
+    operator, total = operator.to("meta"), Work()
+    for shape in site.shapes:
+        x = torch.empty(shape, device="meta")
+        total += work_of(partial(operator, x)) - work_of(partial(conv, x))
+    return total
+
+
+class _Counter(TorchDispatchMode):
+    """Counts what torch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Imported here because it loads triton, which `import xvolution` can do without.
+        from torch.utils.flop_counter import flop_registry
+
+        self._flops, self.work = flop_registry, Work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        y = func(*args, **kwargs)
+        returns = [value.alias_info for value in func._schema.returns]
+        is_view = any(alias is not None and not alias.is_write for alias in returns)
+        # Of several outputs, as norms have them, the first is the map.
+        written = y[0] if isinstance(y, tuple) and y else y
+        if isinstance(written, Tensor) and not is_view and not any(free in str(func) for free in _FREE):
+            count = self._flops.get(func._overloadpacket)
+            flops = 0 if count is None else count(*args, **kwargs, out_val=y)
+            self.work += Work(flops / 2, written.numel(), 1)
+        return y
