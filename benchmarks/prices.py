@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import timm
 import torch
 
+from xvolution.bench.network_forms import plain_network
 from xvolution.bench.networks import SQUEEZE_EXCITATION, forms_of
 from xvolution.conversion import budget
 from xvolution.conversion.budget import Work, work_of_network
@@ -23,7 +23,7 @@ from xvolution.deploy.reparameterize import reparameterize
 from xvolution.deploy.runtimes import RUNTIMES
 
 #: Grid of the fit: multiply-adds in the time of one number written, and of one operation.
-NUMBERS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
+NUMBERS = (0, 2, 4, 6, 8, 10, 12, 14, 16, 20, 25, 30)
 OPERATIONS = (0, 0.5e5, 1e5, 1.5e5, 2e5, 3e5, 4e5, 6e5)
 
 
@@ -55,7 +55,7 @@ def points(cases: Iterable[Mapping[str, Any]]) -> list[Point]:
         name = case["network"]
         if name not in works:
             works[name] = {form.name: _work(form.build(name), images) for form in forms_of(name, ["auto"])}
-            works[name]["plain"] = _work(timm.create_model(name), images)
+            works[name]["plain"] = _work(plain_network(name), images)
         for form, figures in case["forms"].items():
             if form in works[name] and form != SQUEEZE_EXCITATION and "ratio" in figures:
                 what = f"{name}, {form}, {case['runtime']}"

@@ -418,6 +418,16 @@ def test_bad_input_is_answered_in_a_sentence(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_detectors_are_not_trained_here_and_need_their_package(
+    installed: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xvolution.bench.networks.find_spec", lambda name: object() if installed else None)
+    assert main(["bench", "networks", "--networks", "yolo11n", "--runtimes", "training", "--batches", "2"]) == 2
+    said = capsys.readouterr().err
+    assert ("training, which is of classifiers" if installed else "takes the package ultralytics") in said
+
+
 def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "bench.json"
     arguments = [

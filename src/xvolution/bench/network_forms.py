@@ -27,6 +27,22 @@ from xvolution.deploy.runtimes import RUNTIMES
 TRAINING = "training"
 
 
+def plain_network(name: str) -> nn.Module:
+    """A network of timm, or a detector of Ultralytics such as yolo11n, with random weights."""
+    if timm.is_model(name):
+        model: nn.Module = timm.create_model(name)
+        return model
+    from ultralytics.nn.tasks import DetectionModel
+
+    detector: nn.Module = DetectionModel(f"{name}.yaml", verbose=False)
+    return detector.eval()
+
+
+def is_detector(name: str) -> bool:
+    """Whether it is the name of a YOLO, which the package ultralytics has."""
+    return name.startswith("yolo") and not timm.is_model(name)
+
+
 @dataclass(frozen=True)
 class NetworkForm:
     """A network with an operator in some of its stages.
@@ -44,9 +60,9 @@ class NetworkForm:
     layout: str = "auto"
 
     def build(self, network: str) -> nn.Module:
-        """timm's network with random weights and the operator in it, in the form that is trained."""
+        """The network with random weights and the operator in it, in the form that is trained."""
         torch.manual_seed(0)
-        model = timm.create_model(network)
+        model = plain_network(network)
         if self.config is None:
             return model
         converted = convert(model, self.config, stages=self.stages, inplace=True)

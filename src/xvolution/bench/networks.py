@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
 import timm
 
-from xvolution.bench.network_forms import TRAINING, NetworkForm, measure_forms
+from xvolution.bench.network_forms import TRAINING, NetworkForm, is_detector, measure_forms, plain_network
 from xvolution.bench.operators import DTYPES, MEMORY_FORMATS, MODES
 from xvolution.bench.results import Case, Record
 from xvolution.bench.settings import require_at_least, require_device, require_known, thread_count
@@ -41,8 +42,9 @@ class NetworkBench:
     Deployed networks have all their norms folded, the plain one as well.
 
     Args:
-        networks: names of timm's networks.
-        runtimes: a runtime that ``export`` writes for, by its name; torch; training (one step: forward, backward, SGD).
+        networks: names of timm's networks, or of Ultralytics' YOLOs such as yolo11n, where the package ultralytics is installed.
+        runtimes: a runtime that ``export`` writes for, by its name; torch; training (one step of a classifier: forward, backward,
+            SGD).
         batches: images in a batch.
         layouts: in which X-volution is deployed: auto, or names such as split and single.
         memory_formats: contiguous, channels_last; of torch and training.
@@ -79,6 +81,8 @@ class NetworkBench:
             raise InputError(
                 f"--runtimes is {', '.join(on_cpu)}, run on the CPU here; with --device {self.device} give torch or training."
             )
+        if TRAINING in self.runtimes and any(map(is_detector, self.networks)):
+            raise InputError("--runtimes has training, which is of classifiers here; leave the YOLOs out.")
         if TRAINING in self.runtimes and max(self.batches) < 2:
             raise InputError("--runtimes has training, where batch norms need at least 2 images; give such --batches.")
 
@@ -112,10 +116,14 @@ class NetworkBench:
 
 def require_networks(names: Sequence[str]) -> None:
     """Raise ``InputError`` unless timm has networks of these names."""
-    missing = [name for name in names if not timm.is_model(name)]
+    if any(map(is_detector, names)) and find_spec("ultralytics") is None:
+        raise InputError(
+            "--networks has a YOLO, which takes the package ultralytics (AGPL); install it, or leave it out."
+        )
+    missing = [name for name in names if not (timm.is_model(name) or is_detector(name))]
     if missing or not names:
         said = ", ".join(missing) or "empty"
-        raise InputError(f"--networks is {said}; timm has no such model. Give names like resnet50.")
+        raise InputError(f"--networks is {said}; timm has no such model. Give names like resnet50 or yolo11n.")
 
 
 def ways(
@@ -129,8 +137,9 @@ def ways(
 
 def forms_of(network: str, layouts: Sequence[str]) -> list[NetworkForm]:
     """The forms beside the plain network; a layout that was asked for by name is a part of the form's name."""
-    last = len(stages_of(timm.create_model(network)))
-    places = {STAGE_3: (3,), LAST_TWO: (last - 1, last), ALL: None}
+    last = len(stages_of(plain_network(network)))
+    # YOLOs have no stages.
+    places = ({STAGE_3: (3,), LAST_TWO: (last - 1, last)} if last else {}) | {ALL: None}
     forms = [NetworkForm(SQUEEZE_EXCITATION, operator_config(SQUEEZE_EXCITATION))]
     for layout, (name, stages) in product(layouts, places.items()):
         forms.append(NetworkForm(name if layout == "auto" else f"{name} {layout}", operator_config(), stages, layout))

@@ -24,7 +24,7 @@ from xvolution.convolutions import conv_over, geometry_of
 from xvolution.operator import XVolution, fold
 
 #: Fitted to the latencies of networks in ONNX Runtime and OpenVINO (``python -m benchmarks.prices``).
-NUMBERS, OPERATIONS = 4.0, 1.5e5
+NUMBERS, OPERATIONS = 12.0, 1e5
 
 _FREE = ("batch_norm", "relu", "hardtanh", "clamp", "detach", "empty")
 
