@@ -47,6 +47,16 @@ def require_unaltered(operator: Any) -> None:
             )
 
 
+@torch.no_grad()
+def require_finite(operator: Any) -> None:
+    """Raise ReparameterizationError where a parameter or buffer holds NaN or infinity, which saturation in fp16 would hide."""
+    for name, tensor in chain(operator.named_parameters(), operator.named_buffers()):
+        if not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise ReparameterizationError(
+                f"{name} holds numbers that are not finite, as after a training that diverged; restore weights from before"
+            )
+
+
 def stays_module(name: str, module: nn.Module) -> bool:
     """Whether the part of an operator called ``name`` is in the deployed form as it is."""
     last = name.rpartition(".")[-1]

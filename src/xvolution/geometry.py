@@ -64,9 +64,14 @@ def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
     Raises:
         ValueError: the map is not larger than what is cropped, or is smaller than what is reflected or repeated around it.
     """
-    if torch.jit.is_tracing() and mode == "zeros":
-        # It crops as well; which of both a graph does would else be fixed by the image that it is traced with.
-        return F.pad(x, [width for pair in reversed(pairs) for width in pair])
+    if torch.jit.is_tracing():
+        # Widths may follow the size of the image; whether a graph pads or crops would else be fixed by the one it is traced with.
+        widths = [width for pair in reversed(pairs) for width in pair]
+        if mode == "zeros":
+            return F.pad(x, widths)
+        padded = [_not_negative(width) for width in widths]
+        x = F.pad(x, padded, mode=mode)
+        return F.pad(x, [width - there for width, there in zip(widths, padded, strict=True)])
     if any(before > 0 or after > 0 for before, after in pairs):
         _check_repeats(x, pairs, mode)
         widths = [max(width, 0) for pair in reversed(pairs) for width in pair]

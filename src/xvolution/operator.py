@@ -19,7 +19,7 @@ from xvolution.attention.folded import Folded, FoldedWithoutAttention, LayoutErr
 from xvolution.capture import SpatialModule
 from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
 from xvolution.copying import hand_over_hooks
-from xvolution.exactness import ReparameterizationError, refusal, require_exact, require_unaltered
+from xvolution.exactness import ReparameterizationError, refusal, require_exact, require_finite, require_unaltered
 from xvolution.folding import FoldingError, NormLayer, becomes_foldable, build_norm, fold_convolutions
 from xvolution.geometry import ConvSite, Geometry
 from xvolution.memory_format import with_format_of
@@ -303,9 +303,10 @@ def fold(operator: XVolution) -> Folded:
     """An operator in eval mode with every norm that folds multiplied in; on the CPU where its device has no fp64.
 
     Raises:
-        ReparameterizationError: a part that is multiplied in has a hook or a patched forward.
+        ReparameterizationError: a part that is multiplied in has a hook or a patched forward, or weights are not finite.
     """
     require_unaltered(operator)
+    require_finite(operator)
     operator = on_float64_device(operator)
     branches: Any = operator.parallel
     convolution = fold_convolutions(

@@ -76,7 +76,7 @@ class ChannelGateAttention(AttentionBranch):
     def weights(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """φ(q) and φ(k), or None without keys: (N, C_in, H, W) -> (N, C_out, 1, 1) and (N, C_in, 1, 1)."""
         gate, mean = GATES[self.gate].apply, image_mean(x)
-        return gate(self.query(mean)), None if self.key is None else gate(self.key(mean))
+        return gate(bounded(self.query(mean))), None if self.key is None else gate(bounded(self.key(mean)))
 
     def kernels(self, x: Tensor) -> Tensor:
         """``diag(φ(q)) W^v diag(φ(k))`` of each image: (N, C_in, H, W) -> (N, C_out, C_in / groups, kh, kw)."""
@@ -91,7 +91,7 @@ class ChannelGateAttention(AttentionBranch):
         of_outputs, of_inputs = self.weights(x)
         value = self.value(x if of_inputs is None else bounded(of_inputs * x))
         value = value if self.window is None else convolve_window(self.window, bounded(value))
-        return of_outputs * bounded(value)
+        return bounded(of_outputs * bounded(value))
 
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
         scale, norm = convolution.absorb(norm)

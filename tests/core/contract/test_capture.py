@@ -128,7 +128,15 @@ def test_traced_graphs_leave_batch_and_image_size_open(branch, variant, form):
 
 
 @pytest.mark.parametrize(
-    "geometry", [{"padding": "same_upper", "stride": 2}, {"padding": 0, "kernel_size": 1, "stride": 2}]
+    "geometry",
+    [
+        {"padding": "same_upper", "stride": 2},
+        {"padding": "same_upper", "stride": 2, "padding_mode": "reflect"},
+        {"padding": "same_upper", "stride": 2, "padding_mode": "replicate"},
+        {"padding": "same_upper", "stride": 2, "padding_mode": "circular"},
+        {"padding": 0, "kernel_size": 1, "stride": 2},
+        {"padding": 0, "kernel_size": 1, "stride": 2, "padding_mode": "reflect"},
+    ],
 )
 @pytest.mark.parametrize("form", [TRAINING, "single", "split"])
 def test_traced_graphs_pad_by_the_size_of_the_image(form, geometry):

@@ -8,7 +8,8 @@ import torch
 from tests.core.cases import VARIANTS
 from tests.core.execution import CAPTURED_FORMS, FORMS, TRAINING, build, images, layouts, network, operator
 from tests.core.networks import randomize
-from xvolution import reparameterize
+from xvolution import ReparameterizationError, XVolution2d, reparameterize
+from xvolution.attention import ChannelGate
 
 
 @pytest.mark.parametrize(("branch", "variant"), VARIANTS)
@@ -117,3 +118,29 @@ def test_deployed_forms_overflow_in_fp16_no_earlier_than_the_trained_one(branch,
     assert torch.isfinite(trained(x))[plain].all()
     for layout in layouts(branch, variant):
         assert torch.isfinite(reparameterize(trained, layout=layout)(x))[plain].all()
+
+
+@pytest.mark.parametrize("zero_init", [False, True])
+@pytest.mark.parametrize("magnitude", [3e3, 2e4, 6e4])
+@pytest.mark.parametrize("config", [ChannelGate(gate="identity", channel_keys=keys) for keys in (False, True)])
+def test_unbounded_gates_stay_finite_in_fp16(config, magnitude, zero_init):
+    trained = XVolution2d(4, 8, 3, padding=1, attention=config, zero_init=zero_init).eval().half()
+    x = (images(channels=4).sigmoid() * magnitude).half()
+    plain = torch.isfinite(trained.conv_norm(trained.conv(x)))
+    assert plain.any()
+    assert torch.isfinite(trained(x))[plain].all()
+    for layout in ("single", "split"):
+        assert torch.isfinite(reparameterize(trained, layout=layout)(x))[plain].all()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("branch", "variant"), VARIANTS)
+def test_weights_that_are_not_finite_are_not_deployed(branch, variant, number):
+    trained = operator(branch, variant, TRAINING)
+    for name, parameter in trained.named_parameters():
+        first = parameter.data.flatten()[0].clone()
+        parameter.data.view(-1)[0] = number
+        with pytest.raises(ReparameterizationError, match=f"{name} holds numbers that are not finite"):
+            reparameterize(trained)
+        parameter.data.view(-1)[0] = first
+    reparameterize(trained)
