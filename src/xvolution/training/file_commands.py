@@ -60,7 +60,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
         "--layout",
         type=str,
         default="auto",
-        help="auto (times each operator in the runtime of each file), single or split.",
+        help="auto (times each operator in the runtime of each file), single, split or parts.",
     )
     parser.add_argument(
         "--threads", type=int | None, help="of the CPU while layouts are timed; by default as many as torch has."
