@@ -79,9 +79,10 @@ def evaluate_detector(
     results: str | os.PathLike[str] | None = None,
     page: str | os.PathLike[str] | None = None,
     pictures: int = 24,
+    outside_images: bool = False,
 ) -> DetectionEvaluation:
     """`xvolution.training.evaluate` of a detector in any form, in eval mode."""
-    source = _judging_images(metadata, settings)
+    source = _judging_images(metadata, settings, outside_images)
     loader = detection_loader(source, settings.batch_size, settings.workers or 0, settings.on_bad_image)
     metrics = CocoMetrics(source, metadata.masks, _category_ids(metadata, source))
     seconds, drawn = _judge(
@@ -105,10 +106,11 @@ def evaluate_detector(
     return result
 
 
-def _judging_images(metadata: DetectorMetadata, settings: EvaluationSettings) -> DetectionSource:
+def _judging_images(metadata: DetectorMetadata, settings: EvaluationSettings, outside_images: bool) -> DetectionSource:
+    data, masks, reading = settings.data, metadata.masks, (settings.on_bad_image, settings.max_pixels, outside_images)
     if settings.holdout is not None and settings.split == "val":
-        return open_detection(settings.data, metadata.masks, settings.holdout, settings.seed, settings.on_bad_image).val
-    return open_part(settings.data, settings.split, metadata.masks, settings.on_bad_image)
+        return open_detection(data, masks, settings.holdout, settings.seed, *reading).val
+    return open_part(data, settings.split, masks, *reading)
 
 
 def _category_ids(metadata: DetectorMetadata, source: DetectionSource) -> list[int | None]:
