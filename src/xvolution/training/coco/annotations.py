@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -160,8 +160,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # A file can write whole numbers that no float holds, which the comparison takes.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+    # Compared and not converted: a file can write whole numbers that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _by_id(entries: list[Any], what: str, path: Path, problems: list[Problem]) -> dict[int, dict[str, Any]]:

@@ -107,7 +107,7 @@ def check_folder(
         InputError: there is no such folder, or it has no annotations at all.
     """
     require_max_pixels(max_pixels)
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not os.path.isdir(folder):
         raise InputError(f"there is no folder {printable(folder)}.")
     report = DataReport(folder)

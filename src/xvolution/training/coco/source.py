@@ -244,7 +244,7 @@ def open_part(
         InputError: something is missing or refused; the message names the file and the id.
     """
     require_max_pixels(max_pixels)
-    folder = Path(data).expanduser()
+    folder = Path(os.path.expanduser(data))
     if not os.path.isdir(folder) or any(folder.glob("*.parquet")):
         source = _hugging_face(data, part, masks, max_pixels)
     else:
@@ -394,7 +394,7 @@ def _hugging_face(data: str | os.PathLike[str], part: str, masks: bool, max_pixe
 def _load_rows(data: str | os.PathLike[str], part: str) -> Any:
     from datasets import load_dataset
 
-    folder = Path(data).expanduser()
+    folder = Path(os.path.expanduser(data))
     for name in _PARTS[part]:
         files = sorted(str(path) for path in folder.glob(f"{name}*.parquet")) if os.path.isdir(folder) else []
         try:

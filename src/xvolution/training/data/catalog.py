@@ -124,7 +124,7 @@ def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSour
 def _open_parts(name: str) -> dict[str, ImageSource]:
     if name == "digits":
         return _digits()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if os.path.exists(path):
         return _parquet(path) if path.suffix == ".parquet" or _holds_parquet(path) else _folders(path)
     prefix, _, rest = name.partition(":")
@@ -132,7 +132,7 @@ def _open_parts(name: str) -> dict[str, ImageSource]:
         return _torchvision(rest)
     if prefix == "hf" and rest:
         return _hugging_face(rest)
-    if "/" in name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"there is no file or folder {printable(name)}.")
     if "/" not in name and _torchvision_class(name) is not None:
         return _torchvision(name)
