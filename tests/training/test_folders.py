@@ -144,7 +144,7 @@ WRONG = {
     "huge": ([0, 2**40, 1], f"row 1 has the label {2**40}"),
     "lists": (
         [[0], [1], [0, 1]],
-        r"needs one column of labels called label or labels; its columns are image \(.*\), label \(List",
+        r"one column of labels called label or labels; its columns are image \(.*\), label \(List",
     ),
     "structs": ([{"a": 1}] * 3, r"label \(struct\)"),
 }

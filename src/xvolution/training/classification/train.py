@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
+from collections.abc import Sequence
 
 import timm.data
 import torch
@@ -44,6 +45,8 @@ def train_classifier(config: TrainConfig) -> TrainResult:
             "as many."
         )
     size = image_size(config, splits)
+    if config.image_size is None and splits.survey.looks:
+        _announce_size(size, splits.survey.sides)
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
     announce(model)
     preprocessing = _preprocessing(model, size, spec.in_chans)
@@ -59,28 +62,26 @@ def train_classifier(config: TrainConfig) -> TrainResult:
 
 
 def image_size(config: TrainConfig, splits: DataSplits) -> int:
-    """The side length to train at, in pixels; where the data decide it, that is said, and a warning where they are mixed."""
+    """The side length to train at, in pixels; a warning where the data decide it and are of mixed sizes."""
     if config.image_size is not None:
         return config.image_size
-    survey, size = splits.survey, splits.image_size
-    sides = survey.sides
-    if survey.mixed:
+    size, sides = splits.image_size, splits.survey.sides
+    if splits.survey.mixed:
         warnings.warn(
             f"the images of {config.data} are of mixed sizes: shorter sides of {sides[0]} to {sides[-1]} pixels in "
             f"{len(sides)} images. They are resized to {size}; --image-size says otherwise.",
             stacklevel=2,
         )
-    if sides:
-        _say(
-            f"image size {size}: the median shorter side of {len(sides)} images is {statistics.median_low(sides)} pixels; "
-            "--image-size says otherwise"
-        )
     return size
 
 
 @rank_zero_only
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _announce_size(size: int, sides: Sequence[int]) -> None:
+    """Print what the data decided; on the first process alone."""
+    median = statistics.median_low(sides)
+    print(
+        f"image size {size}: the median shorter side of {len(sides)} images is {median} pixels; --image-size says otherwise"
+    )
 
 
 def model_spec(config: TrainConfig, num_classes: int, grey: bool = False) -> ModelSpec:

@@ -11,7 +11,7 @@ from xvolution.training.coco.dataset import Batch
 from xvolution.training.coco.metrics import CocoMetrics, shown
 from xvolution.training.coco.source import DetectionSource
 from xvolution.training.config import DetectionConfig
-from xvolution.training.module import TrainingModule
+from xvolution.training.module import TrainingModule, norms_of_one_value
 
 
 class Detection(TrainingModule):
@@ -33,7 +33,8 @@ class Detection(TrainingModule):
         self.metrics = CocoMetrics(source, masks)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.model(batch["image"], batch["target"])
+        with norms_of_one_value():
+            losses = self.model(batch["image"], batch["target"])
         self.log_dict({name: loss.detach() for name, loss in losses.items()}, batch_size=len(batch["image"]))
         return self.checked(torch.stack(list(losses.values())).sum(), batch_idx)
 
