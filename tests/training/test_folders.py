@@ -262,3 +262,30 @@ def test_real_torchvision_sets_end_with_a_sentence(name: str, tmp_path: Path, mo
     monkeypatch.setenv("XVOLUTION_DATA", str(tmp_path))
     with pytest.raises(InputError, match=f"torchvision's {name}"):
         open_data(f"torchvision:{name}")
+
+
+def test_paths_in_a_table_are_of_its_folder(tmp_path: Path) -> None:
+    data = tmp_path / "p"
+    write_folder(data, {"pictures": 4})
+    (data / "pictures" / "00.png").rename(tmp_path / "outside.png")
+    names = ["../outside.png", *(f"pictures/0{number}.png" for number in (1, 2, 3))]
+    parquet(data, "train", {"label": [0, 1, 0, 1], "image": names})
+    parquet(data, "val", {"label": [0, 1], "image": [str(tmp_path / "outside.png"), None]})
+    splits = open_data(data)
+    assert splits.train.image(1).size == (24, 20)
+    for part in (splits.train, splits.val):
+        with pytest.raises(InputError, match=r"outside\.png is outside of the folder .*; --outside-images reads it"):
+            part.image(0)
+    with pytest.raises(InputError, match=r"row 1 is not a readable image \(the row holds no image\)"):
+        splits.val.image(1)
+    splits = open_data(data, outside_images=True)
+    assert splits.train.image(0).size == splits.val.image(0).size == (24, 20)
+
+
+def test_a_folder_that_cannot_be_read_is_told(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(InputError, match=r"pictures cannot be read \(Permission denied\)"):
+        open_data(image_folder)

@@ -88,7 +88,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         on_bad_image=train.on_bad_image,
         limit_batches=train.limit_val_batches,
         max_pixels=train.max_pixels,
-        **train.judging_options,
+        outside_images=train.outside_images,
     )
     return {
         "label": cell.variant.label,

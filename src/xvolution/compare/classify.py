@@ -35,7 +35,7 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
         return recipe.model
 
     def builder(self, recipe: TrainConfig) -> Callable[[TrainConfig], nn.Module]:
-        splits = open_data(recipe.data, recipe.holdout, recipe.holdout_seed, recipe.max_pixels)
+        splits = open_data(recipe.data, recipe.holdout, recipe.holdout_seed, recipe.max_pixels, recipe.outside_images)
         size = image_size(recipe, splits)
 
         def build(train: TrainConfig) -> nn.Module:

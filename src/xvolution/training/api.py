@@ -59,6 +59,7 @@ def evaluate(
     on_bad_image: str = "error",
     limit_batches: int | None = None,
     max_pixels: int | None = None,
+    outside_images: bool = False,
     **options: Any,
 ) -> Evaluation:
     """Judge a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
@@ -75,10 +76,10 @@ def evaluate(
         on_bad_image: "error" ends at an unreadable image, "skip" leaves it out.
         limit_batches: evaluate at most so many batches.
         max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that annotations or tables name outside of the data's folder too.
         **options: of a classifier ``image_size`` (side length in pixels; by default that of training) and ``predictions`` (CSV
             file for the prediction of every image); of a detector ``results`` (JSON file for the detections in COCO's submission
-            format), ``page`` (HTML file with pictures), ``pictures`` (how many; 24 by default) and ``outside_images`` (read
-            images that annotations name outside of the data's folder).
+            format), ``page`` (HTML file with pictures) and ``pictures`` (how many; 24 by default).
 
     Returns:
         `EvaluationResult` of a classifier, `DetectionEvaluation` of a detector.
@@ -94,7 +95,16 @@ def evaluate(
     model, metadata = task.load(checkpoint, place)
     judged_by = metadata.data if data is None else data
     settings = EvaluationSettings(
-        judged_by, split, holdout, seed, batch_size, workers, on_bad_image, limit_batches, max_pixels
+        judged_by,
+        split,
+        holdout,
+        seed,
+        batch_size,
+        workers,
+        on_bad_image,
+        limit_batches,
+        max_pixels,
+        outside_images,
     )
     return task.evaluate(model, metadata, settings, **own)
 

@@ -41,6 +41,7 @@ class RunConfig(ABC):
         holdout: judge by this fraction of the training part in the place of the validation part.
         on_bad_image: error ends the run at an unreadable image, skip goes on without it.
         max_pixels: the most that an image may have; by default Pillow's limit of 178956970, against files that fill the memory.
+        outside_images: read images that annotations or tables name outside of the data's folder too.
         workers: processes that load images; 0 loads in the training process.
         limit_train_batches: batches of an epoch, at most.
         limit_val_batches: batches of an evaluation, at most.
@@ -84,6 +85,7 @@ class RunConfig(ABC):
     holdout: float | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     max_pixels: int | None = None
+    outside_images: bool = False
     workers: int | None = None
     limit_train_batches: int | None = None
     limit_val_batches: int | None = None
@@ -157,11 +159,6 @@ class RunConfig(ABC):
     def holdout_seed(self) -> int:
         """The seed of the held-out part."""
         return self.seed if self.split_seed is None else self.split_seed
-
-    @property
-    def judging_options(self) -> dict[str, Any]:
-        """What `xvolution.training.evaluate` is told besides what it is of every task."""
-        return {}
 
     @property
     @abstractmethod
@@ -287,7 +284,6 @@ class DetectionConfig(RunConfig):
         parts: where convolutions are replaced: backbone (in the stages of --stages), fpn, rpn, mask, head.
         model_kwargs: further arguments of torchvision's class, as JSON, such as {"box_score_thresh": 0.2}.
         data: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
-        outside_images: read images that the annotations name outside of the data's folder too.
         min_size: shorter side of the images in pixels.
         max_size: longer side at most.
         scale_jitter: smallest and largest factor of the shorter side in training; 1 1 is none.
@@ -305,7 +301,6 @@ class DetectionConfig(RunConfig):
     trainable_layers: int = 3
     parts: list[str] = field(default_factory=lambda: ["backbone", "fpn"])
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    outside_images: bool = False
     min_size: int = 800
     max_size: int = 1333
     scale_jitter: list[float] = field(default_factory=lambda: [1.0, 1.0])
@@ -334,10 +329,6 @@ class DetectionConfig(RunConfig):
         require(self, "trainable_layers", 0 <= self.trainable_layers <= 5, "from 0 to 5")
         alone = self.backbone_weights is None or not self.pretrained
         require(self, "backbone_weights", alone, "left out with --pretrained")
-
-    @property
-    def judging_options(self) -> dict[str, Any]:
-        return {"outside_images": self.outside_images}
 
     @property
     def trained(self) -> str:

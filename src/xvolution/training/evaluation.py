@@ -28,6 +28,7 @@ class EvaluationSettings:
     on_bad_image: str
     limit_batches: int | None
     max_pixels: int | None
+    outside_images: bool
 
     def __post_init__(self) -> None:
         for name, value, least, most in (

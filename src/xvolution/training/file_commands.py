@@ -37,6 +37,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
     parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="end, or go on without it.")
     parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
+    _add_outside_images(parser)
     parser.add_argument("--limit-batches", type=int | None, help="evaluate at most so many batches.")
     parser.add_argument("--json", type=str | None, help="file for the figures.")
     _add_task_options(parser, "evaluate")
@@ -79,6 +80,11 @@ def deploy_command(arguments: Sequence[str]) -> None:
 
     progress = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
     print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
+
+
+def _add_outside_images(parser: ArgumentParser) -> None:
+    text = "read images that annotations or tables name outside of the data's folder too."
+    parser.add_argument("--outside-images", action=ActionYesNo(no_prefix="no-"), default=False, help=text)
 
 
 def _add_task_options(parser: ArgumentParser, command: Literal["evaluate", "deploy"]) -> None:
@@ -128,12 +134,7 @@ def data_command(arguments: Sequence[str]) -> None:
         "--masks", action=ActionYesNo(no_prefix="no-"), default=False, help="every object needs a mask."
     )
     parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
-    parser.add_argument(
-        "--outside-images",
-        action=ActionYesNo(no_prefix="no-"),
-        default=False,
-        help="read images that the annotations name outside of the folder too.",
-    )
+    _add_outside_images(parser)
     parser.add_argument("--json", type=str | None, help="file for the whole report.")
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.coco.check import check_folder

@@ -34,7 +34,7 @@ def train_classifier(config: TrainConfig) -> TrainResult:
         Interrupted: the user pressed Ctrl-C; a checkpoint was written.
     """
     resume = resume_from(config)
-    splits = open_data(config.data, config.holdout, config.holdout_seed, config.max_pixels)
+    splits = open_data(config.data, config.holdout, config.holdout_seed, config.max_pixels, config.outside_images)
     seed_run(config.seed)
     spec = model_spec(config, len(splits.train.class_names), splits.survey.grey)
     for part in (splits.train, splits.val):

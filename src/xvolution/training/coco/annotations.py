@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from xvolution.training.data.reading import MAX_PIXELS, printable
+from xvolution.training.data.reading import MAX_PIXELS, leaves_folder, printable
 from xvolution.training.errors import InputError
 
 #: pycocotools and COCO's servers keep the ids of categories in 32 bits, and compare other ids as float64.
@@ -184,8 +184,7 @@ def _image_problem(image: Mapping[str, Any], max_pixels: int, outside_images: bo
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
         return "image", "has no file_name"
-    path = PurePath(name)
-    if not outside_images and (path.is_absolute() or ".." in path.parts):
+    if not outside_images and leaves_folder(name):
         what = f"is outside of the folder: {printable(name)}; --outside-images reads it, where you trust the file"
         return "image outside the folder", what
     sizes: tuple[Any, Any] = (image.get("width"), image.get("height"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import reprlib
 import warnings
@@ -25,6 +24,7 @@ from xvolution.training.data.reading import (
     is_file,
     look_at,
     open_file,
+    open_stored,
     printable,
     read_picture,
     require_max_pixels,
@@ -246,7 +246,7 @@ def open_part(
     require_max_pixels(max_pixels)
     folder = Path(os.path.expanduser(data))
     if not os.path.isdir(folder) or any(folder.glob("*.parquet")):
-        source = _hugging_face(data, part, masks, max_pixels)
+        source = _hugging_face(data, part, masks, max_pixels, outside_images)
     else:
         path = annotation_file(folder, part)
         annotations = read_annotations(path, masks, max_pixels, outside_images).require_valid()
@@ -365,7 +365,9 @@ def open_image_file(root: Path, entry: dict[str, Any]) -> Image.Image:
     return open_file(root / entry["file_name"])
 
 
-def _hugging_face(data: str | os.PathLike[str], part: str, masks: bool, max_pixels: int | None) -> DetectionSource:
+def _hugging_face(
+    data: str | os.PathLike[str], part: str, masks: bool, max_pixels: int | None, outside_images: bool
+) -> DetectionSource:
     """A data set with the columns ``image`` and ``objects`` (bbox as COCO's, category; id, area where there are)."""
     if masks:
         raise InputError(
@@ -379,11 +381,10 @@ def _hugging_face(data: str | os.PathLike[str], part: str, masks: bool, max_pixe
     rows = rows.cast_column("image", ImageFeature(decode=False))
 
     def open_row(entry: dict[str, Any]) -> Image.Image:
-        stored = rows[entry["row"]]["image"]
-        if stored is None:
-            raise ValueError("the row holds no image")
-        return Image.open(io.BytesIO(stored["bytes"])) if stored["bytes"] is not None else open_file(stored["path"])
+        return open_stored(rows[entry["row"]]["image"], folder, outside_images)
 
+    place = Path(os.path.expanduser(data))
+    folder = place if os.path.isdir(place) else None
     name = f"{printable(data)} ({part})"
     content = _coco_content(rows, open_row, name, max_pixels)
     # The images are in the rows, whatever their names.

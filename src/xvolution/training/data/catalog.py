@@ -61,7 +61,11 @@ class DataSplits:
 
 
 def open_data(
-    data: str | os.PathLike[str], holdout: float | None = None, seed: int = 0, max_pixels: int | None = None
+    data: str | os.PathLike[str],
+    holdout: float | None = None,
+    seed: int = 0,
+    max_pixels: int | None = None,
+    outside_images: bool = False,
 ) -> DataSplits:
     """Open a data set. What is unusual about its images is said in a warning, once for each kind.
 
@@ -72,13 +76,14 @@ def open_data(
         holdout: fraction of the training part to judge by in the place of `val`, to tune without looking at `val`.
         seed: of the split where one is made.
         max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that a parquet file names outside of its folder too.
 
     Raises:
         InputError: there is no such data set, or it is not a classification data set.
     """
     require_max_pixels(max_pixels)
     name = os.fspath(data)
-    parts = _open_parts(name)
+    parts = _open_parts(name, outside_images)
     if "train" not in parts:
         raise InputError(f"{name} has no training part; found: {', '.join(parts) or 'nothing'}.")
     for part, source in parts.items():
@@ -121,12 +126,18 @@ def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSour
     return source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
 
 
-def _open_parts(name: str) -> dict[str, ImageSource]:
+def _open_parts(name: str, outside_images: bool) -> dict[str, ImageSource]:
     if name == "digits":
         return _digits()
     path = Path(os.path.expanduser(name))
     if os.path.exists(path):
-        return _parquet(path) if path.suffix == ".parquet" or _holds_parquet(path) else _folders(path)
+        try:
+            tables = path.suffix == ".parquet" or _holds_parquet(path)
+            return _parquet(path, outside_images) if tables else _folders(path)
+        except OSError as error:
+            raise InputError(
+                f"{printable(error.filename or path)} cannot be read ({error.strerror or error})."
+            ) from error
     prefix, _, rest = name.partition(":")
     if prefix == "torchvision" and rest:
         return _torchvision(rest)
@@ -170,14 +181,15 @@ def _holds_parquet(path: Path) -> bool:
     return path.is_dir() and any(each.is_file() for each in path.glob("*.parquet"))
 
 
-def _parquet(path: Path) -> dict[str, ImageSource]:
+def _parquet(path: Path, outside_images: bool) -> dict[str, ImageSource]:
     """Parquet files, gathered into parts by how their names begin."""
     from datasets import load_dataset
 
     files: dict[str, list[str]] = {}
     for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
         files.setdefault(part_beginning(file.name) or "train", []).append(str(file))
-    return _tables(str(path), lambda: load_dataset("parquet", data_files=files))
+    folder = path if path.is_dir() else path.parent
+    return _tables(printable(path), lambda: load_dataset("parquet", data_files=files), folder, outside_images)
 
 
 def _hugging_face(name: str) -> dict[str, ImageSource]:
@@ -186,7 +198,9 @@ def _hugging_face(name: str) -> dict[str, ImageSource]:
     return _tables(name, lambda: load_dataset(name))
 
 
-def _tables(name: str, load: Callable[[], Any]) -> dict[str, ImageSource]:
+def _tables(
+    name: str, load: Callable[[], Any], folder: Path | None = None, outside_images: bool = False
+) -> dict[str, ImageSource]:
     from datasets import disable_progress_bars
 
     disable_progress_bars()
@@ -205,8 +219,9 @@ def _tables(name: str, load: Callable[[], Any]) -> dict[str, ImageSource]:
             named[part] = (f"{name} [{split}]", table)
     if "train" not in named:
         raise InputError(f"{name} has no training part; its parts are {listed(tables)}.")
-    train = TableImages(*named.pop("train"))
-    return {"train": train, **{part: TableImages(*each, train.class_names) for part, each in named.items()}}
+    place = (folder, outside_images)
+    train = TableImages(*named.pop("train"), None, *place)
+    return {"train": train, **{part: TableImages(*each, train.class_names, *place) for part, each in named.items()}}
 
 
 def _torchvision_class(name: str) -> Any | None:

@@ -38,7 +38,7 @@ def images_in(folder: Path) -> tuple[list[Path], Counter[str]]:
     """
     images, others = [], Counter[str]()
     seen = _ancestors(folder)
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         if place != str(folder):
             real = os.path.realpath(place)
             if real in seen:
@@ -55,6 +55,10 @@ def images_in(folder: Path) -> tuple[list[Path], Counter[str]]:
             else:
                 others[ending or "no ending"] += 1
     return sorted(images), others
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _ancestors(folder: Path) -> set[str]:

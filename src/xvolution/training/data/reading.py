@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -120,6 +122,38 @@ def open_file(path: str | os.PathLike[str]) -> Image.Image:
     return Image.open(path)
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether a file's name points out of the folder that it is to be in."""
+    return PurePath(name).is_absolute() or ".." in PurePath(name).parts
+
+
+def open_stored(value: Mapping[str, Any] | None, folder: Path | None, outside_images: bool) -> Image.Image:
+    """Open an image that a table holds, or that it names.
+
+    Args:
+        value: ``bytes`` of the file, or its ``path``.
+        folder: that the path is in; None where a library has put the file somewhere.
+        outside_images: allow paths that leave the folder.
+
+    Raises:
+        BadImage: the path leaves the folder.
+        OSError: it is no image.
+        ValueError: there is neither.
+    """
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise ValueError("the row holds no image")
+    if value["bytes"] is not None:
+        return Image.open(io.BytesIO(value["bytes"]))
+    if folder is None:
+        return open_file(value["path"])
+    if leaves_folder(value["path"]) and not outside_images:
+        raise BadImage(
+            f"{printable(value['path'])} is outside of the folder {printable(folder)}; --outside-images reads it, where you "
+            "trust the file that names it."
+        )
+    return open_file(folder / value["path"])
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a regular file; a name that no file can have is none."""
     try:
@@ -146,7 +180,8 @@ def read_picture(
         BadImage: it cannot be decoded; the message names it.
     """
     with _opened(open_image, describe, max_pixels) as opened:
-        return _opaque(_eight_bits(ImageOps.exif_transpose(opened))).convert("L" if channels == 1 else "RGB")
+        ImageOps.exif_transpose(opened, in_place=True)
+        return _opaque(_eight_bits(opened)).convert("L" if channels == 1 else "RGB")
 
 
 def look_at(open_image: Callable[[], Image.Image], describe: Callable[[], str], max_pixels: int | None = None) -> Look:
@@ -184,6 +219,8 @@ def _opened(
             if max_pixels is not None and opened.width * opened.height > max_pixels:
                 raise Image.DecompressionBombError(f"it has {opened.width} x {opened.height} pixels")
             yield opened
+    except BadImage:
+        raise
     except FileNotFoundError as error:
         raise BadImage(f"{describe()} is not on the disk.") from error
     except Image.DecompressionBombError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,17 @@ import numpy as np
 from PIL import Image
 
 from xvolution.training.data.folders import class_files, visible_folders
-from xvolution.training.data.reading import Look, Survey, listed, look_at, open_file, printable, read_picture, survey
+from xvolution.training.data.reading import (
+    Look,
+    Survey,
+    listed,
+    look_at,
+    open_file,
+    open_stored,
+    printable,
+    read_picture,
+    survey,
+)
 from xvolution.training.errors import InputError
 
 #: Labels that are numbers count the classes, so that a large one is no label.
@@ -129,12 +138,21 @@ class TableImages(ImageSource):
         name: of the table, for messages.
         table: a ``datasets.Dataset``.
         class_names: of the training part, where this is another part; labels that are words are then of these.
+        folder: that images are in which the table names and does not hold; None where a library has put them somewhere.
+        outside_images: read those that it names outside of the folder too.
 
     Raises:
         InputError: there are no such columns, or they hold something else; the message says what.
     """
 
-    def __init__(self, name: str, table: Any, class_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: Any,
+        class_names: Sequence[str] | None = None,
+        folder: Path | None = None,
+        outside_images: bool = False,
+    ) -> None:
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
@@ -149,15 +167,12 @@ class TableImages(ImageSource):
         else:
             labels, names = _counted(values, f"{name}, column {label_column}")
         super().__init__(labels, names)
-        self.name = name
+        self.name, self.folder, self.outside_images = name, folder, outside_images
         self.column = image_column
         self.table = table.cast_column(image_column, ImageFeature(decode=False)).select_columns([image_column])
 
     def _open(self, index: int) -> Image.Image:
-        value = self.table[index][self.column]
-        if value is None:
-            raise ValueError("the row holds no image")
-        return Image.open(io.BytesIO(value["bytes"])) if value["bytes"] is not None else open_file(value["path"])
+        return open_stored(self.table[index][self.column], self.folder, self.outside_images)
 
     def describe(self, index: int) -> str:
         value = self.table[index][self.column] or {}

@@ -79,10 +79,9 @@ def evaluate_detector(
     results: str | os.PathLike[str] | None = None,
     page: str | os.PathLike[str] | None = None,
     pictures: int = 24,
-    outside_images: bool = False,
 ) -> DetectionEvaluation:
     """`xvolution.training.evaluate` of a detector in any form, in eval mode."""
-    source = _judging_images(metadata, settings, outside_images)
+    source = _judging_images(metadata, settings)
     loader = detection_loader(source, settings.batch_size, settings.workers or 0, settings.on_bad_image)
     metrics = CocoMetrics(source, metadata.masks, _category_ids(metadata, source))
     seconds, drawn = _judge(
@@ -106,8 +105,9 @@ def evaluate_detector(
     return result
 
 
-def _judging_images(metadata: DetectorMetadata, settings: EvaluationSettings, outside_images: bool) -> DetectionSource:
-    data, masks, reading = settings.data, metadata.masks, (settings.on_bad_image, settings.max_pixels, outside_images)
+def _judging_images(metadata: DetectorMetadata, settings: EvaluationSettings) -> DetectionSource:
+    data, masks = settings.data, metadata.masks
+    reading = (settings.on_bad_image, settings.max_pixels, settings.outside_images)
     if settings.holdout is not None and settings.split == "val":
         return open_detection(data, masks, settings.holdout, settings.seed, *reading).val
     return open_part(data, settings.split, masks, *reading)

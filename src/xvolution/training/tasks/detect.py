@@ -34,7 +34,6 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
             Option("results", str, "JSON file for the detections in COCO's submission format."),
             Option("page", str, "HTML file with pictures, the truth beside what was found."),
             Option("pictures", int, "on the page; 24 by default."),
-            Option("outside_images", bool, "read images that annotations name outside of the data's folder too."),
         ),
         "deploy": (
             Option("image", str, "file of the example whose detections are compared; else noise."),
