@@ -106,7 +106,15 @@ class ArrayImages(ImageSource):
 
 
 class FolderImages(ImageSource):
-    """A folder with one folder of images for each class."""
+    """A folder with one folder of images for each class.
+
+    Args:
+        folder: with the folders.
+        class_names: of the training part, where this is another part.
+
+    Raises:
+        InputError: a class holds no images, or the training part does not have it.
+    """
 
     def __init__(self, folder: Path, class_names: Sequence[str] | None = None) -> None:
         found = {printable(each.name): each for each in visible_folders(folder)}

@@ -34,9 +34,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
     resume = resume_from(config)
     splits = opened(config)
     splits.train.require_objects()
-    splits.val.require_objects(
-        None if config.limit_val_batches is None else config.limit_val_batches * config.batch_size
-    )
+    splits.val.require_objects()
     seed_run(config.seed)
     model, spec = new_detector(config, len(splits.train.class_names))
     announce(model)
