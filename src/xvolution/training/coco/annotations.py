@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -234,10 +235,11 @@ def _object_problems(
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
         yield _refused(
-            "box", f"{where} has the bbox {box}; four numbers x, y, width, height are needed, none negative in size."
+            "box",
+            f"{where} has the bbox {reprlib.repr(box)}; four numbers are needed: x, y, width, height, no size below 0.",
         )
     elif max(map(abs, box)) > _MOST_COORDINATE:
-        yield _refused("box", f"{where} has the bbox {box}, far outside of any image.")
+        yield _refused("box", f"{where} has the bbox {reprlib.repr(box)}, far outside of any image.")
     elif image is not None:
         yield from _box_notes(box, image, where)
     if image is not None and (sentence := segmentation_problem(annotation.get("segmentation"), image, masks)):

@@ -45,7 +45,7 @@ def images_in(folder: Path) -> tuple[list[Path], Counter[str]]:
                 folders.clear()
                 continue
             seen.add(real)
-        folders[:] = [name for name in folders if _counts(name)]
+        folders[:] = sorted(name for name in folders if _counts(name))
         for name in files:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith(".") or ending in _NO_IMAGES:
