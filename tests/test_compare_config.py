@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("jsonargparse")
 
@@ -170,3 +171,42 @@ def test_a_dry_run_prints_the_commands(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_configuration_survives_json() -> None:
     config = parse_run(["--dilation", "[1, 2]", "--model-kwargs", '{"drop_rate": 0.1}'])
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_that_is_shipped_can_be_compared(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    small = ["--backbone", "resnet18", "--operators", "xvolution", "--seeds", "1", "--latency-rounds", "0"]
+    data = ["--data", "digits", "--image-size", "32"]
+    if "task" in settings:
+        coco_folder = pytest.importorskip("tests.training.coco_folder")
+        data = ["--data", str(coco_folder.write_folder(tmp_path / "blocks"))]
+    flags = ["--config", str(recipe), *data, *small, "--output", str(tmp_path / "out"), "--dry-run"]
+    assert main(["compare", *flags]) == 0
+    printed, said = capsys.readouterr()
+    assert printed.startswith("2 cells: 2 variants x 1 seeds")
+    for cell in printed.splitlines()[2::2]:
+        config = parse_run(shlex.split(cell)[2:])
+        assert (config.lr, config.epochs, config.devices) == (settings["lr"], settings["epochs"], "auto")
+    of_each_cell = [name for name in ("operator", "devices", "strategy") if name in settings]
+    line = f"{recipe}: {', '.join(of_each_cell)} left out, which the comparison says for each cell\n"
+    assert said == (line if of_each_cell else "")
+
+
+def test_a_recipe_keeps_its_numbers_and_loses_the_options_of_its_operator(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "operator: linear\nnum_heads: 2\nlr: 1e-3\nmodel_kwargs: {drop_rate: 0.1}\nhflip: 0\nprecision: '32'\n"
+    )
+    for flags in (["--config", str(file)], [f"--config={file}"]):
+        config, _ = parse_compare([*flags, "--operators", "xvolution", "--lr", "2e-3"])
+        assert (config.recipe.lr, config.recipe.hflip, config.recipe.precision) == (0.002, 0, "32")
+        assert config.recipe.model_kwargs == {"drop_rate": 0.1}
+        assert parse_compare([*flags, "--operators", "xvolution"])[0].recipe.lr == 0.001
+    file.write_text("no_such_setting: 1\n")
+    with pytest.raises(SystemExit):
+        parse_compare(["--config", str(file), "--operators", "xvolution"])

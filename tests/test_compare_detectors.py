@@ -31,6 +31,7 @@ from xvolution.conversion.config import Conversion, Placement
 from xvolution.models.detection import DetectorSpec, build_detector
 from xvolution.operator import ReparameterizationError
 from xvolution.training import DetectionConfig, DetectionEvaluation, InputError, RunError, TrainConfig
+from xvolution.training.coco import open_detection
 from xvolution.training.commands import parse_run
 from xvolution.training.tasks import config_from_dict
 
@@ -155,7 +156,7 @@ def judged_cells(blocks: Path, folder: Path, loss: dict[str, float], seeds: tupl
     """Cells whose detections are the truth with errors; a variant loses so large a part of them."""
     config = configured(blocks, folder, seeds=seeds, recipe={"task": "detect", "limit_val_batches": None})
     grid = cells(config)
-    source = detect.open_detection(blocks, True).val
+    source = open_detection(blocks, True).val
     for cell in grid:
         metrics = guesses(source, cell.train.seed)
         metrics.kinds = ("box",)
@@ -273,7 +274,7 @@ def test_images_without_objects_are_refused(tmp_path: Path) -> None:
     recipe = DetectionConfig(**TINY, data=str(folder))
     comparison_of(recipe).builder(recipe)
     for few in (replace(recipe, limit_val_batches=1), replace(recipe, limit_val_batches=2, batch_size=1)):
-        with pytest.raises(InputError, match=r"the 2 images of .* that judge hold no object to find"):
+        with pytest.raises(InputError, match=r"the 2 images of .* hold no object to find"):
             comparison_of(few).builder(few)
 
 

@@ -87,6 +87,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         device="cpu" if train.accelerator == "cpu" else "auto",
         on_bad_image=train.on_bad_image,
         limit_batches=train.limit_val_batches,
+        max_pixels=train.max_pixels,
+        outside_images=train.outside_images,
     )
     return {
         "label": cell.variant.label,

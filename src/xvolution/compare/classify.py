@@ -17,7 +17,7 @@ from xvolution.compare.task import ComparedTask, Form, Metric
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.models import build_model
 from xvolution.training.classification.evaluate import EvaluationResult
-from xvolution.training.classification.train import model_spec
+from xvolution.training.classification.train import image_size, model_spec
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import open_data
 from xvolution.training.files import atomic_path
@@ -35,11 +35,11 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
         return recipe.model
 
     def builder(self, recipe: TrainConfig) -> Callable[[TrainConfig], nn.Module]:
-        splits = open_data(recipe.data, recipe.holdout, recipe.holdout_seed)
-        size = recipe.image_size or splits.image_size
+        splits = open_data(recipe.data, recipe.holdout, recipe.holdout_seed, recipe.max_pixels, recipe.outside_images)
+        size = image_size(recipe, splits)
 
         def build(train: TrainConfig) -> nn.Module:
-            spec = model_spec(train, len(splits.train.class_names))
+            spec = model_spec(train, len(splits.train.class_names), splits.survey.grey)
             return build_model(spec, example_inputs=torch.zeros(1, spec.in_chans, size, size))
 
         return build

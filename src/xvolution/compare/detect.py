@@ -20,11 +20,9 @@ from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.training.coco.data import detection_loader
 from xvolution.training.coco.resampling import resampled_precision
-from xvolution.training.coco.source import DetectionSource, open_detection
 from xvolution.training.config import DetectionConfig
 from xvolution.training.detection.evaluate import DetectionEvaluation
-from xvolution.training.detection.train import new_detector
-from xvolution.training.errors import InputError
+from xvolution.training.detection.train import new_detector, opened
 from xvolution.training.files import atomic_path
 from xvolution.training.tasks import DETECT
 
@@ -50,10 +48,9 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
         return f"{recipe.architecture} over {recipe.backbone}"
 
     def builder(self, recipe: DetectionConfig) -> Callable[[DetectionConfig], nn.Module]:
-        splits = open_detection(
-            recipe.data, self.kind == "mask", recipe.holdout, recipe.holdout_seed, recipe.on_bad_image
-        )
-        _require_objects(splits.val, recipe)
+        splits = opened(recipe)
+        judging = None if recipe.limit_val_batches is None else recipe.limit_val_batches * recipe.batch_size
+        splits.val.require_objects(judging)
         categories = len(splits.train.class_names)
         return lambda train: new_detector(replace(train, pretrained=False), categories)[0]
 
@@ -89,9 +86,7 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
     def forms(
         self, recipe: DetectionConfig, checkpoints: Mapping[str, Path], batch_size: int, device: torch.device
     ) -> dict[str, Form]:
-        val = open_detection(
-            recipe.data, self.kind == "mask", recipe.holdout, recipe.holdout_seed, recipe.on_bad_image
-        ).val
+        val = opened(recipe).val
         batch = next(iter(detection_loader(val, batch_size, on_bad_image=recipe.on_bad_image)))
         images = [image.to(device) for image in batch["image"]]
         forms = {}
@@ -125,15 +120,3 @@ def _run(detector: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
 def _resampled(folder: Path) -> dict[str, Any]:
     with np.load(folder / "resampled.npz") as file:
         return dict(file)
-
-
-def _require_objects(source: DetectionSource, recipe: DetectionConfig) -> None:
-    """Refuse images that leave nothing to find, of which COCO's average precision is -1."""
-    judging = list(source.annotations.objects)
-    if recipe.limit_val_batches is not None:
-        judging = judging[: recipe.limit_val_batches * recipe.batch_size]
-    if all(each["iscrowd"] for key in judging for each in source.annotations.objects[key]):
-        raise InputError(
-            f"the {len(judging)} images of {source.annotations.path} that judge hold no object to find, so there is no average "
-            "precision; judge by other data, or by more with --limit-val-batches."
-        )

@@ -24,6 +24,10 @@ def explain_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--operator", help="draw this one; by default the last of those with the largest maps")
     parser.add_argument("--batch-size", type=int, default=64, help="images in a batch (default: 64)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
+    parser.add_argument("--max-pixels", type=int, help="the most that an image may have (default: 178956970)")
+    parser.add_argument(
+        "--outside-images", action="store_true", help="read images that tables name outside of the data's folder too"
+    )
     parser.add_argument("--output", default="explain", help="folder for the page and its figures (default: explain)")
     values = vars(parser.parse_args(list(arguments)))
     from xvolution.explain.run import explain

@@ -78,6 +78,8 @@ def explain(
     operator: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
+    max_pixels: int | None = None,
+    outside_images: bool = False,
     output: str | os.PathLike[str] = "explain",
     say: Callable[[str], None] = print_at_once,
 ) -> Explanation:
@@ -93,6 +95,8 @@ def explain(
         operator: which one to draw, by its name in the network; by default the last of those with the largest maps.
         batch_size: images in a batch.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that tables name outside of the data's folder too.
         output: folder for the page and the figures.
         say: is told what comes next.
 
@@ -107,7 +111,7 @@ def explain(
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} holds the deployed form, whose branches are merged; give what it was made of.")
     _require_operator(model, operator)
-    splits = open_data(data if data is not None else metadata.data, holdout, seed)
+    splits = open_data(data if data is not None else metadata.data, holdout, seed, max_pixels, outside_images)
     chosen = _spread(labelled_images(splits, split, metadata), images)
     judged = _prepared(chosen, metadata, batch_size, next(model.parameters()).device)
     found = measure(model, judged, say)

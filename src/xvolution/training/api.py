@@ -12,14 +12,13 @@ from torch import nn
 
 from xvolution.deploy.measure import TORCH
 from xvolution.training.config import RunConfig
+from xvolution.training.data.reading import IMAGE_ENDINGS, is_file, printable, require_max_pixels
 from xvolution.training.deployment import DeployResult, DeploySettings, runtime_of
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, pick_device
 from xvolution.training.fit import TrainResult
 from xvolution.training.metadata import Metadata
 from xvolution.training.tasks import own_options, task_of, task_of_file
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def train(config: RunConfig) -> TrainResult:
@@ -59,6 +58,8 @@ def evaluate(
     device: str = "auto",
     on_bad_image: str = "error",
     limit_batches: int | None = None,
+    max_pixels: int | None = None,
+    outside_images: bool = False,
     **options: Any,
 ) -> Evaluation:
     """Judge a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
@@ -74,6 +75,8 @@ def evaluate(
         device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
         on_bad_image: "error" ends at an unreadable image, "skip" leaves it out.
         limit_batches: evaluate at most so many batches.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that annotations or tables name outside of the data's folder too.
         **options: of a classifier ``image_size`` (side length in pixels; by default that of training) and ``predictions`` (CSV
             file for the prediction of every image); of a detector ``results`` (JSON file for the detections in COCO's submission
             format), ``page`` (HTML file with pictures) and ``pictures`` (how many; 24 by default).
@@ -91,7 +94,18 @@ def evaluate(
     place = pick_device(device)
     model, metadata = task.load(checkpoint, place)
     judged_by = metadata.data if data is None else data
-    settings = EvaluationSettings(judged_by, split, holdout, seed, batch_size, workers, on_bad_image, limit_batches)
+    settings = EvaluationSettings(
+        judged_by,
+        split,
+        holdout,
+        seed,
+        batch_size,
+        workers,
+        on_bad_image,
+        limit_batches,
+        max_pixels,
+        outside_images,
+    )
     return task.evaluate(model, metadata, settings, **own)
 
 
@@ -119,7 +133,7 @@ def deploy(
         **options: of a classifier ``image_size`` (side length of the example input; by default that of training),
             ``batch_size`` (images in the example, which ``auto`` measures; 1 by default) and ``fixed_size`` (fix batch and image
             size of exported files to the example's); of a detector ``image`` (file of the example, whose detections are compared;
-            noise by default).
+            noise by default) and ``max_pixels`` (the most that it may have).
 
     Returns:
         `ClassifierDeployment` of a classifier, `DetectorDeployment` of a detector.
@@ -155,6 +169,7 @@ def predict(
     *,
     score_threshold: float = 0.5,
     device: str = "auto",
+    max_pixels: int | None = None,
 ) -> list[Path]:
     """Draw what a detector finds on images, and write it in COCO's format.
 
@@ -165,6 +180,7 @@ def predict(
             its name as file_name.
         score_threshold: what scores less is neither drawn nor written.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
 
     Returns:
         The files written, results.json last.
@@ -175,20 +191,27 @@ def predict(
     """
     if not 0 <= score_threshold <= 1:
         raise InputError(f"--score-threshold is {score_threshold}; it must be between 0 and 1.")
+    require_max_pixels(max_pixels)
     paths = list(_image_files(images))
     task = task_of_file(checkpoint)
     model, metadata = task.load(checkpoint, pick_device(device))
-    return task.predict(model, metadata, paths, Path(output), score_threshold)
+    return task.predict(model, metadata, paths, Path(output), score_threshold, max_pixels)
 
 
 def _image_files(images: Iterable[str | os.PathLike[str]]) -> Iterable[Path]:
     for given in map(Path, images):
-        if given.is_dir():
-            inside = sorted(path for path in given.iterdir() if path.suffix.lower() in _IMAGES)
-            if not inside:
-                raise InputError(f"there are no images in {given}; the endings are {', '.join(_IMAGES)}.")
-            yield from inside
-        elif given.is_file():
+        if is_file(given):
             yield given
+        elif os.path.isdir(given):
+            inside = sorted(path for path in given.iterdir() if _is_image(path))
+            if not inside:
+                raise InputError(
+                    f"there are no images in {printable(given)}; the endings are {', '.join(IMAGE_ENDINGS)}."
+                )
+            yield from inside
         else:
-            raise InputError(f"there is no file {given}.")
+            raise InputError(f"there is no file {printable(given)}.")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and not path.is_dir()

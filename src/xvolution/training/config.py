@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,13 @@ from xvolution.training.upgrade import upgrade_config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+#: Of images, in pixels; a batch of larger ones fits no memory.
+SMALLEST_SIDE, LARGEST_SIDE = 8, 10_000
+#: Of the generators.
+LARGEST_SEED = 2**63 - 1
+#: Each takes file descriptors of the process that trains; there are as many again for the images that judge.
+MOST_WORKERS = 128
 
 
 @dataclass
@@ -32,6 +40,8 @@ class RunConfig(ABC):
         at_projections: replace the 1x1 convolution behind a depthwise one in its place, where attention mixes channels.
         holdout: judge by this fraction of the training part in the place of the validation part.
         on_bad_image: error ends the run at an unreadable image, skip goes on without it.
+        max_pixels: the most that an image may have; by default Pillow's limit of 178956970, against files that fill the memory.
+        outside_images: read images that annotations or tables name outside of the data's folder too.
         workers: processes that load images; 0 loads in the training process.
         limit_train_batches: batches of an epoch, at most.
         limit_val_batches: batches of an evaluation, at most.
@@ -74,6 +84,8 @@ class RunConfig(ABC):
     at_projections: bool = True
     holdout: float | None = None
     on_bad_image: Literal["error", "skip"] = "error"
+    max_pixels: int | None = None
+    outside_images: bool = False
     workers: int | None = None
     limit_train_batches: int | None = None
     limit_val_batches: int | None = None
@@ -107,15 +119,25 @@ class RunConfig(ABC):
     progress: Literal["auto", "bar", "lines", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        require(self, "epochs", self.epochs >= 1, "at least 1")
-        require(self, "batch_size", self.batch_size >= 1, "at least 1")
-        require(self, "accumulate", self.accumulate >= 1, "at least 1")
-        require(self, "lr", self.lr > 0, "more than 0")
-        allowed = f"less than epochs ({self.epochs})"
+        for name in ("epochs", "batch_size", "accumulate", "num_nodes"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("limit_train_batches", "limit_val_batches", "checkpoint_every", "max_pixels"):
+            require(self, name, (value := getattr(self, name)) is None or value >= 1, "at least 1, or left out")
+        for name in ("lr", "decay_epochs", "decay_rate"):
+            require(self, name, 0 < getattr(self, name) < math.inf, "more than 0")
+        for name in ("weight_decay", "min_lr"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        for name in ("hflip", "momentum"):
+            require(self, name, (value := getattr(self, name)) is None or 0 <= value <= 1, "from 0 to 1")
+        for name in ("ema_decay", "holdout"):
+            require(self, name, (value := getattr(self, name)) is None or 0 < value < 1, "between 0 and 1")
+        for name in ("seed", "split_seed"):
+            allowed = f"from 0 to {LARGEST_SEED}"
+            require(self, name, (value := getattr(self, name)) is None or 0 <= value <= LARGEST_SEED, allowed)
+        require(self, "clip_grad", self.clip_grad is None or 0 < self.clip_grad < math.inf, "more than 0, or left out")
+        allowed = f"at least 0 and less than epochs ({self.epochs})"
         require(self, "warmup_epochs", 0 <= self.warmup_epochs < max(self.epochs, 1), allowed)
-        require(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
-        require(self, "workers", self.workers is None or self.workers >= 0, "at least 0")
-        require(self, "checkpoint_every", self.checkpoint_every is None or self.checkpoint_every >= 1, "at least 1")
+        require(self, "workers", self.workers is None or 0 <= self.workers <= MOST_WORKERS, f"from 0 to {MOST_WORKERS}")
         require(self, "operator", self.operator in operator_names(), f"one of {', '.join(operator_names())}")
 
     @property
@@ -182,7 +204,8 @@ class TrainConfig(RunConfig):
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
         data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
             or a Hugging Face data set.
-        image_size: side length in pixels; by default the images' own where it is small, else 224.
+        image_size: side length in pixels; by default that of the median image where it is small, else 224.
+        in_chans: channels of the images: 3 for colour, 1 for grey, auto for what the data have.
         in_memory: decode the images once, hold them as uint8 on the device that trains and augment whole batches there:
             much faster where small images leave the network waiting. Crops and mirroring alone; random crops need 4 times the
             memory, and are interpolated bilinearly.
@@ -206,6 +229,7 @@ class TrainConfig(RunConfig):
     small_images: bool = False
     data: str = "digits"
     image_size: int | None = None
+    in_chans: Literal[1, 3, "auto"] = 3
     in_memory: bool = False
     crop: Literal["auto", "pad", "rrc"] = "auto"
     crop_scale: float = 0.08
@@ -222,8 +246,13 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        require(self, "image_size", self.image_size is None or self.image_size >= 8, "at least 8 pixels")
+        sides = f"from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
+        require(self, "image_size", self.image_size is None or SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE, sides)
         require(self, "recalibrate_norms", self.recalibrate_norms >= 0, "0 or a number of images")
+        require(self, "crop_scale", 0 < self.crop_scale <= 1, "more than 0 and at most 1")
+        require(self, "random_erase", 0 <= self.random_erase <= 1, "from 0 to 1")
+        for name in ("mixup", "cutmix", "color_jitter"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         mixes = self.mixup > 0 or self.cutmix > 0
         require(self, "batch_size", not mixes or self.batch_size % 2 == 0, "even with mixup or cutmix")
 
@@ -293,6 +322,11 @@ class DetectionConfig(RunConfig):
         require(self, "architecture", masks == (self.architecture == "maskrcnn"), fitting)
         jitter = len(self.scale_jitter) == 2 and 0 < self.scale_jitter[0] <= self.scale_jitter[1]
         require(self, "scale_jitter", jitter, "two positive numbers, the smaller one first")
+        sides = f"from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
+        for name in ("min_size", "max_size"):
+            require(self, name, SMALLEST_SIDE <= getattr(self, name) <= LARGEST_SIDE, sides)
+        require(self, "max_size", self.max_size >= self.min_size, f"at least min-size ({self.min_size})")
+        require(self, "trainable_layers", 0 <= self.trainable_layers <= 5, "from 0 to 5")
         alone = self.backbone_weights is None or not self.pretrained
         require(self, "backbone_weights", alone, "left out with --pretrained")
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xvolution.training.config import LARGEST_SEED, MOST_WORKERS
 from xvolution.training.errors import InputError
 
 
@@ -26,10 +27,19 @@ class EvaluationSettings:
     workers: int | None
     on_bad_image: str
     limit_batches: int | None
+    max_pixels: int | None
+    outside_images: bool
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"the batch size is {self.batch_size}; it must be at least 1.")
+        for name, value, least, most in (
+            ("batch-size", self.batch_size, 1, None),
+            ("limit-batches", self.limit_batches, 1, None),
+            ("workers", self.workers, 0, MOST_WORKERS),
+            ("seed", self.seed, 0, LARGEST_SEED),
+        ):
+            if value is not None and not (least <= value and (most is None or value <= most)):
+                allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise InputError(f"--{name} is {value}; it must be {allowed}.")
 
 
 class Evaluation(ABC):

@@ -14,6 +14,7 @@ from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 from xvolution.training.tasks import TASKS, Task, owners_of
 
+_MAX_PIXELS = "the most that an image may have; 178956970 by default, against files that fill the memory."
 _ANY_FORM = "a .ckpt, .safetensors (training or deployed form) or .onnx file."
 
 
@@ -35,6 +36,8 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", type=int | None, help="processes that load images.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
     parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="end, or go on without it.")
+    parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
+    _add_outside_images(parser)
     parser.add_argument("--limit-batches", type=int | None, help="evaluate at most so many batches.")
     parser.add_argument("--json", type=str | None, help="file for the figures.")
     _add_task_options(parser, "evaluate")
@@ -79,6 +82,11 @@ def deploy_command(arguments: Sequence[str]) -> None:
     print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
 
 
+def _add_outside_images(parser: ArgumentParser) -> None:
+    text = "read images that annotations or tables name outside of the data's folder too."
+    parser.add_argument("--outside-images", action=ActionYesNo(no_prefix="no-"), default=False, help=text)
+
+
 def _add_task_options(parser: ArgumentParser, command: Literal["evaluate", "deploy"]) -> None:
     """Add what some tasks alone take, in a group for each set of tasks."""
     options = {option.name: option for task in TASKS.values() for option in task.options[command]}
@@ -107,6 +115,7 @@ def predict_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=str, default="predictions", help="folder for pictures and results.json.")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="what scores less is left out.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
+    parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import predict
 
@@ -124,11 +133,13 @@ def data_command(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--masks", action=ActionYesNo(no_prefix="no-"), default=False, help="every object needs a mask."
     )
+    parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
+    _add_outside_images(parser)
     parser.add_argument("--json", type=str | None, help="file for the whole report.")
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.coco.check import check_folder
 
-    report = check_folder(values["folder"], values["masks"])
+    report = check_folder(values["folder"], values["masks"], values["max_pixels"], values["outside_images"])
     print(report)
     if values["json"] is not None:
         write_text(values["json"], json.dumps(report.to_dict(), indent=2) + "\n")

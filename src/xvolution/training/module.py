@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -18,6 +20,24 @@ from xvolution.training.config import RunConfig
 from xvolution.training.data.dataset import seed_generators
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.metadata import HEADER
+
+
+@contextmanager
+def norms_of_one_value() -> Iterator[None]:
+    """Turn a batch norm's error over one value of a channel, which has no variance, into a sentence.
+
+    Raises:
+        InputError: there was one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"a batch norm met one value of each channel, which has no variance ({error}); give --batch-size 2 or more, or a "
+            "larger --image-size."
+        ) from error
 
 
 class TrainingModule(L.LightningModule, ABC):

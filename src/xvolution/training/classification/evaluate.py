@@ -66,7 +66,7 @@ def evaluate_classifier(
     predictions: str | os.PathLike[str] | None = None,
 ) -> EvaluationResult:
     """`xvolution.training.evaluate` of a classifier in any form, in eval mode."""
-    splits = open_data(settings.data, settings.holdout, settings.seed)
+    splits = open_data(settings.data, settings.holdout, settings.seed, settings.max_pixels, settings.outside_images)
     source = labelled_images(splits, settings.split, metadata)
     loader = evaluation_loader(
         source,

@@ -9,6 +9,7 @@ import torch
 
 from xvolution.models import ModelSpec
 from xvolution.training.data.transforms import Preprocessing
+from xvolution.training.errors import InputError
 from xvolution.training.metadata import Metadata
 
 
@@ -36,7 +37,13 @@ class ClassifierMetadata(Metadata):
         return {**values, "model": model, "preprocessing": preprocessing}
 
     def example_images(self, image_size: int | None = None, batch_size: int = 1) -> torch.Tensor:
-        """Normal noise of the shape and scale of a batch, always the same: (batch_size, in_chans, H, W) float32."""
-        size = image_size or self.preprocessing.image_size
+        """Normal noise of the shape and scale of a batch, always the same: (batch_size, in_chans, H, W) float32.
+
+        Raises:
+            InputError: no image has such a side, or there are none.
+        """
+        if batch_size < 1:
+            raise InputError(f"--batch-size is {batch_size}; it must be at least 1.")
+        size = self.preprocessing.resized(image_size).image_size
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch_size, self.model.in_chans, size, size, generator=generator)

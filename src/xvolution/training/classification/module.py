@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 from xvolution.training.classification.metrics import ClassificationMetrics
 from xvolution.training.config import TrainConfig
 from xvolution.training.data.dataset import BAD, Batch
-from xvolution.training.module import TrainingModule
+from xvolution.training.module import TrainingModule, norms_of_one_value
 
 
 class Classification(TrainingModule):
     """Trains a classifier.
 
     Args:
-        model: (N, 3, H, W) images to (N, num_classes) logits.
+        model: (N, in_chans, H, W) images to (N, num_classes) logits.
         num_classes: of the model.
         config: the run.
         metadata: what a checkpoint says about its network; plain JSON values.
@@ -58,7 +58,9 @@ class Classification(TrainingModule):
         images, target = batch["image"].contiguous(memory_format=self._memory_format), batch["target"]
         if self.mixup is not None:
             images, target = self.mixup(images, target)
-        loss = self.checked(self.loss(self.model(images), target), batch_idx)
+        with norms_of_one_value():
+            logits = self.model(images)
+        loss = self.checked(self.loss(logits, target), batch_idx)
         self._skipped += int((batch["status"] == BAD).sum())
         return loss
 
@@ -75,7 +77,7 @@ class Classification(TrainingModule):
             batch["image"].to(self.device).contiguous(memory_format=self._memory_format)
             for batch in self._statistics_batches
         )
-        with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), norms_of_one_value():
             update_bn(images, self.judged)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+import warnings
+from collections.abc import Sequence
+
 import timm.data
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from xvolution.models import ModelSpec, build_model
@@ -13,7 +18,8 @@ from xvolution.training.config import TrainConfig
 from xvolution.training.data import ClassificationData, DataSplits, open_data
 from xvolution.training.data.labels import require_labels
 from xvolution.training.data.module import default_workers
-from xvolution.training.data.transforms import SMALL, Augmentation, Preprocessing
+from xvolution.training.data.reading import SMALL_SIDE
+from xvolution.training.data.transforms import Augmentation, Preprocessing
 from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
 from xvolution.training.metadata import provenance
@@ -28,9 +34,9 @@ def train_classifier(config: TrainConfig) -> TrainResult:
         Interrupted: the user pressed Ctrl-C; a checkpoint was written.
     """
     resume = resume_from(config)
-    splits = open_data(config.data, config.holdout, config.holdout_seed)
+    splits = open_data(config.data, config.holdout, config.holdout_seed, config.max_pixels, config.outside_images)
     seed_run(config.seed)
-    spec = model_spec(config, len(splits.train.class_names))
+    spec = model_spec(config, len(splits.train.class_names), splits.survey.grey)
     for part in (splits.train, splits.val):
         require_labels(part, spec.num_classes, config.data)
     if config.recalibrate_norms > len(splits.train):
@@ -38,10 +44,12 @@ def train_classifier(config: TrainConfig) -> TrainResult:
             f"--recalibrate-norms is {config.recalibrate_norms}, and there are {len(splits.train)} training images; give at most "
             "as many."
         )
-    size = config.image_size or splits.image_size
+    size = image_size(config, splits)
+    if config.image_size is None and splits.survey.looks:
+        _announce_size(size, splits.survey.sides)
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
     announce(model)
-    preprocessing = _preprocessing(model, size)
+    preprocessing = _preprocessing(model, size, spec.in_chans)
     metadata = ClassifierMetadata(
         model=spec,
         preprocessing=preprocessing,
@@ -53,24 +61,57 @@ def train_classifier(config: TrainConfig) -> TrainResult:
     return fit(config, module, _data_module(config, splits, preprocessing), metadata, resume)
 
 
-def model_spec(config: TrainConfig, num_classes: int) -> ModelSpec:
-    """Describe the network that a configuration asks for."""
+def image_size(config: TrainConfig, splits: DataSplits) -> int:
+    """The side length to train at, in pixels; a warning where the data decide it and are of mixed sizes."""
+    if config.image_size is not None:
+        return config.image_size
+    size, sides = splits.image_size, splits.survey.sides
+    if splits.survey.mixed:
+        warnings.warn(
+            f"the images of {config.data} are of mixed sizes: shorter sides of {sides[0]} to {sides[-1]} pixels in "
+            f"{len(sides)} images. They are resized to {size}; --image-size says otherwise.",
+            stacklevel=2,
+        )
+    return size
+
+
+@rank_zero_only
+def _announce_size(size: int, sides: Sequence[int]) -> None:
+    """Print what the data decided; on the first process alone."""
+    median = statistics.median_low(sides)
+    print(
+        f"image size {size}: the median shorter side of {len(sides)} images is {median} pixels; --image-size says otherwise"
+    )
+
+
+def model_spec(config: TrainConfig, num_classes: int, grey: bool = False) -> ModelSpec:
+    """Describe the network that a configuration asks for.
+
+    Args:
+        config: the run.
+        num_classes: of the data.
+        grey: whether the images of the data have one channel, which decides where the configuration says auto.
+    """
     return ModelSpec(
         name=config.model,
         num_classes=num_classes,
+        in_chans=(1 if grey else 3) if config.in_chans == "auto" else config.in_chans,
         kwargs=dict(config.model_kwargs),
         small_images=config.small_images,
         conversion=None if config.conversion is None else config.conversion.to_dict(),
     )
 
 
-def _preprocessing(model: nn.Module, size: int) -> Preprocessing:
+def _preprocessing(model: nn.Module, size: int, channels: int) -> Preprocessing:
     settings = timm.data.resolve_model_data_config(model)
+    mean, std = tuple(settings["mean"]), tuple(settings["std"])
+    if channels == 1:  # timm's weights of a grey stem are the sum over the channels
+        mean, std = (statistics.mean(mean),), (statistics.mean(std),)
     return Preprocessing(
         image_size=size,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-        crop_pct=1.0 if size <= SMALL else settings["crop_pct"],
+        mean=mean,
+        std=std,
+        crop_pct=1.0 if size <= SMALL_SIDE else settings["crop_pct"],
         interpolation=settings["interpolation"],
     )
 

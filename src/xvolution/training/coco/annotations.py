@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
+import reprlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from xvolution.training.data.reading import MAX_PIXELS, leaves_folder, printable
 from xvolution.training.errors import InputError
+
+#: pycocotools and COCO's servers keep the ids of categories in 32 bits, and compare other ids as float64.
+_MOST_CATEGORY, _MOST_ID = 2**31 - 1, 2**53
+#: Coordinates of boxes, in pixels; those of polygons are bounded by their image.
+_MOST_COORDINATE = 1e7
+#: Of a polygon, in pixels: pycocotools takes five points for each.
+_MOST_OUTLINE = 1e7
+#: Characters of a number in compressed RLE, five bits each.
+_MOST_DIGITS = 8
 
 
 class Severity(Enum):
@@ -72,12 +83,16 @@ class Annotations:
         return self
 
 
-def read_annotations(path: Path, masks: bool = False) -> Annotations:
+def read_annotations(
+    path: Path, masks: bool = False, max_pixels: int | None = None, outside_images: bool = False
+) -> Annotations:
     """Read and check one annotation file.
 
     Args:
         path: a COCO JSON file.
-        masks: every object must have one.
+        masks: every object must have one; otherwise those that are none are noted and left out.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: allow images outside of the data's folder.
 
     Raises:
         InputError: it is no file, no JSON, or not of COCO's structure at all.
@@ -86,13 +101,15 @@ def read_annotations(path: Path, masks: bool = False) -> Annotations:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON file, or it is damaged ({error}).") from error
-    return check_content(content, path, masks)
+    return check_content(content, path, masks, max_pixels, outside_images)
 
 
-def check_content(content: Any, path: Path, masks: bool = False) -> Annotations:
-    """Check what a COCO JSON file holds.
+def check_content(
+    content: Any, path: Path, masks: bool = False, max_pixels: int | None = None, outside_images: bool = False
+) -> Annotations:
+    """Check what a COCO JSON file holds; the arguments are those of ``read_annotations``.
 
     Raises:
         InputError: it is not of COCO's structure at all.
@@ -103,11 +120,13 @@ def check_content(content: Any, path: Path, masks: bool = False) -> Annotations:
     problems: list[Problem] = []
     images = _by_id(content["images"], "image", path, problems)
     for key, image in list(images.items()):
-        if sentence := _image_problem(image):
-            problems.append(_refused("image", f"image {key} of {path} {sentence}."))
+        if wrong := _image_problem(image, max_pixels or MAX_PIXELS, outside_images):
+            kind, sentence = wrong
+            problems.append(_refused(kind, f"image {key} of {path} {sentence}."))
             del images[key]
     categories = _by_id(content["categories"], "category", path, problems)
-    names = {key: str(category.get("name", key)) for key, category in sorted(categories.items())}
+    names = {key: printable(str(category.get("name", key))) for key, category in sorted(categories.items())}
+    problems += _category_problems(names, path)
     # An image that was refused is one problem, not one more for each of its objects.
     known = {image["id"] for image in content["images"] if isinstance(image, dict) and _is_id(image.get("id"))}
     objects: dict[int, list[dict[str, Any]]] = {key: [] for key in images}
@@ -116,7 +135,8 @@ def check_content(content: Any, path: Path, masks: bool = False) -> Annotations:
         found = list(_object_problems(annotation, images, known, names, where, masks))
         problems += found
         if not any(problem.severity is Severity.REFUSED for problem in found) and annotation["image_id"] in images:
-            objects[annotation["image_id"]].append(_completed(annotation))
+            unusable = any(problem.kind == "mask" for problem in found)
+            objects[annotation["image_id"]].append(_completed(annotation, keep_mask=not unusable))
     if not names:
         problems.append(_refused("category", f"{path} has no categories."))
     return Annotations(path, images, objects, names, problems)
@@ -137,11 +157,12 @@ def _noted(kind: str, sentence: str) -> Problem:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST_ID
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared and not converted: a file can write whole numbers that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _by_id(entries: list[Any], what: str, path: Path, problems: list[Problem]) -> dict[int, dict[str, Any]]:
@@ -149,7 +170,9 @@ def _by_id(entries: list[Any], what: str, path: Path, problems: list[Problem]) -
     for index, entry in enumerate(entries):
         key: Any = entry.get("id") if isinstance(entry, dict) else None
         if not _is_id(key):
-            problems.append(_refused(what, f"{what} number {index} of {path} has no whole number as its id."))
+            problems.append(
+                _refused(what, f"{what} number {index} of {path} has no whole number as its id, or a huge one.")
+            )
         elif key in result:
             problems.append(_refused(what, f"{what} {key} of {path} is there twice; ids must differ."))
         else:
@@ -157,13 +180,37 @@ def _by_id(entries: list[Any], what: str, path: Path, problems: list[Problem]) -
     return result
 
 
-def _image_problem(image: Mapping[str, Any]) -> str | None:
-    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        return "has no file_name"
+def _image_problem(image: Mapping[str, Any], max_pixels: int, outside_images: bool) -> tuple[str, str] | None:
+    """What is wrong with the entry of an image: the kind, and the end of a sentence."""
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name:
+        return "image", "has no file_name"
+    if not outside_images and leaves_folder(name):
+        what = f"is outside of the folder: {printable(name)}; --outside-images reads it, where you trust the file"
+        return "image outside the folder", what
     sizes: tuple[Any, Any] = (image.get("width"), image.get("height"))
     if not all(_is_id(size) and size > 0 for size in sizes):
-        return f"has the size {sizes[0]} x {sizes[1]}; width and height must be whole numbers of pixels above 0"
+        return (
+            "image",
+            f"has the size {sizes[0]} x {sizes[1]}; width and height must be whole numbers of pixels above 0",
+        )
+    if sizes[0] * sizes[1] > max_pixels:
+        what = f"has the size {sizes[0]} x {sizes[1]}, more than the {max_pixels} pixels that are read; --max-pixels allows more"
+        return "large image", what
     return None
+
+
+def _category_problems(names: Mapping[int, str], path: Path) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for key, name in names.items():
+        if not 0 <= key <= _MOST_CATEGORY:
+            yield _refused("category", f"category {key} ({name}) of {path} must have an id from 0 to {_MOST_CATEGORY}.")
+        if name in first:
+            yield _refused(
+                "category name",
+                f"the categories {first[name]} and {key} of {path} are both called {name!r}; names must differ.",
+            )
+        first.setdefault(name, key)
 
 
 def _object_problems(
@@ -188,12 +235,18 @@ def _object_problems(
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
         yield _refused(
-            "box", f"{where} has the bbox {box}; four numbers x, y, width, height are needed, none negative in size."
+            "box",
+            f"{where} has the bbox {reprlib.repr(box)}; four numbers are needed: x, y, width, height, no size below 0.",
         )
+    elif max(map(abs, box)) > _MOST_COORDINATE:
+        yield _refused("box", f"{where} has the bbox {reprlib.repr(box)}, far outside of any image.")
     elif image is not None:
         yield from _box_notes(box, image, where)
     if image is not None and (sentence := segmentation_problem(annotation.get("segmentation"), image, masks)):
-        yield _refused("mask", f"{where} {sentence}.")
+        if masks:
+            yield _refused("mask", f"{where} {sentence}.")
+        else:
+            yield _noted("mask", f"{where} {sentence}: left out, since boxes alone are asked for.")
 
 
 def _box_notes(box: list[float], image: Mapping[str, Any], where: str) -> Iterator[Problem]:
@@ -230,6 +283,8 @@ def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: 
                 or not all(map(_is_number, polygon))
             ):
                 return "has a polygon that is no list of x and y of at least three points"
+            if sentence := _outline_problem(polygon, image):
+                return sentence
         return None
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         return "has a segmentation that is neither polygons nor RLE with size and counts"
@@ -244,6 +299,17 @@ def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: 
     return None
 
 
+def _outline_problem(polygon: list[float], image: Mapping[str, Any]) -> str | None:
+    """pycocotools takes memory for the outline, outside of the image too, and does not ask whether there is as much."""
+    xs, ys, width, height = polygon[::2], polygon[1::2], image["width"], image["height"]
+    if min(xs) < -width or max(xs) > 2 * width or min(ys) < -height or max(ys) > 2 * height:
+        return f"has a polygon that leaves its image ({width} x {height}) by more than the image's own size"
+    steps = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
+    if sum(max(abs(x2 - x1), abs(y2 - y1)) for x1, y1, x2, y2 in steps) > _MOST_OUTLINE:
+        return f"has a polygon with an outline of more than {_MOST_OUTLINE:.0f} pixels"
+    return None
+
+
 def run_lengths(counts: str | bytes) -> list[int]:
     """The runs of a compressed RLE mask, by column, beginning with zeros.
 
@@ -251,6 +317,9 @@ def run_lengths(counts: str | bytes) -> list[int]:
 
     Source: the format of pycocotools (``rleFrString``): six bits in a character, from 48 on, five of them digits, the sixth says
     that more follow; from the fourth run on, the difference from the run before the last.
+
+    Raises:
+        ValueError: a run is longer than any image.
     """
     text = counts.encode("latin-1") if isinstance(counts, str) else counts
     runs: list[int] = []
@@ -259,6 +328,8 @@ def run_lengths(counts: str | bytes) -> list[int]:
         bits = character - 48
         value |= (bits & 31) << (5 * digits)
         digits += 1
+        if digits > _MOST_DIGITS:
+            raise ValueError("a run is longer than any image")
         if bits & 32:
             continue
         if bits & 16:
@@ -268,7 +339,7 @@ def run_lengths(counts: str | bytes) -> list[int]:
     return runs
 
 
-def _completed(annotation: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(annotation: Mapping[str, Any], keep_mask: bool) -> dict[str, Any]:
     """What COCO's evaluation reads, with what a file may leave out."""
     box = [float(value) for value in annotation["bbox"]]
     area: Any = annotation.get("area")
@@ -280,6 +351,6 @@ def _completed(annotation: Mapping[str, Any]) -> dict[str, Any]:
         "area": float(area) if _is_number(area) else box[2] * box[3],
         "iscrowd": int(annotation.get("iscrowd", 0)),
     }
-    if annotation.get("segmentation"):
+    if keep_mask and annotation.get("segmentation"):
         completed["segmentation"] = annotation["segmentation"]
     return completed

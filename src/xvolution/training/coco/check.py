@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from xvolution.training.coco.annotations import Annotations, Problem, Severity, read_annotations
-from xvolution.training.coco.source import annotation_file, decode_mask, image_root, missing_images
+from xvolution.training.coco.source import annotation_file, decode_mask, image_root, missing_images, open_image_file
+from xvolution.training.data.reading import NOTES, BadImage, look_at, printable, read_picture, require_max_pixels
 from xvolution.training.errors import InputError
 
 #: Sentences of each kind that the printed report has; the JSON has all.
@@ -92,19 +92,24 @@ class DataReport:
         return "\n".join([*map(str, self.parts.values()), *self.missing, f"{self.folder}: {verdict}"])
 
 
-def check_folder(folder: str | os.PathLike[str], masks: bool = False) -> DataReport:
+def check_folder(
+    folder: str | os.PathLike[str], masks: bool = False, max_pixels: int | None = None, outside_images: bool = False
+) -> DataReport:
     """Check annotations, images and masks of every part of a folder in COCO's format.
 
     Args:
         folder: see ``open_part``.
-        masks: every object needs a mask.
+        masks: every object needs a mask; otherwise masks that are none are noted.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: allow images that the annotations name outside of the folder.
 
     Raises:
         InputError: there is no such folder, or it has no annotations at all.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}.")
+    require_max_pixels(max_pixels)
+    folder = Path(os.path.expanduser(folder))
+    if not os.path.isdir(folder):
+        raise InputError(f"there is no folder {printable(folder)}.")
     report = DataReport(folder)
     for part in ("train", "val", "test"):
         try:
@@ -114,12 +119,12 @@ def check_folder(folder: str | os.PathLike[str], masks: bool = False) -> DataRep
                 report.missing.append(str(error))
             continue
         try:
-            annotations = read_annotations(path, masks)
+            annotations = read_annotations(path, masks, max_pixels, outside_images)
         except InputError as error:
             report.missing.append(str(error))
             continue
         root = image_root(folder, path, part, annotations)
-        annotations.problems += [*_image_problems(annotations, root), *_mask_problems(annotations)]
+        annotations.problems += [*_image_problems(annotations, root, max_pixels), *_mask_problems(annotations, masks)]
         report.parts[part] = _summary(annotations)
     names = {part: report.parts[part].categories.keys() for part in ("train", "val") if part in report.parts}
     if len(names) == 2 and names["train"] != names["val"]:
@@ -127,13 +132,13 @@ def check_folder(folder: str | os.PathLike[str], masks: bool = False) -> DataRep
     return report
 
 
-def _image_problems(annotations: Annotations, root: Path) -> list[Problem]:
+def _image_problems(annotations: Annotations, root: Path, max_pixels: int | None) -> list[Problem]:
     missing = missing_images(annotations, root)
     problems = [
         Problem(
             Severity.REFUSED,
             "missing image",
-            f"image {image['id']} of {annotations.path} is not on the disk: {root / image['file_name']}.",
+            f"image {image['id']} of {annotations.path} is not on the disk: {printable(root / image['file_name'])}.",
         )
         for image in missing
     ]
@@ -141,26 +146,29 @@ def _image_problems(annotations: Annotations, root: Path) -> list[Problem]:
     for image in annotations.images.values():
         if image["id"] in absent:
             continue
-        path = root / image["file_name"]
+        where = f"image {image['id']} of {annotations.path}, {printable(root / image['file_name'])},"
+        file = partial(open_image_file, root, image), partial(str, where)
         try:
-            with Image.open(path) as opened:
-                size = opened.size
-                opened.load()
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            sentence = f"image {image['id']} of {annotations.path} is not readable: {path} ({error})."
-            problems.append(Problem(Severity.REFUSED, "unreadable image", sentence))
+            size, notes = read_picture(*file, max_pixels=max_pixels).size, look_at(*file, max_pixels).notes
+        except BadImage as error:
+            problems.append(Problem(Severity.REFUSED, "unreadable image", str(error)))
             continue
+        problems += [
+            Problem(Severity.NOTED, note, f"{where} is one of those images that {NOTES[note]}.") for note in notes
+        ]
         if size != (image["width"], image["height"]):
+            turned = ", once turned by its EXIF orientation" if "EXIF orientation" in notes else ""
             sentence = (
-                f"image {image['id']} of {annotations.path} has {size[0]} x {size[1]} pixels, where the file says "
-                f"{image['width']} x {image['height']}: {path}."
+                f"{where} has {size[0]} x {size[1]} pixels{turned}, where the annotations say {image['width']} x "
+                f"{image['height']}."
             )
             problems.append(Problem(Severity.REFUSED, "image of another size", sentence))
     return problems
 
 
-def _mask_problems(annotations: Annotations) -> list[Problem]:
+def _mask_problems(annotations: Annotations, masks: bool) -> list[Problem]:
     problems = []
+    severity = Severity.REFUSED if masks else Severity.NOTED
     for key, objects in annotations.objects.items():
         for annotation in objects:
             if "segmentation" not in annotation:
@@ -168,7 +176,7 @@ def _mask_problems(annotations: Annotations) -> list[Problem]:
             try:
                 decode_mask(annotation, annotations.images[key], annotations.path)
             except InputError as error:
-                problems.append(Problem(Severity.REFUSED, "mask", str(error)))
+                problems.append(Problem(severity, "mask", str(error)))
     return problems
 
 

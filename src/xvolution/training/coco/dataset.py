@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from xvolution.training.coco.source import DetectionSource
 from xvolution.training.data.dataset import seed_generators
+from xvolution.training.data.reading import BadImage
 from xvolution.training.data.sampler import Draw
-from xvolution.training.data.sources import BadImage
 
 #: Of large-scale jitter: the image's size relative to the crop's (Ghiasi et al., Simple Copy-Paste, 2021).
 LARGE_SCALES = (0.1, 2.0)

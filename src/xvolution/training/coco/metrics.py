@@ -24,6 +24,11 @@ FIGURES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "ar1", "ar10", "ar100", "a
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
 
 
+def shown(figure: float) -> str:
+    """One of COCO's figures in percent; ``none`` where there was nothing to find."""
+    return "none" if figure < 0 else f"{figure:.2%}"
+
+
 def to_results(
     detections: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int | None]
 ) -> list[dict[str, Any]]:
@@ -135,7 +140,9 @@ def evaluate_results(
     """
     truth = COCO()
     results = list(results)
-    objects = [_judged(each, kind, annotations) for key in annotations.images for each in annotations.objects[key]]
+    present = [each for key in annotations.images for each in annotations.objects[key]]
+    # pycocotools takes an object with the id 0 for one that nothing found.
+    objects = [{**_judged(each, kind, annotations), "id": number} for number, each in enumerate(present, 1)]
     categories = [{"id": key, "name": name} for key, name in annotations.categories.items()]
     truth.dataset = {"images": list(annotations.images.values()), "annotations": objects, "categories": categories}
     with contextlib.redirect_stdout(io.StringIO()):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
+import reprlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from xvolution.training.coco.annotations import Annotations, check_content, clipped, read_annotations, run_lengths
-from xvolution.training.data.sources import BadImage
+from xvolution.training.data.reading import (
+    BadImage,
+    Look,
+    is_file,
+    look_at,
+    open_file,
+    open_stored,
+    printable,
+    read_picture,
+    require_max_pixels,
+    survey,
+)
 from xvolution.training.errors import InputError
 
 #: The names that folders and files use for a part.
@@ -31,12 +43,17 @@ class DetectionSource:
         annotations: checked.
         open_image: opens an image, given its entry.
         masks: whether targets have masks.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
     """
 
     def __init__(
-        self, annotations: Annotations, open_image: Callable[[dict[str, Any]], Image.Image], masks: bool
+        self,
+        annotations: Annotations,
+        open_image: Callable[[dict[str, Any]], Image.Image],
+        masks: bool,
+        max_pixels: int | None = None,
     ) -> None:
-        self.annotations, self.masks = annotations, masks
+        self.annotations, self.masks, self.max_pixels = annotations, masks, max_pixels
         self._open_image = open_image
         self._ids = list(annotations.images)
         self._labels = {category: label for label, category in enumerate(annotations.categories, 1)}
@@ -66,7 +83,7 @@ class DetectionSource:
         chosen = replace(
             own, images={key: own.images[key] for key in ids}, objects={key: own.objects[key] for key in ids}
         )
-        return DetectionSource(chosen, self._open_image, self.masks)
+        return DetectionSource(chosen, self._open_image, self.masks, self.max_pixels)
 
     def image_id(self, index: int) -> int:
         """COCO's id of an image."""
@@ -74,7 +91,8 @@ class DetectionSource:
 
     def describe(self, index: int) -> str:
         """Which image that is, for messages."""
-        return f"image {self._ids[index]} ({self.annotations.images[self._ids[index]]['file_name']})"
+        name = printable(self.annotations.images[self._ids[index]]["file_name"])
+        return f"image {self._ids[index]} ({name}) of {printable(self.annotations.path)}"
 
     def image(self, index: int) -> Image.Image:
         """Decode an image as RGB.
@@ -83,19 +101,41 @@ class DetectionSource:
             BadImage: it is missing, cannot be decoded, or has another size than its annotations say.
         """
         entry = self.annotations.images[self._ids[index]]
-        try:
-            image = self._open_image(entry).convert("RGB")
-        except FileNotFoundError as error:
-            raise BadImage(f"{self.describe(index)} of {self.annotations.path} is not on the disk.") from error
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BadImage(f"{self.describe(index)} of {self.annotations.path} is not readable ({reason}).") from error
+        where = partial(self.describe, index)
+        image = read_picture(partial(self._open_image, entry), where, max_pixels=self.max_pixels)
         if image.size != (entry["width"], entry["height"]):
+            turned = "EXIF orientation" in self.look(index).notes
+            reason = ", once turned by its EXIF orientation; annotate the turned image, or remove the orientation"
             raise BadImage(
-                f"{self.describe(index)} has {image.width} x {image.height} pixels, where {self.annotations.path} says "
-                f"{entry['width']} x {entry['height']}."
+                f"{where()} has {image.width} x {image.height} pixels, where the annotations say {entry['width']} x "
+                f"{entry['height']}{reason if turned else ''}."
             )
         return image
+
+    def look(self, index: int) -> Look:
+        """What there is to say about an image file.
+
+        Raises:
+            BadImage: it cannot be opened.
+        """
+        entry = self.annotations.images[self._ids[index]]
+        return look_at(partial(self._open_image, entry), partial(self.describe, index), self.max_pixels)
+
+    def require_objects(self, images: int | None = None) -> None:
+        """See that there is something to find, without which there is no average precision.
+
+        Args:
+            images: in so many of the first images; in all of them when None.
+
+        Raises:
+            InputError: there is nothing but crowds.
+        """
+        chosen = self._ids[:images]
+        if all(each["iscrowd"] for key in chosen for each in self.annotations.objects[key]):
+            raise InputError(
+                f"the {len(chosen)} images of {printable(self.annotations.path)} that are looked at hold no object to find, so "
+                "there is nothing to learn and no average precision; give other data, or more with --limit-val-batches."
+            )
 
     def target(self, index: int) -> dict[str, Tensor]:
         """What a detector is trained on: objects that are no crowds, cut off at the border, with an area.
@@ -146,6 +186,8 @@ def open_detection(
     holdout: float | None = None,
     seed: int = 0,
     on_bad_image: str = "error",
+    max_pixels: int | None = None,
+    outside_images: bool = False,
 ) -> DetectionSplits:
     """Open the training and the validation part of a data set; categories and images are checked first.
 
@@ -156,18 +198,20 @@ def open_detection(
         holdout: judge by this fraction of the training part instead of the validation part.
         seed: of the fraction.
         on_bad_image: "error" refuses images that are not on the disk, "skip" leaves that to who reads them.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that the annotations name outside of the folder too.
 
     Raises:
         InputError: something is missing or refused; the message names the file and the id.
     """
-    train = open_part(data, "train", masks, on_bad_image)
+    train = open_part(data, "train", masks, on_bad_image, max_pixels, outside_images)
     if holdout is not None:
         if not 0 < holdout < 1:
             raise InputError(f"--holdout is {holdout}; it must be between 0 and 1.")
         order = np.random.default_rng(seed).permutation(len(train))
         count = max(1, round(holdout * len(train)))
         return DetectionSplits(str(data), train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
-    val = open_part(data, "val", masks, on_bad_image)
+    val = open_part(data, "val", masks, on_bad_image, max_pixels, outside_images)
     if val.annotations.categories != train.annotations.categories:
         raise InputError(
             f"{train.annotations.path} and {val.annotations.path} have different categories; they must be the same."
@@ -176,9 +220,14 @@ def open_detection(
 
 
 def open_part(
-    data: str | os.PathLike[str], part: str, masks: bool = False, on_bad_image: str = "error"
+    data: str | os.PathLike[str],
+    part: str,
+    masks: bool = False,
+    on_bad_image: str = "error",
+    max_pixels: int | None = None,
+    outside_images: bool = False,
 ) -> DetectionSource:
-    """Open one part of a data set.
+    """Open one part of a data set. What is unusual about its images is said in a warning, once for each kind.
 
     A folder in COCO's format has ``annotations/instances_train2017.json`` (any ending for ``2017``), with its images in
     ``train2017``, ``train``, ``images`` or ``images/train2017``, or ``train/_annotations.coco.json`` with its images beside it.
@@ -188,21 +237,28 @@ def open_part(
         part: train, val or test.
         masks: targets have masks, and every object needs one.
         on_bad_image: "error" refuses images that are not on the disk, "skip" leaves that to who reads them.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that the annotations name outside of the folder too.
 
     Raises:
         InputError: something is missing or refused; the message names the file and the id.
     """
-    folder = Path(data).expanduser()
-    if not folder.is_dir() or any(folder.glob("*.parquet")):
-        return _hugging_face(data, part, masks)
-    path = annotation_file(folder, part)
-    annotations = read_annotations(path, masks).require_valid()
-    if not annotations.images:
-        raise InputError(f"{path} has no images.")
-    root = image_root(folder, path, part, annotations)
-    if on_bad_image == "error":
-        require_images(annotations, root)
-    return DetectionSource(annotations, partial(_open_file, root), masks)
+    require_max_pixels(max_pixels)
+    folder = Path(os.path.expanduser(data))
+    if not os.path.isdir(folder) or any(folder.glob("*.parquet")):
+        source = _hugging_face(data, part, masks, max_pixels, outside_images)
+    else:
+        path = annotation_file(folder, part)
+        annotations = read_annotations(path, masks, max_pixels, outside_images).require_valid()
+        if not annotations.images:
+            raise InputError(f"{path} has no images.")
+        root = image_root(folder, path, part, annotations)
+        if on_bad_image == "error":
+            require_images(annotations, root)
+        source = DetectionSource(annotations, partial(open_image_file, root), masks, max_pixels)
+    for sentence in survey(len(source), source.look).sentences(f"the {part} part of {printable(data)}"):
+        warnings.warn(sentence, stacklevel=2)
+    return source
 
 
 def annotation_file(folder: Path, part: str) -> Path:
@@ -238,14 +294,14 @@ def image_root(folder: Path, path: Path, part: str, annotations: Annotations) ->
     candidates = [root for root in (*(folder / name for name in names), folder, path.parent) if root.is_dir()]
     first = [image["file_name"] for image in list(annotations.images.values())[:8]]
     for root in candidates:
-        if any((root / name).is_file() for name in first):
+        if any(is_file(root / name) for name in first):
             return root
     return candidates[0]
 
 
 def missing_images(annotations: Annotations, root: Path) -> list[dict[str, Any]]:
     """Entries of the images that are not on the disk."""
-    return [image for image in annotations.images.values() if not (root / image["file_name"]).is_file()]
+    return [image for image in annotations.images.values() if not is_file(root / image["file_name"])]
 
 
 def require_images(annotations: Annotations, root: Path) -> None:
@@ -257,7 +313,7 @@ def require_images(annotations: Annotations, root: Path) -> None:
     missing = missing_images(annotations, root)
     if missing:
         raise InputError(
-            f"image {missing[0]['id']} of {annotations.path} is not on the disk: {root / missing[0]['file_name']} "
+            f"image {missing[0]['id']} of {annotations.path} is not on the disk: {printable(root / missing[0]['file_name'])} "
             f"({len(missing)} of {len(annotations.images)} are missing)."
         )
 
@@ -300,11 +356,18 @@ def encode_mask(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
     return segmentation
 
 
-def _open_file(root: Path, entry: dict[str, Any]) -> Image.Image:
-    return Image.open(root / entry["file_name"])
+def open_image_file(root: Path, entry: dict[str, Any]) -> Image.Image:
+    """Open the file that an image's entry names.
+
+    Raises:
+        OSError: there is none, or it is no image.
+    """
+    return open_file(root / entry["file_name"])
 
 
-def _hugging_face(data: str | os.PathLike[str], part: str, masks: bool) -> DetectionSource:
+def _hugging_face(
+    data: str | os.PathLike[str], part: str, masks: bool, max_pixels: int | None, outside_images: bool
+) -> DetectionSource:
     """A data set with the columns ``image`` and ``objects`` (bbox as COCO's, category; id, area where there are)."""
     if masks:
         raise InputError(
@@ -316,25 +379,29 @@ def _hugging_face(data: str | os.PathLike[str], part: str, masks: bool) -> Detec
     if not {"image", "objects"} <= set(rows.column_names):
         raise InputError(f"{data} has the columns {', '.join(rows.column_names)}; detection needs image and objects.")
     rows = rows.cast_column("image", ImageFeature(decode=False))
-    annotations = check_content(_coco_content(rows), Path(f"{data} ({part})")).require_valid()
 
     def open_row(entry: dict[str, Any]) -> Image.Image:
-        stored = rows[entry["row"]]["image"]
-        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
+        return open_stored(rows[entry["row"]]["image"], folder, outside_images)
 
-    return DetectionSource(annotations, open_row, masks=False)
+    place = Path(os.path.expanduser(data))
+    folder = place if os.path.isdir(place) else None
+    name = f"{printable(data)} ({part})"
+    content = _coco_content(rows, open_row, name, max_pixels)
+    # The images are in the rows, whatever their names.
+    annotations = check_content(content, Path(name), max_pixels=max_pixels, outside_images=True).require_valid()
+    return DetectionSource(annotations, open_row, masks=False, max_pixels=max_pixels)
 
 
 def _load_rows(data: str | os.PathLike[str], part: str) -> Any:
     from datasets import load_dataset
 
-    folder = Path(data).expanduser()
+    folder = Path(os.path.expanduser(data))
     for name in _PARTS[part]:
-        files = sorted(str(path) for path in folder.glob(f"{name}*.parquet")) if folder.is_dir() else []
+        files = sorted(str(path) for path in folder.glob(f"{name}*.parquet")) if os.path.isdir(folder) else []
         try:
             if files:
                 return load_dataset("parquet", data_files=files, split="train")
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 return load_dataset(str(data), split=name)
         except ValueError:
             continue  # another name of the part
@@ -343,25 +410,51 @@ def _load_rows(data: str | os.PathLike[str], part: str) -> Any:
     raise InputError(f"{data} has no part {part!r}.")
 
 
-def _coco_content(rows: Any) -> dict[str, Any]:
-    feature = rows.features["objects"]
-    feature = getattr(feature, "feature", feature)
-    category = feature["category"] if isinstance(feature, dict) else feature[0]["category"]
-    category = getattr(category, "feature", category)
+def _coco_content(
+    rows: Any, open_row: Callable[[dict[str, Any]], Image.Image], name: str, max_pixels: int | None
+) -> dict[str, Any]:
+    """What a COCO JSON file of the rows would hold.
+
+    Raises:
+        BadImage: the size of an image cannot be read.
+        InputError: the column ``objects`` holds something else than boxes and categories.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    used: set[int] = set()
     for row, (image, objects) in enumerate(zip(rows["image"], rows["objects"], strict=True)):
-        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-            width, height = opened.size
-        images.append(
-            {"id": row, "row": row, "file_name": image["path"] or f"row {row}", "width": width, "height": height}
-        )
-        for box, kind in zip(objects["bbox"], objects["category"], strict=True):
-            used.add(int(kind))
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": row, "category_id": int(kind), "bbox": [float(v) for v in box]}
-            )
-    names = getattr(category, "names", None) or {kind: str(kind) for kind in sorted(used)}
-    pairs = enumerate(names) if isinstance(names, list) else names.items()
-    return {"images": images, "annotations": annotations, "categories": [{"id": k, "name": v} for k, v in pairs]}
+        entry = {"id": row, "row": row, "file_name": (image or {}).get("path") or f"row {row}"}
+        where = f"row {row} of {name}"
+        width, height = look_at(partial(open_row, entry), partial(str, where), max_pixels).size
+        images.append({**entry, "width": width, "height": height})
+        for box, kind in _boxes(objects, where):
+            annotations.append({"id": len(annotations) + 1, "image_id": row, "category_id": kind, "bbox": box})
+    categories = _categories(rows.features["objects"], {each["category_id"] for each in annotations})
+    ids = {label: key for key, label in categories.items()}
+    for annotation in annotations:
+        kind = annotation["category_id"]
+        annotation["category_id"] = ids.get(kind) if isinstance(kind, str) else kind
+    entries = [{"id": key, "name": label} for key, label in categories.items()]
+    return {"images": images, "annotations": annotations, "categories": entries}
+
+
+def _boxes(objects: Any, where: str) -> list[tuple[Any, Any]]:
+    """Box and category of each object of a row: lists of both, or a list of pairs."""
+    try:
+        if isinstance(objects, list):
+            return [(each["bbox"], each["category"]) for each in objects]
+        return [] if objects is None else list(zip(objects["bbox"], objects["category"], strict=True))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the objects of {where} are {reprlib.repr(objects)}; a bbox and a category of each are needed."
+        ) from error
+
+
+def _categories(feature: Any, used: set[Any]) -> dict[int, str]:
+    """Names by id: those of the column's classes, words in the order of the alphabet, or the numbers themselves."""
+    feature = getattr(feature, "feature", feature)
+    category = feature.get("category") if isinstance(feature, dict) else None
+    names = getattr(getattr(category, "feature", category), "names", None)
+    if names is not None:
+        return dict(enumerate(names))
+    words = sorted(kind for kind in used if isinstance(kind, str))
+    return dict(enumerate(words)) if words else {kind: str(kind) for kind in sorted(used - {None})}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from xvolution.training.config import LARGEST_SEED
+from xvolution.training.data.folders import parts_in, place_of_classes
+from xvolution.training.data.parts import part_beginning
+from xvolution.training.data.reading import Survey, listed, printable, require_max_pixels
 from xvolution.training.data.sources import ArrayImages, FolderImages, ImageSource, TableImages, TorchvisionImages
 from xvolution.training.errors import InputError
 
 HELD_OUT = 0.2  # of a data set that comes in one part
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "dev"),
-    "test": ("test", "testing"),
-}
+DIGITS_SIZE = 32  # in pixels; their own 8 are too few for the strides of a network
 
 
 @dataclass
@@ -30,14 +32,19 @@ class DataSplits:
         train: images to learn from.
         val: images to judge by: the data set's own validation (or test) part, or one held out of `train`.
         test: the data set's test part where it has one beside `val`.
-        image_size: a side length, in pixels, that suits the images.
+        survey: a look at the training images.
     """
 
     name: str
     train: ImageSource
     val: ImageSource
     test: ImageSource | None
-    image_size: int
+    survey: Survey
+
+    @property
+    def image_size(self) -> int:
+        """A side length, in pixels, that suits the training images."""
+        return DIGITS_SIZE if self.name == "digits" else self.survey.image_size
 
     def part(self, split: str) -> ImageSource:
         """Answer the part called `split`: train, val or test.
@@ -53,8 +60,14 @@ class DataSplits:
         return source
 
 
-def open_data(data: str | os.PathLike[str], holdout: float | None = None, seed: int = 0) -> DataSplits:
-    """Open a data set.
+def open_data(
+    data: str | os.PathLike[str],
+    holdout: float | None = None,
+    seed: int = 0,
+    max_pixels: int | None = None,
+    outside_images: bool = False,
+) -> DataSplits:
+    """Open a data set. What is unusual about its images is said in a warning, once for each kind.
 
     Args:
         data: `digits`; a folder of class folders (in `train` and `val` or `test` folders, or not); a parquet file or a
@@ -62,17 +75,29 @@ def open_data(data: str | os.PathLike[str], holdout: float | None = None, seed: 
             or `$XVOLUTION_DATA`); any other name is a Hugging Face data set (`hf:uoft-cs/cifar10`).
         holdout: fraction of the training part to judge by in the place of `val`, to tune without looking at `val`.
         seed: of the split where one is made.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that a parquet file names outside of its folder too.
 
     Raises:
         InputError: there is no such data set, or it is not a classification data set.
     """
+    require_max_pixels(max_pixels)
     name = os.fspath(data)
-    parts = _open_parts(name)
+    parts = _open_parts(name, outside_images)
     if "train" not in parts:
         raise InputError(f"{name} has no training part; found: {', '.join(parts) or 'nothing'}.")
     for part, source in parts.items():
         if len(source) == 0:
-            raise InputError(f"the {part} part of {name} holds no images.")
+            raise InputError(f"the {part} part of {printable(name)} holds no images.")
+        source.max_pixels = max_pixels
+    if len(parts["train"].class_names) < 2:
+        raise InputError(
+            f"{printable(name)} has one class, {listed(parts['train'].class_names)}; to tell classes apart takes at least two."
+        )
+    surveys = {part: source.survey() for part, source in parts.items()}
+    for part, survey in surveys.items():
+        for sentence in survey.sentences(f"the {part} part of {printable(name)}"):
+            warnings.warn(sentence, stacklevel=2)
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
     if holdout is not None:
         train, val = held_out(train, holdout, seed)
@@ -81,13 +106,15 @@ def open_data(data: str | os.PathLike[str], holdout: float | None = None, seed: 
     elif val is None:
         train, val = held_out(train, HELD_OUT, seed)
     assert val is not None
-    return DataSplits(name, train, val, test, _suitable_size(name, train))
+    return DataSplits(name, train, val, test, surveys["train"])
 
 
 def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
     """Split off the same fraction of every class, and at least one of a class of two; both parts keep the source's order."""
     if not 0 < fraction < 1:
         raise InputError(f"the held-out fraction must lie between 0 and 1, not {fraction}.")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"--seed is {seed}; it must be from 0 to {LARGEST_SEED}.")
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(source), dtype=bool)
     for label in np.unique(source.labels):
@@ -99,32 +126,25 @@ def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSour
     return source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
 
 
-def _suitable_size(name: str, source: ImageSource) -> int:
-    """The images' own size where it is small, 32 for the 8x8 digits, and 224 for photographs."""
-    if name == "digits":
-        return 32
-    for index in range(min(len(source), 8)):
-        try:
-            side = min(source.image(index).size)
-        except InputError:
-            continue
-        return side if side <= 96 else 224
-    return 224
-
-
-def _open_parts(name: str) -> dict[str, ImageSource]:
+def _open_parts(name: str, outside_images: bool) -> dict[str, ImageSource]:
     if name == "digits":
         return _digits()
-    path = Path(name).expanduser()
-    if path.exists():
-        return _parquet(path) if path.suffix == ".parquet" or _holds_parquet(path) else _folders(path)
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):
+        try:
+            tables = path.suffix == ".parquet" or _holds_parquet(path)
+            return _parquet(path, outside_images) if tables else _folders(path)
+        except OSError as error:
+            raise InputError(
+                f"{printable(error.filename or path)} cannot be read ({error.strerror or error})."
+            ) from error
     prefix, _, rest = name.partition(":")
     if prefix == "torchvision" and rest:
         return _torchvision(rest)
     if prefix == "hf" and rest:
         return _hugging_face(rest)
-    if "/" in name and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise InputError(f"there is no file or folder {name}.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"there is no file or folder {printable(name)}.")
     if "/" not in name and _torchvision_class(name) is not None:
         return _torchvision(name)
     return _hugging_face(name)
@@ -142,43 +162,34 @@ def _digits() -> dict[str, ImageSource]:
     return {"train": train, "val": val}
 
 
-def _split_of(name: str) -> str | None:
-    stem = name.lower()
-    return next((part for part, names in SPLIT_NAMES.items() if stem.startswith(names)), None)
-
-
 def _folders(path: Path) -> dict[str, ImageSource]:
     if not path.is_dir():
-        raise InputError(f"{path} is neither a folder of class folders nor a parquet file.")
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    parts = {part: folder for folder in folders if (part := _exact_split(folder.name))}
-    if "train" not in parts:
-        if len(folders) < 2:
-            raise InputError(
-                f"{path} needs at least two class folders, or a train folder with them; found {len(folders)} folders."
-            )
-        return {"train": FolderImages(path)}
-    train = FolderImages(parts["train"])
-    others = {part: FolderImages(folder, train.class_names) for part, folder in parts.items() if part != "train"}
-    return {"train": train, **others}
-
-
-def _exact_split(name: str) -> str | None:
-    return next((part for part, names in SPLIT_NAMES.items() if name.lower() in names), None)
+        raise InputError(f"{printable(path)} is neither a folder of class folders nor a parquet file.")
+    place = place_of_classes(path)
+    parts = parts_in(place)
+    if not parts:
+        return {"train": FolderImages(place)}
+    train = FolderImages(place_of_classes(parts.pop("train")))
+    names = train.class_names
+    return {
+        "train": train,
+        **{part: FolderImages(place_of_classes(each, names), names) for part, each in parts.items()},
+    }
 
 
 def _holds_parquet(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*.parquet"))
+    return path.is_dir() and any(each.is_file() for each in path.glob("*.parquet"))
 
 
-def _parquet(path: Path) -> dict[str, ImageSource]:
+def _parquet(path: Path, outside_images: bool) -> dict[str, ImageSource]:
     """Parquet files, gathered into parts by how their names begin."""
     from datasets import load_dataset
 
     files: dict[str, list[str]] = {}
     for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        files.setdefault(_split_of(file.name) or "train", []).append(str(file))
-    return _tables(str(path), lambda: load_dataset("parquet", data_files=files))
+        files.setdefault(part_beginning(file.name) or "train", []).append(str(file))
+    folder = path if path.is_dir() else path.parent
+    return _tables(printable(path), lambda: load_dataset("parquet", data_files=files), folder, outside_images)
 
 
 def _hugging_face(name: str) -> dict[str, ImageSource]:
@@ -187,7 +198,9 @@ def _hugging_face(name: str) -> dict[str, ImageSource]:
     return _tables(name, lambda: load_dataset(name))
 
 
-def _tables(name: str, load: Callable[[], Any]) -> dict[str, ImageSource]:
+def _tables(
+    name: str, load: Callable[[], Any], folder: Path | None = None, outside_images: bool = False
+) -> dict[str, ImageSource]:
     from datasets import disable_progress_bars
 
     disable_progress_bars()
@@ -199,12 +212,16 @@ def _tables(name: str, load: Callable[[], Any]) -> dict[str, ImageSource]:
             f"{name} cannot be opened as a data set ({reason}); give digits, a folder of class folders, parquet files, "
             "a torchvision data set (torchvision:CIFAR10) or a Hugging Face data set."
         ) from error
-    parts: dict[str, ImageSource] = {}
+    named: dict[str, tuple[str, Any]] = {}
     for split, table in tables.items():
-        part = _split_of(split)
-        if part is not None and part not in parts:
-            parts[part] = TableImages(f"{name} [{split}]", table)
-    return parts
+        part = part_beginning(split)
+        if part is not None and part not in named:
+            named[part] = (f"{name} [{split}]", table)
+    if "train" not in named:
+        raise InputError(f"{name} has no training part; its parts are {listed(tables)}.")
+    place = (folder, outside_images)
+    train = TableImages(*named.pop("train"), None, *place)
+    return {"train": train, **{part: TableImages(*each, train.class_names, *place) for part, each in named.items()}}
 
 
 def _torchvision_class(name: str) -> Any | None:
@@ -213,19 +230,56 @@ def _torchvision_class(name: str) -> Any | None:
     return next((getattr(datasets, known) for known in datasets.__all__ if known.lower() == name.lower()), None)
 
 
+#: What the argument ``train`` or ``split`` of a torchvision data set is for each part; the first that the data set knows.
+_BY_TRAIN = {"train": (True,), "test": (False,)}
+_BY_SPLIT = {"train": ("train", "trainval", "train-standard"), "val": ("val", "valid"), "test": ("test",)}
+
+
 def _torchvision(name: str) -> dict[str, ImageSource]:
+    """The parts of a torchvision data set, by what its constructor takes: ``train``, ``split`` or neither."""
     dataset = _torchvision_class(name)
     if dataset is None:
         raise InputError(f"torchvision has no data set called {name!r}.")
-    root = os.environ.get("XVOLUTION_DATA", os.path.join("~", ".cache", "xvolution"))
-    root = os.path.expanduser(root)
+    takes = inspect.signature(dataset).parameters
+    chooser = next((each for each in ("train", "split") if each in takes), None)
+    needs = [
+        each.name
+        for each in takes.values()
+        if each.default is each.empty
+        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and each.name not in ("root", "download", chooser)
+    ]
+    if needs:
+        raise InputError(
+            f"torchvision's {name} needs {listed(needs)}, which --data cannot say; write its images into class folders."
+        )
+    root = os.path.expanduser(os.environ.get("XVOLUTION_DATA", os.path.join("~", ".cache", "xvolution")))
+    download = {"download": True} if "download" in takes else {}
+    if chooser is None:
+        return {"train": TorchvisionImages(name, _downloaded(dataset, name, root, download))}
     parts: dict[str, ImageSource] = {}
-    for part, arguments in (("train", {"train": True}), ("test", {"train": False})):
-        try:
-            loaded = dataset(root, download=True, **arguments)
-        except TypeError:
-            loaded = dataset(root, download=True, split=part)
-        except Exception as error:  # network, disk and archive errors of a download
-            raise InputError(f"torchvision's {name} cannot be downloaded to {root} ({error}).") from error
-        parts[part] = TorchvisionImages(name, loaded)
+    for part, values in (_BY_TRAIN if chooser == "train" else _BY_SPLIT).items():
+        for value in values:
+            try:
+                loaded = _downloaded(dataset, name, root, {chooser: value, **download})
+            except _NoSuchPart:
+                continue
+            parts[part] = TorchvisionImages(name, loaded)
+            break
+    if "train" not in parts:
+        raise InputError(f"torchvision's {name} has no part called {' or '.join(map(str, _BY_SPLIT['train']))}.")
     return parts
+
+
+class _NoSuchPart(ValueError):
+    """A torchvision data set has no part of a name."""
+
+
+def _downloaded(dataset: Any, name: str, root: str, arguments: dict[str, Any]) -> Any:
+    try:
+        return dataset(root=root, **arguments)
+    except Exception as error:  # network, disk and archive errors of a download
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError) and reason.startswith("Unknown value"):  # of torchvision's verify_str_arg
+            raise _NoSuchPart(reason) from error
+        raise InputError(f"torchvision's {name} cannot be downloaded to {root} ({reason}).") from error

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from xvolution.training.data.reading import BadImage
 from xvolution.training.data.sampler import Draw, EvaluationBatches
-from xvolution.training.data.sources import BadImage, ImageSource
+from xvolution.training.data.sources import ImageSource
 from xvolution.training.data.transforms import Preprocessing, Transform, evaluation_transform
 
 GOOD, PADDING, BAD = 0, 1, 2
@@ -19,7 +20,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class ClassificationDataset(Dataset[Batch]):
-    """Answers, for a `Draw`, {"image": (3, H, W) float32, "target": int64, "index": int64, "status": GOOD | PADDING | BAD}.
+    """Answers, for a `Draw`, {"image": (C, H, W) float32, "target": int64, "index": int64, "status": GOOD | PADDING | BAD}.
 
     Args:
         source: the images.
@@ -27,12 +28,19 @@ class ClassificationDataset(Dataset[Batch]):
         seed: of the augmentation; each image's is seeded by (seed, epoch, index). None where the transform draws nothing.
         on_bad_image: "error" raises `BadImage`. "skip" takes the next readable image in its place while training, and
             leaves it out of the metrics in evaluation, with status BAD either way.
+        channels: C, 3 for colour or 1 for grey.
     """
 
     def __init__(
-        self, source: ImageSource, transform: Transform, seed: int | None = None, on_bad_image: str = "error"
+        self,
+        source: ImageSource,
+        transform: Transform,
+        seed: int | None = None,
+        on_bad_image: str = "error",
+        channels: int = 3,
     ) -> None:
         self.source, self.transform, self.seed, self.on_bad_image = source, transform, seed, on_bad_image
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -40,7 +48,7 @@ class ClassificationDataset(Dataset[Batch]):
     def __getitem__(self, draw: Draw) -> Batch:
         index, status = draw.index, PADDING if draw.padding else GOOD
         try:
-            image = self.source.image(index)
+            image = self.source.image(index, self.channels)
         except BadImage as error:
             if self.on_bad_image != "skip":
                 raise
@@ -60,7 +68,7 @@ class ClassificationDataset(Dataset[Batch]):
         for step in range(1, len(self.source)):
             candidate = (index + step) % len(self.source)
             try:
-                return candidate, self.source.image(candidate)
+                return candidate, self.source.image(candidate, self.channels)
             except BadImage:
                 continue
         raise BadImage(f"no image is readable; the last one tried was {self.source.describe(index)}.")
@@ -88,7 +96,9 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """Batches of every image once, in order; see `EvaluationBatches` for more than one process."""
     return DataLoader(
-        ClassificationDataset(source, evaluation_transform(preprocessing), on_bad_image=on_bad_image),
+        ClassificationDataset(
+            source, evaluation_transform(preprocessing), on_bad_image=on_bad_image, channels=preprocessing.channels
+        ),
         batch_sampler=EvaluationBatches(len(source), batch_size, rank, world_size),
         num_workers=workers,
         pin_memory=pin_memory,

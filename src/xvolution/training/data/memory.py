@@ -15,8 +15,9 @@ from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, 
 
 from xvolution.training.data.crops import Crops, batch_crops
 from xvolution.training.data.dataset import BAD, GOOD, PADDING, Batch
+from xvolution.training.data.reading import BadImage
 from xvolution.training.data.sampler import Draw
-from xvolution.training.data.sources import BadImage, ImageSource
+from xvolution.training.data.sources import ImageSource
 from xvolution.training.data.transforms import Augmentation, Preprocessing, evaluation_pixels
 from xvolution.training.errors import InputError
 
@@ -28,7 +29,7 @@ class ImagesInMemory(Dataset[Batch]):
     epoch and index alone. To judge, images are those of ``evaluation_transform``.
 
     Args:
-        source: the images; 3 S² bytes are held for each, and 12 S² for random crops of them.
+        source: the images; S² bytes are held for each and each channel, and 4 S² for random crops of them.
         preprocessing: side length S, mean and standard deviation.
         augmentation: its crop and its mirroring; nothing else is computed in this way. None for images that judge.
         seed: of the augmentation.
@@ -56,7 +57,7 @@ class ImagesInMemory(Dataset[Batch]):
             self.crops = batch_crops(augmentation, side)
             side = self.crops.held
             pixels = partial(_resized, size=side, interpolation=preprocessing.interpolation)
-        self.images, chosen = _decode(source, side, pixels, on_bad_image, torch.device(device))
+        self.images, chosen = _decode(source, side, preprocessing.channels, pixels, on_bad_image, torch.device(device))
         self.targets = torch.from_numpy(source.labels[chosen]).to(device)
         self.status = torch.where(torch.from_numpy(chosen == np.arange(len(source))), GOOD, BAD)
         self.mean, self.std = (
@@ -90,7 +91,7 @@ class ImagesInMemory(Dataset[Batch]):
         return self._drawn[1]
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """(N, S, S, 3) -> (N, 3, S, S) float32 in the channels-last memory format."""
+        """(N, S, S, channels) -> (N, channels, S, S) float32 in the channels-last memory format."""
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
@@ -108,30 +109,31 @@ def _require_batches(augmentation: Augmentation) -> None:
 
 
 def _resized(image: Image.Image, size: int, interpolation: str) -> Tensor:
-    """(3, size, size) uint8: what is cropped."""
+    """(channels, size, size) uint8: what is cropped."""
     return pil_to_tensor(resize(image, [size, size], InterpolationMode(interpolation)))
 
 
 def _decode(
     source: ImageSource,
     size: int,
+    channels: int,
     pixels: Callable[[Image.Image], Tensor],
     on_bad_image: str,
     device: torch.device,
 ) -> tuple[Tensor, np.ndarray]:
-    """All images (n, S, S, 3) uint8, and the index (n,) of the one that each is: its own, or the next readable one's."""
+    """All images (n, S, S, channels) uint8, and the index (n,) of the one that each is: its own, or the next readable one's."""
     n = len(source)
     readable = np.ones(n, dtype=bool)
     try:
-        images = torch.empty(n, size, size, 3, dtype=torch.uint8, device=device)
+        images = torch.empty(n, size, size, channels, dtype=torch.uint8, device=device)
     except RuntimeError as error:
         raise InputError(
-            f"{n} images of {size}x{size} take {n * 3 * size * size / 2**30:.1f} GiB, more than the memory of {device} gives "
-            f"({error}); leave out --in-memory."
+            f"{n} images of {size}x{size} take {n * channels * size * size / 2**30:.1f} GiB, more than the memory of "
+            f"{device} gives ({error}); leave out --in-memory."
         ) from error
     for index in range(n):
         try:
-            image = pixels(source.image(index))
+            image = pixels(source.image(index, channels))
         except BadImage as error:
             if on_bad_image != "skip":
                 raise

@@ -86,7 +86,9 @@ class ClassificationData(ResumableData):
             return DataLoader(images, batch_size=None, sampler=batches)
         transform = training_transform(self.preprocessing, self.augmentation)
         return DataLoader(
-            ClassificationDataset(self.splits.train, transform, self.seed, self.on_bad_image),
+            ClassificationDataset(
+                self.splits.train, transform, self.seed, self.on_bad_image, self.preprocessing.channels
+            ),
             batch_sampler=batches,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import io
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from xvolution.training.data.folders import class_files, visible_folders
+from xvolution.training.data.reading import (
+    Look,
+    Survey,
+    listed,
+    look_at,
+    open_file,
+    open_stored,
+    printable,
+    read_picture,
+    survey,
+)
 from xvolution.training.errors import InputError
 
-
-class BadImage(InputError):
-    """One image that cannot be decoded; the message names it."""
-
-    def __init__(self, message: str) -> None:
-        # A loader's worker process hands over the whole traceback as the message; the sentence is its last line.
-        super().__init__(message.strip().splitlines()[-1].rpartition("BadImage: ")[2])
+#: Labels that are numbers count the classes, so that a large one is no label.
+_MOST_CLASSES = 100_000
 
 
 class ImageSource(ABC):
@@ -30,9 +36,11 @@ class ImageSource(ABC):
         labels: (n,) int64, the class of each image.
         class_names: one name for each class.
         flips: whether a mirrored image still shows its class.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
     """
 
     flips = True
+    max_pixels: int | None = None
 
     def __init__(self, labels: Sequence[int] | np.ndarray, class_names: Sequence[str]) -> None:
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -41,16 +49,20 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        """Decode image `index` as RGB.
+    def image(self, index: int, channels: int = 3) -> Image.Image:
+        """Decode image `index` as RGB, or as grey where `channels` is 1; see `read_picture`.
 
         Raises:
             BadImage: it cannot be decoded; the message names it.
         """
-        try:
-            return self._open(index).convert("RGB")
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise BadImage(f"{self.describe(index)} is not a readable image ({_one_line(error)}).") from error
+        return read_picture(partial(self._open, index), partial(self.describe, index), channels, self.max_pixels)
+
+    def survey(self) -> Survey:
+        """What some of the images are, evenly spread over the source."""
+        return survey(len(self), self._look)
+
+    def _look(self, index: int) -> Look:
+        return look_at(partial(self._open, index), partial(self.describe, index), self.max_pixels)
 
     @abstractmethod
     def _open(self, index: int) -> Image.Image:
@@ -64,16 +76,12 @@ class ImageSource(ABC):
         return Subset(self, indices)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class Subset(ImageSource):
     """Some images of another source, in the order given."""
 
     def __init__(self, source: ImageSource, indices: Sequence[int] | np.ndarray) -> None:
         self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
-        self.flips = source.flips
+        self.flips, self.max_pixels = source.flips, source.max_pixels
         super().__init__(source.labels[self.indices], source.class_names)
 
     def _open(self, index: int) -> Image.Image:
@@ -98,86 +106,183 @@ class ArrayImages(ImageSource):
 
 
 class FolderImages(ImageSource):
-    """A folder with one folder of images for each class."""
+    """A folder with one folder of images for each class.
+
+    Args:
+        folder: with the folders.
+        class_names: of the training part, where this is another part.
+
+    Raises:
+        InputError: a class holds no images, or the training part does not have it.
+    """
 
     def __init__(self, folder: Path, class_names: Sequence[str] | None = None) -> None:
-        from torchvision.datasets.folder import IMG_EXTENSIONS
-
-        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-        names = list(class_names) if class_names is not None else found
+        found = {printable(each.name): each for each in visible_folders(folder)}
+        names = list(class_names) if class_names is not None else list(found)
         unknown = sorted(set(found) - set(names))
         if unknown:
-            raise InputError(f"{folder} has class folders that the training part has not: {', '.join(unknown[:5])}.")
+            raise InputError(
+                f"{printable(folder)} has class folders that the training part has not: {listed(unknown)}."
+            )
         self.files: list[Path] = []
         labels: list[int] = []
-        for name in found:
-            files = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-            if not files:
-                raise InputError(f"the class folder {folder / name} holds no images; add some or remove the folder.")
+        for name, place in found.items():
+            files = class_files(place)
             self.files += files
             labels += [names.index(name)] * len(files)
         super().__init__(labels, names)
 
     def _open(self, index: int) -> Image.Image:
-        return Image.open(self.files[index])
+        return open_file(self.files[index])
 
     def describe(self, index: int) -> str:
-        return str(self.files[index])
+        return printable(self.files[index])
 
 
 class TableImages(ImageSource):
-    """A Hugging Face data set with an image column {bytes, path} and a label column."""
+    """A Hugging Face data set with a column of images and one of labels.
 
-    def __init__(self, name: str, table: Any) -> None:
+    Args:
+        name: of the table, for messages.
+        table: a ``datasets.Dataset``.
+        class_names: of the training part, where this is another part; labels that are words are then of these.
+        folder: that images are in which the table names and does not hold; None where a library has put them somewhere.
+        outside_images: read those that it names outside of the folder too.
+
+    Raises:
+        InputError: there are no such columns, or they hold something else; the message says what.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: Any,
+        class_names: Sequence[str] | None = None,
+        folder: Path | None = None,
+        outside_images: bool = False,
+    ) -> None:
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
-        image_column = _column(table, ImageFeature, ("image", "img"), name)
-        label_column = _column(table, ClassLabel, ("label", "labels", "fine_label", "coarse_label"), name)
-        labels = np.asarray(table[label_column], dtype=np.int64)
-        feature = table.features[label_column]
-        names = feature.names if isinstance(feature, ClassLabel) else [str(i) for i in range(int(labels.max()) + 1)]
+        image_column = _column(table, "images", _is_image, ("image", "img"), name)
+        label_column = _column(table, "labels", _is_label, ("label", "labels", "fine_label", "coarse_label"), name)
+        feature, values = table.features[label_column], table[label_column]
+        _require_values(values, f"{name}, column {label_column}")
+        if isinstance(feature, ClassLabel):
+            labels, names = np.asarray(values, dtype=np.int64), list(feature.names)
+        elif feature.dtype in _WORDS:
+            labels, names = _numbered(values, class_names, name)
+        else:
+            labels, names = _counted(values, f"{name}, column {label_column}")
         super().__init__(labels, names)
-        self.name = name
+        self.name, self.folder, self.outside_images = name, folder, outside_images
         self.column = image_column
         self.table = table.cast_column(image_column, ImageFeature(decode=False)).select_columns([image_column])
 
     def _open(self, index: int) -> Image.Image:
-        value = self.table[index][self.column]
-        if value is None:
-            raise ValueError("the row holds no image")
-        return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"])
+        return open_stored(self.table[index][self.column], self.folder, self.outside_images)
 
     def describe(self, index: int) -> str:
         value = self.table[index][self.column] or {}
         path = value.get("path")
-        return f"{self.name}, row {index}" + (f" ({path})" if path else "")
+        return f"{self.name}, row {index}" + (f" ({printable(path)})" if path else "")
 
 
-def _column(table: Any, feature: type, usual_names: Sequence[str], name: str) -> str:
+_WORDS = ("string", "large_string", "bool")
+
+
+def _is_image(feature: Any) -> bool:
+    """Images, their files' bytes, or the paths of the files."""
+    from datasets import Image as ImageFeature
+
+    if isinstance(feature, dict):
+        return feature.keys() == {"bytes", "path"}
+    return isinstance(feature, ImageFeature) or getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
+
+
+def _is_label(feature: Any) -> bool:
+    """Classes, numbers or words."""
+    from datasets import ClassLabel, Value
+
+    if isinstance(feature, ClassLabel):
+        return True
+    return isinstance(feature, Value) and (
+        feature.dtype in _WORDS or feature.dtype.startswith(("int", "uint", "float"))
+    )
+
+
+def _column(table: Any, what: str, fits: Any, usual_names: Sequence[str], name: str) -> str:
     """Find the column of a kind: a usual name first, then the only column of that type."""
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    fitting = [column for column, feature in table.features.items() if fits(feature)]
     for candidate in usual_names:
-        if candidate in table.column_names:
+        if candidate in fitting:
             return candidate
-    typed = [column for column, kind in table.features.items() if isinstance(kind, feature)]
+    typed = [column for column in fitting if isinstance(table.features[column], ClassLabel | ImageFeature)]
     if len(typed) != 1:
+        columns = ", ".join(f"{column} ({_kind(feature)})" for column, feature in table.features.items())
         raise InputError(
-            f"{name} needs one column called {' or '.join(usual_names[:2])}; its columns are {', '.join(table.column_names)}."
+            f"{name} needs one column of {what} called {' or '.join(usual_names[:2])}; its columns are {columns}."
         )
     return typed[0]
 
 
+def _kind(feature: Any) -> str:
+    """What a column holds, in a word."""
+    return "struct" if isinstance(feature, dict) else str(getattr(feature, "dtype", type(feature).__name__))
+
+
+def _require_values(values: Any, where: str) -> None:
+    """See that no label is missing."""
+    for row, value in enumerate(values):
+        if value is None or value != value:
+            raise InputError(f"{where}: row {row} has no label ({value}); give it one, or leave the row out.")
+
+
+def _numbered(values: Any, class_names: Sequence[str] | None, name: str) -> tuple[np.ndarray, list[str]]:
+    """Labels that are words, numbered in the order of the alphabet."""
+    words = [printable(str(value)) for value in values]
+    names = sorted(set(words)) if class_names is None else list(class_names)
+    unknown = sorted(set(words) - set(names))
+    if unknown:
+        raise InputError(f"{name} has labels that the training part has not: {listed(unknown)}.")
+    position = {word: label for label, word in enumerate(names)}
+    return np.array([position[word] for word in words], dtype=np.int64), names
+
+
+def _counted(values: Any, where: str) -> tuple[np.ndarray, list[str]]:
+    """Labels that are numbers, which count the classes from 0."""
+    numbers = np.asarray(values, dtype=np.float64)
+    wrong = (numbers % 1 != 0) | (numbers < 0) | (numbers >= _MOST_CLASSES)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise InputError(
+            f"{where}: row {row} has the label {values[row]}; whole numbers from 0 to {_MOST_CLASSES - 1} count the classes, "
+            "and words name them."
+        )
+    return numbers.astype(np.int64), [str(label) for label in range(int(numbers.max(initial=-1)) + 1)]
+
+
 class TorchvisionImages(ImageSource):
-    """A torchvision classification data set, which answers (PIL image, label)."""
+    """A torchvision classification data set, which answers (PIL image, label).
+
+    Raises:
+        InputError: it is another kind of data set.
+    """
 
     def __init__(self, name: str, dataset: Any) -> None:
-        labels = next(
+        given = next(
             (getattr(dataset, key) for key in ("targets", "labels", "_labels", "y") if hasattr(dataset, key)), None
         )
-        if labels is None:
-            labels = [int(dataset[index][1]) for index in range(len(dataset))]
-        labels = np.asarray(labels, dtype=np.int64)
-        names = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max()) + 1)]
+        try:
+            labels = np.asarray([dataset[index][1] for index in range(len(dataset))] if given is None else given)
+        except (TypeError, ValueError):
+            labels = np.empty(0)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise InputError(f"torchvision's {name} has no class for each image; it is no classification data set.")
+        names = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
         super().__init__(labels, [name if isinstance(name, str) else ", ".join(name) for name in names])
         self.name, self.dataset = name, dataset
 

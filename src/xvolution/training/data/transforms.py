@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
+from xvolution.training.config import LARGEST_SIDE, SMALLEST_SIDE
+from xvolution.training.data.reading import SMALL_SIDE
 from xvolution.training.errors import InputError
-
-SMALL = 96  # pixels: up to here images are padded and shifted, above they are cropped and resized
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -24,7 +25,7 @@ class Preprocessing:
 
     Attributes:
         image_size: side length in pixels.
-        mean: of each channel, for pixels in [0, 1].
+        mean: of each channel, three or one, for pixels in [0, 1].
         std: likewise.
         crop_pct: the part of the resized image's side that the centre crop keeps.
         interpolation: timm's name for the resampling filter.
@@ -36,11 +37,22 @@ class Preprocessing:
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
 
+    @property
+    def channels(self) -> int:
+        """Of an image: 3 for colour, 1 for grey."""
+        return len(self.mean)
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def resized(self, image_size: int | None) -> Preprocessing:
-        """The same for another side length; None keeps it."""
+        """The same for another side length; None keeps it.
+
+        Raises:
+            InputError: no image has such a side.
+        """
+        if image_size is not None and not SMALLEST_SIDE <= image_size <= LARGEST_SIDE:
+            raise InputError(f"--image-size is {image_size}; it must be {SMALLEST_SIDE} to {LARGEST_SIDE} pixels.")
         return self if image_size is None else replace(self, image_size=image_size)
 
     @classmethod
@@ -61,7 +73,7 @@ class Augmentation:
 
     def pads(self, size: int) -> bool:
         """Whether images of this side length are padded and shifted, and not cropped and resized."""
-        return self.crop == "pad" or (self.crop == "auto" and size <= SMALL)
+        return self.crop == "pad" or (self.crop == "auto" and size <= SMALL_SIDE)
 
     @staticmethod
     def padding(size: int) -> int:
@@ -70,12 +82,12 @@ class Augmentation:
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
-    """PIL image to a normalized float32 (3, image_size, image_size) tensor."""
+    """PIL image to a normalized float32 (channels, image_size, image_size) tensor."""
     return _evaluation(preprocessing, use_prefetcher=False)
 
 
 def evaluation_pixels(preprocessing: Preprocessing) -> Transform:
-    """PIL image to a (3, image_size, image_size) uint8 tensor: what ``evaluation_transform`` normalizes."""
+    """PIL image to a (channels, image_size, image_size) uint8 tensor: what ``evaluation_transform`` normalizes."""
     pixels = _evaluation(preprocessing, use_prefetcher=True)  # timm's prefetcher normalizes, so that this does not
     return lambda image: torch.as_tensor(pixels(image))
 
@@ -93,13 +105,18 @@ def _evaluation(preprocessing: Preprocessing, use_prefetcher: bool) -> Transform
 
 
 def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:
-    """PIL image to a normalized float32 (3, image_size, image_size) tensor, augmented.
+    """PIL image to a normalized float32 (channels, image_size, image_size) tensor, augmented.
 
     It draws from Python's, NumPy's and torch's global generators, which the data set seeds for every image.
 
     Raises:
         InputError: timm has no such augmentation policy.
     """
+    if preprocessing.channels == 1:
+        # timm's policies want colours; of a grey picture its three channels stay equal.
+        mean, std = 3 * preprocessing.mean, 3 * preprocessing.std
+        coloured = training_transform(replace(preprocessing, mean=mean, std=std), augmentation)
+        return partial(_first_channel, coloured)
     size = preprocessing.image_size
     try:
         stages = _timm_stages(preprocessing, augmentation)
@@ -115,6 +132,10 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
         ]
         stages = (transforms.Compose(shift), *stages[1:])
     return transforms.Compose(list(stages))
+
+
+def _first_channel(transform: Transform, image: Image.Image) -> torch.Tensor:
+    return transform(image.convert("RGB"))[:1]
 
 
 def _timm_stages(preprocessing: Preprocessing, augmentation: Augmentation) -> tuple[Transform, ...]:

@@ -15,6 +15,7 @@ from xvolution.deploy.reparameterize import layouts_of
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import DetectorExport, export_detector
 from xvolution.models.detect_match import Agreement, match_detections
+from xvolution.training.data.reading import require_max_pixels
 from xvolution.training.deployment import DeployedForm, DeployResult, DeploySettings, deployed_forms
 from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.pictures import read_image
@@ -52,9 +53,11 @@ def deploy_trained(
     settings: DeploySettings,
     *,
     image: str | os.PathLike[str] | None = None,
+    max_pixels: int | None = None,
 ) -> DetectorDeployment:
     """`xvolution.training.deploy` of a detector in its training form, in eval mode; nothing is written yet."""
-    example = metadata.example_image() if image is None else read_image(Path(image))
+    require_max_pixels(max_pixels)
+    example = metadata.example_image() if image is None else read_image(Path(image), max_pixels)
 
     def choose(runtime: str) -> LayoutChoice:
         return choose_layouts(model, ([example],), runtime, settings.threads, settings.progress)

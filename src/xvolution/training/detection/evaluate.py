@@ -106,9 +106,11 @@ def evaluate_detector(
 
 
 def _judging_images(metadata: DetectorMetadata, settings: EvaluationSettings) -> DetectionSource:
+    data, masks = settings.data, metadata.masks
+    reading = (settings.on_bad_image, settings.max_pixels, settings.outside_images)
     if settings.holdout is not None and settings.split == "val":
-        return open_detection(settings.data, metadata.masks, settings.holdout, settings.seed, settings.on_bad_image).val
-    return open_part(settings.data, settings.split, metadata.masks, settings.on_bad_image)
+        return open_detection(data, masks, settings.holdout, settings.seed, *reading).val
+    return open_part(data, settings.split, masks, *reading)
 
 
 def _category_ids(metadata: DetectorMetadata, source: DetectionSource) -> list[int | None]:

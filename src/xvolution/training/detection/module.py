@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.training.coco.dataset import Batch
-from xvolution.training.coco.metrics import CocoMetrics
+from xvolution.training.coco.metrics import CocoMetrics, shown
 from xvolution.training.coco.source import DetectionSource
 from xvolution.training.config import DetectionConfig
-from xvolution.training.module import TrainingModule
+from xvolution.training.module import TrainingModule, norms_of_one_value
 
 
 class Detection(TrainingModule):
@@ -33,7 +33,8 @@ class Detection(TrainingModule):
         self.metrics = CocoMetrics(source, masks)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.model(batch["image"], batch["target"])
+        with norms_of_one_value():
+            losses = self.model(batch["image"], batch["target"])
         self.log_dict({name: loss.detach() for name, loss in losses.items()}, batch_size=len(batch["image"]))
         return self.checked(torch.stack(list(losses.values())).sum(), batch_idx)
 
@@ -53,5 +54,5 @@ class Detection(TrainingModule):
         self.record(values, {})
 
     def line(self, row: dict[str, float]) -> str:
-        figures = f"box AP {row['val_box_ap']:.2%}  AP50 {row['val_box_ap50']:.2%}"
-        return figures + (f"  mask AP {row['val_mask_ap']:.2%}" if "val_mask_ap" in row else "")
+        figures = f"box AP {shown(row['val_box_ap'])}  AP50 {shown(row['val_box_ap50'])}"
+        return figures + (f"  mask AP {shown(row['val_mask_ap'])}" if "val_mask_ap" in row else "")

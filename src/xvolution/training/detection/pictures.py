@@ -8,16 +8,17 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from xvolution.training.data.sources import BadImage
+from xvolution.training.data.reading import open_file, printable, read_picture
 from xvolution.training.files import atomic_path, write_text
 
 #: Side in pixels that a picture on a page is reduced to.
@@ -72,18 +73,14 @@ def draw(
     )
 
 
-def read_image(path: Path) -> Tensor:
-    """(3, H, W) float32 in [0, 1].
+def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
+    """(3, H, W) float32 in [0, 1]; see ``read_picture``.
 
     Raises:
         BadImage: it cannot be decoded.
     """
-    try:
-        with Image.open(path) as opened:
-            pixels = v2.functional.pil_to_tensor(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadImage(f"{path} is not a readable image ({error}).") from error
-    return v2.functional.to_dtype(pixels, torch.float32, scale=True)
+    picture = read_picture(partial(open_file, path), partial(printable, path), max_pixels=max_pixels)
+    return v2.functional.to_dtype(v2.functional.pil_to_tensor(picture), torch.float32, scale=True)
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:

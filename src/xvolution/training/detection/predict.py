@@ -18,14 +18,19 @@ from xvolution.training.files import write_text
 
 
 def draw_detections(
-    model: nn.Module, metadata: DetectorMetadata, images: Sequence[Path], folder: Path, score_threshold: float
+    model: nn.Module,
+    metadata: DetectorMetadata,
+    images: Sequence[Path],
+    folder: Path,
+    score_threshold: float,
+    max_pixels: int | None = None,
 ) -> list[Path]:
     """`xvolution.training.predict` of a detector in any form, in eval mode, on image files."""
     device = device_of(model)
     written: list[Path] = []
     results: list[dict[str, Any]] = []
     for position, path in enumerate(images):
-        image = read_image(path).to(device)
+        image = read_image(path, max_pixels).to(device)
         with torch.inference_mode():
             (found,) = model([image])
         kept = found["scores"] >= score_threshold

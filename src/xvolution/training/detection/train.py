@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from xvolution.models.detection import DetectorSpec, build_detector
 from xvolution.training.checkpoint import read_tensors
 from xvolution.training.coco.data import DetectionData
-from xvolution.training.coco.source import open_detection
+from xvolution.training.coco.source import DetectionSplits, open_detection
 from xvolution.training.config import DetectionConfig
 from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.module import Detection
@@ -32,8 +32,9 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         Interrupted: the user pressed Ctrl-C; a checkpoint was written.
     """
     resume = resume_from(config)
-    masks = config.task == "segment"
-    splits = open_detection(config.data, masks, config.holdout, config.holdout_seed, config.on_bad_image)
+    splits = opened(config)
+    splits.train.require_objects()
+    splits.val.require_objects()
     seed_run(config.seed)
     model, spec = new_detector(config, len(splits.train.class_names))
     announce(model)
@@ -57,6 +58,19 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         config.on_bad_image,
     )
     return fit(config, module, data, metadata, resume)
+
+
+def opened(config: DetectionConfig) -> DetectionSplits:
+    """The data that a configuration asks for; see `open_detection`."""
+    return open_detection(
+        config.data,
+        config.task == "segment",
+        config.holdout,
+        config.holdout_seed,
+        config.on_bad_image,
+        config.max_pixels,
+        config.outside_images,
+    )
 
 
 def new_detector(config: DetectionConfig, categories: int) -> tuple[nn.Module, DetectorSpec]:

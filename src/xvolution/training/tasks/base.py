@@ -135,7 +135,13 @@ class Task(ABC, Generic[Config, Meta]):
         """See `xvolution.training.deploy`; ``options`` are the task's own, and nothing is written yet."""
 
     def predict(
-        self, model: nn.Module, metadata: Meta, images: Sequence[Path], folder: Path, score_threshold: float
+        self,
+        model: nn.Module,
+        metadata: Meta,
+        images: Sequence[Path],
+        folder: Path,
+        score_threshold: float,
+        max_pixels: int | None,
     ) -> list[Path]:
         """See `xvolution.training.predict`.
 

@@ -35,7 +35,10 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
             Option("page", str, "HTML file with pictures, the truth beside what was found."),
             Option("pictures", int, "on the page; 24 by default."),
         ),
-        "deploy": (Option("image", str, "file of the example whose detections are compared; else noise."),),
+        "deploy": (
+            Option("image", str, "file of the example whose detections are compared; else noise."),
+            Option("max_pixels", int, "the most that the example may have; 178956970 by default."),
+        ),
     }
     endings = (".safetensors", ".onnx", ".xml")
     evaluation_batch = 1
@@ -77,8 +80,10 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
         return train_detector(config)
 
     def figures(self, metrics: Mapping[str, float]) -> str:
+        from xvolution.training.coco.metrics import shown
+
         names = [name for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50") if f"val_{name}" in metrics]
-        return ", ".join(f"{name.replace('_ap', ' AP')} {metrics[f'val_{name}']:.2%}" for name in names)
+        return ", ".join(f"{name.replace('_ap', ' AP')} {shown(metrics[f'val_{name}'])}" for name in names)
 
     def evaluate(
         self, model: nn.Module, metadata: DetectorMetadata, settings: EvaluationSettings, **options: Any
@@ -95,8 +100,14 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
         return deploy_trained(model, metadata, settings, **options)
 
     def predict(
-        self, model: nn.Module, metadata: DetectorMetadata, images: Sequence[Path], folder: Path, score_threshold: float
+        self,
+        model: nn.Module,
+        metadata: DetectorMetadata,
+        images: Sequence[Path],
+        folder: Path,
+        score_threshold: float,
+        max_pixels: int | None,
     ) -> list[Path]:
         from xvolution.training.detection.predict import draw_detections
 
-        return draw_detections(model, metadata, images, folder, score_threshold)
+        return draw_detections(model, metadata, images, folder, score_threshold, max_pixels)
