@@ -200,8 +200,11 @@ def _check(case: Case, outcome: Outcome) -> None:
         # A norm of an almost constant map divides rounding by almost nothing, in the trained form as well: in low precision both
         # forms may be as far from fp64 as from each other.
         allowed = ALLOWED[dtype] + 4 * relative_error(wide, expected)
-        for layout in fold(low).layouts:
-            deployed = reparameterize(low, layout=layout)
+        folded = fold(low)
+        for layout in folded.layouts:
+            # One case of ten takes the way of a whole network, which copies the operator and compares it once more.
+            whole = case.seed % 10 == 0
+            deployed = reparameterize(low, layout=layout) if whole else folded.deployed(layout, low.conv.weight)
             name = f"{str(dtype).removeprefix('torch.')} {case.attention.name} {layout}"
             outcome.note(case, name, relative_error(expected, deployed(x).double()), allowed)
 
