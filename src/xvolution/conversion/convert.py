@@ -17,16 +17,13 @@ from xvolution.conversion.pairing import traced_pairs, watched_pairs
 from xvolution.conversion.projections import at_projections_of
 from xvolution.conversion.proof import Changes, Proof, pairs_hold, random_statistics
 from xvolution.conversion.register import operator_config
-from xvolution.conversion.selection import FilterFunction, convolutions, select
-from xvolution.conversion.summary import Record, Replacement, count_parameters, remember
+from xvolution.conversion.selection import FilterFunction, convolutions, reasons
+from xvolution.conversion.summary import LeftAlone, Record, Replacement, count_parameters, left_alone, remember
 from xvolution.copying import working_copy
 from xvolution.operator import XVolution
+from xvolution.standin import ConversionError
 
 _NEW_WEIGHTS = "outputs are not those before, since it starts with new weights"
-
-
-class ConversionError(RuntimeError):
-    """The converted model computes something else than the model before."""
 
 
 @torch.inference_mode(False)  # weights made under it could never be trained
@@ -78,8 +75,8 @@ def convert(
     def inputs() -> Any:
         return infer_inputs(model) if example_inputs is None else without_zeros(example_inputs)
 
-    selected, behind = _select(model, config, where, filter_fn, inputs)
-    model = working_copy(model, inplace, ConversionError)
+    selected, left, behind = _select(model, config, where, filter_fn, inputs)
+    original, model = model, working_copy(model, inplace, ConversionError)
     chosen = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
     if not chosen:
         return model
@@ -88,7 +85,7 @@ def convert(
     changes = Changes(model)
     try:
         if verify:
-            replaced, proof = _put_if_proven(changes, chosen, pairs, config, inputs())
+            replaced, proof = _put_if_proven(changes, chosen, pairs, config, inputs(), original)
         else:
             replaced, proof = _put(changes, chosen, pairs, config), "outputs were not compared"
     except BaseException:
@@ -101,7 +98,7 @@ def convert(
     shape = _image_shape(inputs() if verify else example_inputs)
     if behind:
         proof += f"; at the projections behind {len(behind)} depthwise convolutions, which stay"
-    remember(model, Record(replaced, parameters, shape, proof))
+    remember(model, Record(replaced, parameters, shape, proof, left))
     return model
 
 
@@ -111,52 +108,43 @@ def _select(
     where: Placement,
     filter_fn: FilterFunction | None,
     inputs: Callable[[], Any],
-) -> tuple[list[str], dict[str, str]]:
-    """The convolutions to replace, and the projections among them by the depthwise convolutions before them."""
-    selected = select(model, where, filter_fn)
+) -> tuple[list[str], tuple[LeftAlone, ...], dict[str, str]]:
+    """The convolutions to replace, those that stay, and projections among the former by the depthwise convolution before them."""
+    found = reasons(model, where, filter_fn)
+    selected = [name for name, reason in found.items() if reason is None]
     if not selected:
-        raise ValueError(_nothing_selected(model))
+        raise ValueError(_nothing_selected(model, found))
     chosen_by_kind = where.kernel_sizes is None and where.names is None and filter_fn is None
+    behind: dict[str, str] = {}
     if chosen_by_kind and where.at_projections and config.takes_projections:
-        return at_projections_of(model, selected, inputs)
-    return selected, {}
+        selected, behind = at_projections_of(model, selected, inputs)
+    stay = {name: f"attention stands at its projection, {projection}" for name, projection in behind.items()}
+    return selected, left_alone(model, found | stay | dict.fromkeys(selected)), behind
 
 
 def norms_behind(model: nn.Module, convs: Collection[str], inputs: Callable[[], Any]) -> Mapping[str, str]:
     """The batch norm that alone reads the output of a convolution, by the name of each of ``convs`` that has one.
 
     From the graph where ``torch.fx`` can read the network, else from one forward pass on ``inputs()``; none where that is None.
-    Those of a forward pass are proven, since it does not tell whether something else reads the output too.
     """
     pairs = traced_pairs(model)
-    if pairs is not None:
-        return {conv: norm for conv, norm in pairs.items() if conv in convs}
-    found = inputs()
-    if found is None:
-        return {}
-    pairs = watched_pairs(model, found)
-    return _provable(model, {conv: norm for conv, norm in pairs.items() if conv in convs}, found)
-
-
-def _provable(model: nn.Module, pairs: dict[str, str], inputs: Any) -> Mapping[str, str]:
-    """The pairs whose move keeps the outputs; none where that cannot be told."""
-    if not pairs:
-        return {}
-    proof = Proof(inputs)
-    with random_statistics(model.get_submodule(norm) for norm in pairs.values()):
-        try:
-            proof.before(model)
-        except Exception:  # whatever a stranger's forward raises: what cannot be run cannot be proven
-            return {}
-        if pairs_hold(model, pairs, proof):
-            return pairs
-        return {} if proof.is_random(model) else _holding(model, pairs, proof)
+    if pairs is None:
+        found = inputs()
+        pairs = {} if found is None else watched_pairs(model, found)
+    return {conv: norm for conv, norm in pairs.items() if conv in convs}
 
 
 def _put_if_proven(
-    changes: Changes, chosen: Sequence[str], pairs: Mapping[str, str], config: ConversionConfig, inputs: Any
+    changes: Changes,
+    chosen: Sequence[str],
+    pairs: Mapping[str, str],
+    config: ConversionConfig,
+    inputs: Any,
+    original: nn.Module,
 ) -> tuple[list[Replacement], str]:
     """Put the operators in; with ``inputs``, only if the outputs stay, with fewer norms moved where that is what they need.
+
+    ``original`` is the network that was given, of which a copy is changed, or that itself.
 
     Returns:
         What was replaced, and what is known of the outputs.
@@ -165,20 +153,24 @@ def _put_if_proven(
         return _put(
             changes, chosen, pairs, config
         ), "outputs were not compared, for want of inputs: give example_inputs"
-    if not (config.keeps_outputs or pairs):
-        return _put(changes, chosen, pairs, config), _NEW_WEIGHTS
     model, proof = changes.model, Proof(inputs)
     norms = {name: model.get_submodule(name) for name in pairs.values()}
     with random_statistics(norms.values()):
-        proof.before(model)
+        proof.before(model, chosen, original)
         if not config.keeps_outputs:
-            held = pairs_hold(model, pairs, proof) or proof.is_random(model)
-            return _put(changes, chosen, pairs if held else _holding(model, pairs, proof), config), _NEW_WEIGHTS
+            held = not pairs or pairs_hold(model, pairs, proof) or proof.is_random(model)
+            replaced = _put(changes, chosen, pairs if held else _holding(model, pairs, proof), config)
+            proof.error(changes.model)
+            if proof.failure is None and not (proof.idle and _is_random(changes.model, inputs)):
+                _require_runs(proof)
+            return replaced, _NEW_WEIGHTS
         replaced = _put(changes, chosen, pairs, config)
         error = proof.error(changes.model)
         if error is None:
+            _require_runs(proof)
             return replaced, "outputs were not compared: the network holds no values yet"
         if proof.allows(error):
+            _require_runs(proof)
             return replaced, f"outputs before and after differ by {error.absolute:.0e}"
         changes.take_back()
         if proof.is_random(model):
@@ -187,12 +179,33 @@ def _put_if_proven(
             ), "outputs were not compared, since the network draws random numbers"
         replaced = _put(changes, chosen, _holding(model, pairs, proof), config)
         error = proof.error(changes.model)
+        if isinstance(proof.failure, ConversionError):
+            raise proof.failure
         if error is None or not proof.allows(error):
             raise ConversionError(
                 f"the converted model{_shown(error, proof.failure)}: the network uses a replaced convolution in a way that the "
                 "operator does not follow; leave it out by names or filter_fn"
             ) from proof.failure
+        _require_runs(proof)
         return replaced, f"outputs before and after differ by {error.absolute:.0e}"
+
+
+def _require_runs(proof: Proof) -> None:
+    """Raise ConversionError where a convolution ran before whose operator does not."""
+    idle = sorted(proof.idle)
+    if idle:
+        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+        raise ConversionError(
+            f"the operator in the place of {', '.join(idle[:3])}{more} never runs, though the convolution did: the network calls "
+            "it by a reference of its own (a function, a copy, a fused or compiled form); convert before that is made, or leave "
+            "it out by names or filter_fn"
+        )
+
+
+def _is_random(model: nn.Module, inputs: Any) -> bool:
+    proof = Proof(inputs)
+    proof.before(model)
+    return proof.is_random(model)
 
 
 def _shown(error: Difference | None, failure: Exception | None) -> str:
@@ -217,14 +230,25 @@ def _put(
     replaced = []
     for name in chosen:
         conv, norm = changes.model.get_submodule(name), pairs.get(name)
-        operator = changes.move_norm(name, norm, config.replacement)
+        try:
+            operator = changes.move_norm(name, norm, config.replacement)
+        except ValueError as error:
+            raise ValueError(f"{name or type(conv).__name__}: {error}") from error
+        if isinstance(operator, XVolution):
+            operator.place = name
         replaced.append(Replacement.of(name, conv, operator, norm))
     return replaced
 
 
-def _nothing_selected(model: nn.Module) -> str:
-    found = [f"{name} {'x'.join(map(str, conv.kernel_size))}" for name, conv in convolutions(model)]
-    if not found:
-        return f"{type(model).__name__} has no convolution that could be converted"
-    shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
-    return f"the configuration selects no convolution of {type(model).__name__}; there are: {shown}"
+def _nothing_selected(model: nn.Module, found: Mapping[str, str | None]) -> str:
+    there = dict(convolutions(model))
+    others = [f"{name or type(model).__name__} ({reason})" for name, reason in found.items() if name not in there]
+    left = f"; left alone: {_listed(others)}" if others else ""
+    if not there:
+        return f"{type(model).__name__} has no convolution that could be converted{left}"
+    listed = _listed([f"{name} {'x'.join(map(str, conv.kernel_size))}" for name, conv in there.items()])
+    return f"the configuration selects no convolution of {type(model).__name__}; there are: {listed}{left}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return ", ".join(items[:20]) + (f" and {len(items) - 20} more" if len(items) > 20 else "")

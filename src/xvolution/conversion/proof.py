@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.conversion.modules import call, conv_at, evaluating, places_in
+from xvolution.conversion.modules import Place, call, conv_at, evaluating, places_in
 from xvolution.conversion.outputs import TOLERANCE, Difference, difference, tensors_in
 from xvolution.conversion.pairing import norm_alone, without_norm
+from xvolution.operator import OPERATOR_OF_DIMS
 
 
 class Changes:
-    """Modules exchanged in a network, each wherever it is registered, which can be taken back."""
+    """Modules exchanged in a network, each wherever it is held, which can be taken back."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._done: list[tuple[nn.Module, str, nn.Module]] = []
+        self._done: list[tuple[Place, nn.Module]] = []
         self._root = model
         self._places = places_in(model)
 
@@ -31,9 +32,9 @@ class Changes:
             return
         old = self.model.get_submodule(name)
         places = self._places.pop(old)
-        for parent, key in places:
-            self._done.append((parent, key, old))
-            parent._modules[key] = replacement
+        for place in places:
+            self._done.append((place, old))
+            place.put(replacement)
         for module, inside in places_in(replacement).items():
             self._places.setdefault(module, []).extend(inside)
         self._places.setdefault(replacement, []).extend(places)
@@ -52,8 +53,8 @@ class Changes:
     def take_back(self) -> None:
         """The network as it was."""
         self.model = self._root
-        for parent, key, old in reversed(self._done):
-            parent._modules[key] = old
+        for place, old in reversed(self._done):
+            place.put(old)
         self._done.clear()
         self._places = places_in(self.model)
 
@@ -73,24 +74,35 @@ class Proof:
         self.expected: Any = None
         #: What the last changed network raised, if it did.
         self.failure: Exception | None = None
+        #: Which of the watched modules ran before, and which of these did not in the last changed network.
+        self.ran: set[str] = set()
+        self.idle: set[str] = set()
 
-    def before(self, model: nn.Module) -> None:
-        """Run the network as it is."""
-        self.expected = self._run(model)
+    def before(self, model: nn.Module, watched: Collection[str] = (), original: nn.Module | None = None) -> None:
+        """Run the network as it is, and see which of the modules called ``watched`` run.
+
+        Those of ``original``, of which it is a copy, count as well: a function that the original holds calls them for the copy.
+        """
+        with _noting_runs(model, watched) as ran, _noting_runs(original or model, watched) as elsewhere:
+            self.expected = self._run(model)
+        self.ran = ran | elsewhere
 
     def error(self, model: nn.Module) -> Difference | None:
         """How far the outputs are from those before; None for tensors without values (on the meta device).
 
         Infinite where the network cannot be run any more, because it reads an attribute of what was replaced, say.
         """
-        if any(tensor.is_meta for tensor in tensors_in(self.expected)):
-            return None
         self.failure = None
         try:
-            return difference(self.expected, self._run(model))
+            with _noting_runs(model, self.ran) as ran:
+                actual = self._run(model)
         except Exception as failure:  # whatever a stranger's forward raises
             self.failure = failure
             return Difference(inf, inf)
+        self.idle = self.ran - ran
+        if any(tensor.is_meta for tensor in tensors_in(self.expected)):
+            return None
+        return difference(self.expected, actual)
 
     def allows(self, error: Difference) -> bool:
         """Whether rounding explains the difference."""
@@ -119,13 +131,27 @@ def pairs_hold(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> bool
         changes.take_back()
 
 
-def in_sequence(conv: nn.Module, norm: nn.Module | None) -> nn.Module:
-    """The convolution with its norm behind it: what a replacement that keeps outputs computes."""
+def in_sequence(conv: Any, norm: nn.Module | None) -> nn.Module:
+    """The convolution with its norm behind it: what a replacement that keeps outputs computes, and answers for."""
     if norm is None:
         return conv
-    sequence = nn.Sequential(conv, norm)
-    sequence.training = conv.training  # of the norm's mode nothing is said: it may be frozen
-    return sequence
+    return OPERATOR_OF_DIMS[len(conv.kernel_size)].from_conv(conv, conv_norm=norm, attention=None)
+
+
+@contextmanager
+def _noting_runs(model: nn.Module, names: Iterable[str]) -> Iterator[set[str]]:
+    """The names of the modules that run while the context lasts, of those called ``names``."""
+    ran: set[nn.Module] = set()
+    found: set[str] = set()
+    modules = {name: model.get_submodule(name) for name in names}
+    # An operator shares its hooks with the convolution that it replaced, which may run in its place.
+    handles = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in modules.values()]
+    try:
+        yield found
+        found.update(name for name, module in modules.items() if module in ran)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
