@@ -6,6 +6,7 @@ from copy import deepcopy
 from itertools import chain
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
@@ -53,9 +54,14 @@ def copied(module: Module, share_parameters: bool = False) -> Module:
     if share_parameters:
         known |= {id(parameter): parameter for parameter in module.parameters()}
     try:
-        return deepcopy(module, known)
+        with torch.no_grad():  # of the parameters of compiled modules torch would else record that they were copied
+            copy = deepcopy(module, known)
     except Exception as error:  # whatever a stranger's attribute raises
         raise CopyError(f"{type(module).__name__} cannot be copied ({error})") from error
+    for old, new in zip(module.parameters(), copy.parameters(), strict=True):
+        if old.requires_grad and not new.requires_grad:
+            new.requires_grad_()
+    return copy
 
 
 def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.core.networks import randomize
-from xvolution import ConversionError, XVolution2d, convert, reparameterize
+from xvolution import ConversionError, XVolution2d, conversion_summary, convert, reparameterize
 
 Pair = namedtuple("Pair", "first second")
 
@@ -148,6 +148,20 @@ def test_a_network_that_cannot_be_copied_is_converted_in_place(images):
         convert(model, example_inputs=images)
     assert isinstance(convert(model, example_inputs=images, inplace=True).conv.conv_norm, nn.BatchNorm2d)
     assert torch.equal(model(images), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda net: torch.jit.trace(net, torch.ones(1, 3, 8, 8))])
+def test_compiled_networks_are_refused_by_their_name(compiled, images):
+    with pytest.raises(ConversionError, match=r"Module comes from torch\.jit.*convert the network that it was made of"):
+        convert(compiled(Net().eval()), example_inputs=images)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), compiled(Net().eval()), nn.Conv2d(4, 4, 3)).eval()
+    converted = convert(model, example_inputs=images)
+    assert isinstance(converted[2], XVolution2d)
+    assert torch.equal(converted(images), model(images))
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in converted[1].parameters())
+    left = {row.name: (row.geometry, row.reason) for row in conversion_summary(converted, images).left}
+    assert left["1.conv"] == ("3x3 4->4", "compiled by torch.jit")
 
 
 class Asks(Net):

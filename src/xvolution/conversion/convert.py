@@ -66,8 +66,15 @@ def convert(
 
     Raises:
         ValueError: nothing was selected, stages that the network does not have, or an operator that is not known or does not fit.
-        ConversionError: the outputs changed although the configuration promises to keep them, or the model cannot be copied.
+        ConversionError: the outputs changed although the configuration promises to keep them, a convolution ran whose operator
+            does not, the network computes with the weight of a replaced convolution, or the model cannot be copied or is a
+            ``ScriptModule``.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConversionError(
+            f"{type(model).__name__} comes from torch.jit.script or torch.jit.trace, which leave no modules that could be "
+            "replaced; convert the network that it was made of, and torch.jit.trace(reparameterize(model), images)"
+        )
     config = operator_config(config)
     where = Placement.of(stages, kernel_sizes, names, at_projections)
 

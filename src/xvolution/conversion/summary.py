@@ -14,8 +14,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from xvolution.conversion.modules import call, evaluating
+from xvolution.convolutions import CONVOLUTIONS
 from xvolution.operator import XVolution
 
+#: Of the classes of torch's convolutions.
+_NAMES = frozenset(convolution.__name__ for convolution in CONVOLUTIONS.values())
 #: The attribute under which a converted network keeps its record; it goes with copies and pickles of the network.
 _RECORD = "_xvolution_conversion"
 
@@ -100,7 +103,7 @@ class LeftAlone:
 
 
 def left_alone(model: nn.Module, reasons: Mapping[str, str | None]) -> tuple[LeftAlone, ...]:
-    """The convolutions of a network that have a reason to stay, and the transposed ones, which always stay, in its order.
+    """The convolutions of a network that have a reason to stay, and transposed and compiled ones, which stay, in its order.
 
     Args:
         model: the network before its conversion.
@@ -108,6 +111,14 @@ def left_alone(model: nn.Module, reasons: Mapping[str, str | None]) -> tuple[Lef
     """
     rows = []
     for name, conv in model.named_modules():
+        if isinstance(conv, torch.jit.ScriptModule):
+            # Of its class the name alone is left, and of its attributes the tensors.
+            if conv.original_name in _NAMES:
+                outputs, inputs, *sides = conv.weight.shape
+                rows.append(
+                    LeftAlone(name, f"{'x'.join(map(str, sides))} {inputs}->{outputs}", "compiled by torch.jit")
+                )
+            continue
         reason = "a transposed convolution" if isinstance(conv, _ConvTransposeNd) else reasons.get(name)
         if reason is not None:
             rows.append(LeftAlone(name, _in_words(conv), reason))
