@@ -50,6 +50,18 @@ class Changes:
         self.put(conv_name, module)
         return module
 
+    @contextmanager
+    def undone(self) -> Iterator[nn.Module]:
+        """The network as it was, while the context lasts."""
+        now = [(place, place.get()) for place, _ in self._done]
+        for place, old in reversed(self._done):
+            place.put(old)
+        try:
+            yield self._root
+        finally:
+            for place, value in now:
+                place.put(value)
+
     def take_back(self) -> None:
         """The network as it was."""
         self.model = self._root
