@@ -79,6 +79,16 @@ def _versions(libraries: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _one_of_each_library_first(wanted: Sequence[Sample]) -> list[Sample]:
+    """What fails in a library shows early."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for sample in wanted:
+        ranked.append((seen[sample.library], sample))
+        seen[sample.library] += 1
+    return [sample for _, sample in sorted(ranked, key=lambda pair: pair[0])]
+
+
 def summarized(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Counts over all networks, and the largest errors."""
     converted = [record for record in records.values() if record["status"] == "converted"]
@@ -104,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for library in libraries:
         if not is_installed(library):
             print(f"{library} is not installed; its {sum(s.library == library for s in wanted)} networks are skipped")
-    wanted = [sample for sample in wanted if is_installed(sample.library)]
+    wanted = _one_of_each_library_first([sample for sample in wanted if is_installed(sample.library)])
     if not wanted:
         print("no network of an installed library is meant; install one, or give another --only", file=sys.stderr)
         return 2

@@ -389,7 +389,7 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
     },
     "geffnet": {
         name: (_made(f"geffnet:{name}", pretrained=False), image())
-        for name in ("mobilenetv3_100", "tf_efficientnet_b0", "mixnet_s", "spnasnet_100", "tf_mixnet_s")
+        for name in ("mobilenetv3_large_100", "tf_efficientnet_b0", "mixnet_s", "spnasnet_100", "tf_mixnet_s")
     },
     "resnest": {"resnest50": (_made("resnest.torch:resnest50"), image())},
     "diffusers": {

@@ -110,5 +110,5 @@ def hand_over_notes(module: nn.Module, replacement: Module) -> Module:
     """``replacement`` with the attributes that somebody set on ``module``, such as the numbers of the layers that it reads."""
     for name, value in vars(module).items():
         if not name.startswith("_") and not hasattr(replacement, name):
-            setattr(replacement, name, value)
+            vars(replacement)[name] = value  # not setattr, which would register a module that was noted without
     return replacement

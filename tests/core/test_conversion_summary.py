@@ -110,6 +110,12 @@ def test_what_was_left_alone_is_listed_with_the_reason():
         convert(model, names=["squared"], example_inputs=images)
 
 
+def test_operators_of_an_earlier_conversion_are_not_left_alone():
+    model = convert(SmallNet(), stages=(1,))
+    summary = conversion_summary(convert(model, stages=(2,)))
+    assert {row.name for row in summary.left} == {"stem"}
+
+
 def test_a_network_of_which_all_is_replaced_lists_nothing():
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
     summary = conversion_summary(convert(model, names=["*"]))

@@ -106,6 +106,38 @@ def test_an_operator_that_never_runs_is_named(config, images):
     assert type(model.conv) is nn.Conv2d
 
 
+class WithCache(nn.Conv2d):
+    """Takes the border of the image before, as causal video networks do."""
+
+    def forward(self, x, border=None):
+        return super().forward(x if border is None else torch.cat([border, x], 2))
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_a_convolution_with_more_arguments_is_named(drop, images):
+    class Caches(Net):
+        def __init__(self):
+            super().__init__()
+            self.conv = WithCache(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(F.dropout(x, drop))
+            return self.norm(self.conv(x, x[:, :, :1]))
+
+    with pytest.raises(ConversionError, match=r"cannot be run \(.*2 positional arguments .* in conv\)"):
+        convert(Caches().eval(), example_inputs=images)
+
+
+def test_notes_that_are_modules_are_not_registered(images):
+    model = Net().eval()
+    vars(model.conv)["owner"] = model
+    vars(model.conv)["index"] = 3
+    converted = convert(model, example_inputs=images)
+    assert converted.conv.index == 3
+    assert "owner" not in converted.conv._modules
+    assert reparameterize(converted, images).conv.index == 3
+
+
 def test_a_convolution_that_never_ran_may_stay_idle(images):
     model = Net()
     model.spare = nn.Conv2d(4, 4, 3)

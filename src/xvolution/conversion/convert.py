@@ -181,18 +181,15 @@ def _put_if_proven(
             return replaced, f"outputs before and after differ by {error.absolute:.0e}"
         changes.take_back()
         if proof.is_random(model):
-            return _put(
-                changes, chosen, pairs, config
-            ), "outputs were not compared, since the network draws random numbers"
+            replaced = _put(changes, chosen, pairs, config)
+            proof.error(changes.model)
+            if proof.failure is not None:
+                raise _refusal(None, proof)
+            return replaced, "outputs were not compared, since the network draws random numbers"
         replaced = _put(changes, chosen, _holding(model, pairs, proof), config)
         error = proof.error(changes.model)
-        if isinstance(proof.failure, ConversionError):
-            raise proof.failure
         if error is None or not proof.allows(error):
-            raise ConversionError(
-                f"the converted model{_shown(error, proof.failure)}: the network uses a replaced convolution in a way that the "
-                "operator does not follow; leave it out by names or filter_fn"
-            ) from proof.failure
+            raise _refusal(error, proof) from proof.failure
         _require_runs(proof)
         return replaced, f"outputs before and after differ by {error.absolute:.0e}"
 
@@ -215,10 +212,18 @@ def _is_random(model: nn.Module, inputs: Any) -> bool:
     return proof.is_random(model)
 
 
-def _shown(error: Difference | None, failure: Exception | None) -> str:
-    if failure is not None:
-        return f" cannot be run ({failure})"
-    return "'s outputs differ" + ("" if error is None else f" by {error.absolute:.1e} (relative {error.relative:.1e})")
+def _refusal(error: Difference | None, proof: Proof) -> ConversionError:
+    """What is said of a converted network that cannot be run, or whose outputs differ by ``error``."""
+    if isinstance(proof.failure, ConversionError):
+        return proof.failure
+    said = "'s outputs differ" + ("" if error is None else f" by {error.absolute:.1e} (relative {error.relative:.1e})")
+    if proof.failure is not None:
+        where = "" if proof.failed_in is None else f" in {proof.failed_in}"
+        said = f" cannot be run ({proof.failure}{where})"
+    return ConversionError(
+        f"the converted model{said}: the network uses a replaced convolution in a way that the operator does not follow; leave "
+        "it out by names or filter_fn"
+    )
 
 
 def _holding(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> Mapping[str, str]:

@@ -84,8 +84,9 @@ class Proof:
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs
         self.expected: Any = None
-        #: What the last changed network raised, if it did.
+        #: What the last changed network raised, if it did, and in which of the watched modules that is in one of them.
         self.failure: Exception | None = None
+        self.failed_in: str | None = None
         #: Which of the watched modules ran before, and which of these did not in the last changed network.
         self.ran: set[str] = set()
         self.idle: set[str] = set()
@@ -95,23 +96,23 @@ class Proof:
 
         Those of ``original``, of which it is a copy, count as well: a function that the original holds calls them for the copy.
         """
-        with _noting_runs(model, watched) as ran, _noting_runs(original or model, watched) as elsewhere:
+        with _noting_runs(model, watched) as runs, _noting_runs(original or model, watched) as elsewhere:
             self.expected = self._run(model)
-        self.ran = ran | elsewhere
+        self.ran = runs.ended() | elsewhere.ended()
 
     def error(self, model: nn.Module) -> Difference | None:
         """How far the outputs are from those before; None for tensors without values (on the meta device).
 
         Infinite where the network cannot be run any more, because it reads an attribute of what was replaced, say.
         """
-        self.failure = None
-        try:
-            with _noting_runs(model, self.ran) as ran:
+        self.failure = self.failed_in = None
+        with _noting_runs(model, self.ran) as runs:
+            try:
                 actual = self._run(model)
-        except Exception as failure:  # whatever a stranger's forward raises
-            self.failure = failure
-            return Difference(inf, inf)
-        self.idle = self.ran - ran
+            except Exception as failure:  # whatever a stranger's forward raises
+                self.failure, self.failed_in = failure, runs.running()
+                return Difference(inf, inf)
+        self.idle = self.ran - runs.ended()
         if any(tensor.is_meta for tensor in tensors_in(self.expected)):
             return None
         return difference(self.expected, actual)
@@ -150,17 +151,42 @@ def in_sequence(conv: Any, norm: nn.Module | None) -> nn.Module:
     return OPERATOR_OF_DIMS[len(conv.kernel_size)].from_conv(conv, conv_norm=norm, attention=None)
 
 
+class _Runs:
+    """Which modules, by name, were called, and of which of them the call ended."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._begun: list[nn.Module] = []
+        self._ended: set[nn.Module] = set()
+
+    def begin(self, module: nn.Module, *_: Any) -> None:
+        """A forward pre-hook."""
+        self._begun.append(module)
+
+    def end(self, module: nn.Module, *_: Any) -> None:
+        """A forward hook."""
+        self._ended.add(module)
+        self._begun.remove(module)
+
+    def ended(self) -> set[str]:
+        """The names of those that ran."""
+        # An operator shares its hooks with the convolution that it replaced, which may run in its place.
+        return {name for name, module in self._modules.items() if module in self._ended}
+
+    def running(self) -> str | None:
+        """The name of the one whose call did not end."""
+        return next((name for name, module in self._modules.items() if module in self._begun), None)
+
+
 @contextmanager
-def _noting_runs(model: nn.Module, names: Iterable[str]) -> Iterator[set[str]]:
-    """The names of the modules that run while the context lasts, of those called ``names``."""
-    ran: set[nn.Module] = set()
-    found: set[str] = set()
+def _noting_runs(model: nn.Module, names: Iterable[str]) -> Iterator[_Runs]:
+    """Notes the calls of the modules called ``names`` while the context lasts."""
     modules = {name: model.get_submodule(name) for name in names}
-    # An operator shares its hooks with the convolution that it replaced, which may run in its place.
-    handles = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in modules.values()]
+    runs = _Runs(modules)
+    handles = [module.register_forward_pre_hook(runs.begin) for module in modules.values()]
+    handles += [module.register_forward_hook(runs.end) for module in modules.values()]
     try:
-        yield found
-        found.update(name for name, module in modules.items() if module in ran)
+        yield runs
     finally:
         for handle in handles:
             handle.remove()

@@ -120,7 +120,7 @@ def left_alone(model: nn.Module, reasons: Mapping[str, str | None]) -> tuple[Lef
                 )
             continue
         reason = "a transposed convolution" if isinstance(conv, _ConvTransposeNd) else reasons.get(name)
-        if reason is not None:
+        if reason is not None and not isinstance(conv, XVolution):
             rows.append(LeftAlone(name, _in_words(conv), reason))
     return tuple(rows)
 
