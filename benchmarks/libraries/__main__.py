@@ -31,7 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", help="shell pattern of names, such as 'monai/*'")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one network (default: 120)")
     parser.add_argument("--memory-gib", type=float, default=8, help="memory for one network (default: 8)")
-    parser.add_argument("--resume", action="store_true", help="keep what the output has, but for networks that failed")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what the output has, but for networks that failed or could not be used",
+    )
     return parser
 
 
@@ -121,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records: dict[str, dict[str, Any]] = {}
     if values.resume and values.output.exists():
         stored = json.loads(values.output.read_text())["records"]
-        records = {key: record for key, record in stored.items() if record["status"] != "failed"}
+        records = {key: record for key, record in stored.items() if record["status"] not in ("failed", "unusable")}
     versions = _versions([library for library in libraries if is_installed(library)])
     for sample in wanted:
         if sample.key in records:

@@ -455,31 +455,20 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
     },
     "peft": {"LoRA of convolutions": (_lora, image(32))},
     "pytorchcv": {
-        name: (_made("pytorchcv.model_provider:get_model", name, pretrained=False), image(size))
-        for name, size in {
-            "resnet10": 64,
-            "preresnet18": 64,
-            "seresnet10": 64,
-            "shufflenetv2_wd2": 64,
-            "mobilenet_wd4": 64,
-            "squeezenet_v1_1": 64,
-            "darknet53": 64,
-            "vovnet27s": 64,
-            "hrnet_w18_small_v1": 64,
-            "igcv3_wd4": 64,
-            "diaresnet10": 64,
-            "bagnet17": 64,
-        }.items()
+        name: (_made("pytorchcv.model_provider:get_model", name, pretrained=False), image(224))
+        for name in (
+            "resnet10",
+            "shufflenetv2_wd2",
+            "mobilenet_wd4",
+            "squeezenet_v1_1",
+            "hrnet_w18_small_v1",
+            "igcv3_wd4",
+            "diaresnet10",
+        )
     },
     "pretrainedmodels": {
-        name: (_made(f"pretrainedmodels:{name}", num_classes=1000, pretrained=None), image(side))
-        for name, side in {
-            "se_resnet50": 64,
-            "xception": 96,
-            "dpn68": 96,
-            "bninception": 224,
-            "resnext101_32x4d": 64,
-        }.items()
+        name: (_made(f"pretrainedmodels:{name}", num_classes=1000, pretrained=None), image(224))
+        for name in ("se_resnet50", "xception", "dpn68", "bninception", "resnext101_32x4d")
     },
     "encodec": {
         "EncodecModel": (
@@ -488,9 +477,14 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
         )
     },
     "pytorchvideo": {
-        "slow_r50": (_made("pytorchvideo.models.hub:slow_r50", pretrained=False), (torch.randn(1, 3, 8, 256, 256),)),
-        "x3d_s": (_made("pytorchvideo.models.hub:x3d_s", pretrained=False), (torch.randn(1, 3, 13, 160, 160),)),
-        "c2d_r50": (_made("pytorchvideo.models.hub:c2d_r50", pretrained=False), (torch.randn(1, 3, 8, 256, 256),)),
+        "x3d": (
+            _made("pytorchvideo.models.x3d:create_x3d", input_clip_length=4, input_crop_size=64, depth_factor=1.0),
+            (torch.randn(1, 3, 4, 64, 64),),
+        ),
+        "resnet": (
+            _made("pytorchvideo.models.resnet:create_resnet", model_depth=50, head_pool_kernel_size=(4, 2, 2)),
+            (torch.randn(1, 3, 4, 64, 64),),
+        ),
     },
     "torchsr": {
         "edsr_baseline": (_made("torchsr.models:edsr_baseline", scale=2, pretrained=False), image(32)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -218,7 +218,7 @@ def kernel_of(conv: Any) -> Kernel:
         raise NoConvolutionError(
             f"{type(conv).__name__} has no weights yet", "; run the network once, which makes them"
         )
-    probe = in_float64(copied(conv).eval())
+    probe = in_float64(_with_values(copied(conv).eval()))
     x, *others = _images(probe)
     with _Convolutions() as seen:
         expected = probe(x)
@@ -229,11 +229,32 @@ def kernel_of(conv: Any) -> Kernel:
             if _computes(expected, kernel, x, conv.groups) and all(
                 _computes(probe(other), kernel, other, conv.groups) for other in others
             ):
-                return kernel
+                device = _device_of(conv)
+                return (
+                    Kernel(geometry, kernel.weight.to(device), kernel.bias.to(device))
+                    if device.type == "meta"
+                    else kernel
+                )
     raise NoConvolutionError(
         f"{type(conv).__name__} computes no plain convolution of its input",
         ", so nothing can merge with it; leave it out by names or filter_fn",
     )
+
+
+def _with_values(conv: nn.Module) -> nn.Module:
+    """``conv`` itself; from the meta device it comes to the CPU, with noise for weights, since a window depends on none."""
+    if _device_of(conv).type == "meta":
+        generator = torch.Generator().manual_seed(0)
+        conv.to_empty(device="cpu")
+        for tensor in chain(conv.parameters(), conv.buffers()):
+            if tensor.is_floating_point():
+                tensor.normal_(generator=generator)
+    return conv
+
+
+def _device_of(conv: Any) -> torch.device:
+    """Where the weights are, or what they are computed from."""
+    return next(chain(conv.parameters(), conv.buffers()), conv.weight).device
 
 
 def _possible_geometries(conv: Any, x: Tensor, y: Tensor, call: _Call) -> Iterator[Geometry]:
@@ -328,6 +349,6 @@ def _images(probe: Any) -> list[Tensor]:
     return [
         torch.randn(
             1, probe.in_channels, *(span + extra for span in spans), generator=generator, dtype=torch.float64
-        ).to(probe.weight.device)
+        ).to(_device_of(probe))
         for extra in range(4, 5 + max(probe.stride))
     ]

@@ -165,6 +165,18 @@ def test_padding_by_the_size_of_the_image_is_told_from_constant_padding(stride):
         assert geometry_of(PaddedBySize(4, 4, side, stride=stride)) == Geometry.create(side, stride, "same_upper")
 
 
+@pytest.mark.parametrize("name", UNDERSTOOD)
+def test_networks_without_values_are_understood_alike(name):
+    conv = UNDERSTOOD[name]()
+    bare = UNDERSTOOD[name]().to("meta")
+    assert geometry_of(bare) == geometry_of(conv)
+    assert kernel_of(bare).weight.is_meta
+    assert kernel_of(bare).weight.shape == kernel_of(conv).weight.shape
+    converted = convert(network(bare).to("meta"), at_projections=False)
+    assert isinstance(converted[1], XVolution2d)
+    assert converted.state_dict().keys() == convert(network(conv), at_projections=False).state_dict().keys()
+
+
 @pytest.mark.parametrize("kind", [Squared, Twice])
 def test_anything_else_is_left_alone(kind):
     assert not is_convolution(kind(4, 8, 3, padding=1))
