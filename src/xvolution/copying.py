@@ -64,6 +64,21 @@ def copied(module: Module, share_parameters: bool = False) -> Module:
     return copy
 
 
+@torch.no_grad()
+def compute_weights(module: Module) -> Module:
+    """``module``, in which hooks of torch that compute weights have computed them anew.
+
+    Between two calls such a weight is a tensor that ``module.to`` leaves in the dtype and on the device where it was.
+    """
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, _WEIGHT_HOOKS):
+                training, part.training = part.training, False  # a spectral norm would go on with its iteration
+                hook(part, ())
+                part.training = training
+    return module
+
+
 def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module:
     """What a change of ``model`` works on: a copy, or with ``inplace`` the model itself.
 

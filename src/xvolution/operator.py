@@ -18,7 +18,7 @@ from xvolution.attention.deployed import DeployedOperator
 from xvolution.attention.folded import Folded, FoldedWithoutAttention, LayoutError
 from xvolution.capture import SpatialModule
 from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
-from xvolution.copying import hand_over_hooks, hand_over_notes
+from xvolution.copying import compute_weights, hand_over_hooks, hand_over_notes
 from xvolution.exactness import ReparameterizationError, refusal, require_exact, require_unaltered
 from xvolution.folding import FoldingError, NormLayer, becomes_foldable, build_norm, fold_convolutions
 from xvolution.geometry import ConvSite, Geometry
@@ -129,6 +129,7 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         """
         if not isinstance(conv, CONVOLUTIONS[cls.dims]):
             raise ValueError(f"{cls.__name__} goes in the place of an nn.Conv{cls.dims}d, not of {type(conv).__name__}")
+        compute_weights(conv)
         operator = cls.__new__(cls)
         nn.Module.__init__(operator)
         factory: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
@@ -310,7 +311,7 @@ def fold(operator: XVolution) -> Folded:
         ReparameterizationError: a part that is multiplied in has a hook or a patched forward.
     """
     require_unaltered(operator)
-    operator = on_float64_device(operator)
+    operator = on_float64_device(compute_weights(operator))
     branches: Any = operator.parallel
     convolution = fold_convolutions(
         [(operator.conv, operator.conv_norm), *((branch.conv, branch.norm) for branch in branches)]

@@ -177,6 +177,34 @@ def test_networks_without_values_are_understood_alike(name):
     assert converted.state_dict().keys() == convert(network(conv), at_projections=False).state_dict().keys()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    "computes_weights",
+    [
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    ],
+)
+@pytest.mark.parametrize("run_before", [True, False])
+def test_weights_that_hooks_compute_follow_the_dtype(computes_weights, run_before):
+    torch.manual_seed(0)
+    model = randomize(network(computes_weights(nn.Conv2d(4, 8, 3, padding=1)))).eval()
+    x = torch.randn(2, 3, 9, 8)
+    if run_before:
+        model(x)  # outside of no_grad, which leaves a weight that is a result
+    converted = convert(model, example_inputs=x, at_projections=False)
+    assert isinstance(converted[1], XVolution2d)
+    nn.init.normal_(converted[1].attention_norm.weight)
+    for dtype in (torch.float64, torch.float32):
+        changed = converted.to(dtype)  # without a call, which would compute the weight
+        deployed = reparameterize(changed, x.to(dtype), layout="split")
+        assert {parameter.dtype for parameter in deployed.parameters()} == {dtype}
+        torch.testing.assert_close(deployed(x.to(dtype)), changed(x.to(dtype)))
+    once = convert(model.to(torch.bfloat16), example_inputs=x.bfloat16(), at_projections=False, verify=False)
+    assert {parameter.dtype for parameter in once.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("kind", [Squared, Twice])
 def test_anything_else_is_left_alone(kind):
     assert not is_convolution(kind(4, 8, 3, padding=1))
