@@ -359,8 +359,8 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
     },
     "spandrel": {
         "SPAN": (_made("spandrel.architectures.SPAN:SPAN", num_in_ch=3, num_out_ch=3, feature_channels=16), image(32)),
-        "ESRGAN": (_made("spandrel.architectures.ESRGAN:RRDBNet", num_filters=16, num_blocks=2), image(32)),
-        "Compact": (_made("spandrel.architectures.Compact:SRVGGNetCompact", num_feat=16, num_conv=4), image(32)),
+        "ESRGAN": (_made("spandrel.architectures.ESRGAN:ESRGAN", num_filters=16, num_blocks=2), image(32)),
+        "Compact": (_made("spandrel.architectures.Compact:Compact", num_feat=16, num_conv=4), image(32)),
         "SwinIR": (
             _made(
                 "spandrel.architectures.SwinIR:SwinIR",
