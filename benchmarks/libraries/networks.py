@@ -92,7 +92,7 @@ def is_installed(library: str) -> bool:
 
 
 _SMALL = {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 2, 1]}
-_MIT = {"hidden_sizes": [16, 32, 64, 96], "depths": [1, 1, 1, 1]}
+_MIT = {"hidden_sizes": [16, 32, 80, 128], "depths": [1, 1, 1, 1]}
 _SPEECH = {
     "hidden_size": 48,
     "num_hidden_layers": 2,

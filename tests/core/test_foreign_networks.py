@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.core.execution import relative_error
 from tests.core.networks import randomize
 from xvolution import ConversionError, XVolution2d, conversion_summary, convert, reparameterize
 
@@ -80,6 +81,31 @@ def test_convolutions_are_replaced_wherever_they_are_held(by, inplace, images):
     assert inplace or type(model.layers[0]) is nn.Conv2d
     deployed = reparameterize(converted.eval(), images, inplace=True)
     assert deployed.layers[0] is deployed.conv is deployed.pair.first
+
+
+class ScalesInPlace(Net):
+    """Changes its images, as super-resolution networks do."""
+
+    def forward(self, x):
+        x *= 255
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, lambda x: (x,), lambda x: {"x": x}, lambda x: None],
+    ids=["tensor", "tuple", "mapping", "none"],
+)
+def test_a_network_that_changes_its_images_sees_them_as_they_were(wrap, images):
+    torch.manual_seed(0)
+    model, before = randomize(ScalesInPlace()).eval(), images.clone()
+    converted = convert(model, example_inputs=wrap(images))
+    assert conversion_summary(converted, images).proof == "outputs before and after differ by 0e+00"
+    assert isinstance(converted.conv.conv_norm, nn.BatchNorm2d)
+    nn.init.normal_(converted.conv.attention_norm.weight)
+    deployed = reparameterize(converted, wrap(images))
+    assert torch.equal(images, before)
+    assert relative_error(converted(images.clone()), deployed(images.clone())) <= 1e-5
 
 
 class Hidden(Net):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from xvolution.convolutions import CONVOLUTIONS
 
@@ -33,12 +34,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Call ``model`` with a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
+    """Call ``model`` with a tensor, a tuple of positional arguments or a mapping of keyword arguments.
+
+    It gets copies, since some networks scale or pad their images in place, and would see others at the next call.
+    """
     if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
+        return model(**_copies(dict(example_inputs)))
     if isinstance(example_inputs, tuple):
-        return model(*example_inputs)
-    return model(example_inputs)
+        return model(*_copies(example_inputs))
+    return model(_copies(example_inputs))
+
+
+def _copies(inputs: Any) -> Any:
+    return tree_map_only(Tensor, torch.clone, inputs)
 
 
 def conv_at(model: nn.Module, name: str) -> Any:
@@ -174,7 +182,7 @@ def infer_inputs(model: nn.Module) -> Tensor | None:
         x = torch.randn(1, *size, generator=generator).to(conv.weight.device, conv.weight.dtype)
         try:
             with evaluating(model):
-                model(x)
+                call(model, x)
         except Exception:  # whatever a stranger's forward raises, this size is not for it
             continue
         return x
