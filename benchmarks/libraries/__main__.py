@@ -126,7 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if values.resume and values.output.exists():
         stored = json.loads(values.output.read_text())["records"]
         records = {key: record for key, record in stored.items() if record["status"] not in ("failed", "unusable")}
-    versions = _versions([library for library in libraries if is_installed(library)])
     for sample in wanted:
         if sample.key in records:
             continue
@@ -134,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records[sample.key] = record
         said = record.get("reason") or f"{record['replaced']} replaced, {record['deployment_error']:.0e}"
         print(f"{sample.key}: {record['status']}: {said}", flush=True)
+        versions = _versions(sorted({key.partition("/")[0] for key in records}))
         write_record(values.output, {"summary": summarized(records), "libraries": versions, "records": records})
     print(json.dumps(summarized(records), indent=1))
     return 1 if any(record["status"] == "failed" for record in records.values()) else 0

@@ -374,7 +374,7 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
             image(32),
         ),
         "RCAN": (_made("spandrel.architectures.RCAN:RCAN", n_resgroups=2, n_resblocks=2, n_feats=16), image(32)),
-        "DnCNN": (_made("spandrel.architectures.DnCNN:DnCNN"), image(32)),
+        "DnCNN": (_made("spandrel.architectures.DnCNN:DnCNN"), image(32, 1)),
         "NAFNet": (_made("spandrel.architectures.NAFNet:NAFNet", width=16), image(32)),
         "OmniSR": (_made("spandrel.architectures.OmniSR:OmniSR", num_feat=16), image(32)),
         "RealCUGAN": (_made("spandrel.architectures.RealCUGAN:UpCunet2x"), image(32)),
