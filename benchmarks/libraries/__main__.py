@@ -45,7 +45,6 @@ def _child(sample: Sample, memory_gib: float, sender: Connection) -> None:
     warnings.simplefilter("ignore")
     logging.disable()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     try:
         record = examine(sample)
     except Exception as error:
