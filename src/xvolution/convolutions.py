@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from xvolution.copying import copied
-from xvolution.geometry import Geometry
+from xvolution.geometry import Geometry, PaddingPairs, pad, padding_pairs
 from xvolution.numerics import CONVOLVE, double, in_float64
 
 #: torch's modules by the number of dimensions after the channels.
@@ -127,6 +128,14 @@ class Kernel:
     bias: Tensor
 
 
+class NoConvolutionError(ValueError):
+    """A module of the class of a convolution computes no plain convolution of its input; ``reason`` says so without advice."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason + advice)
+        self.reason = reason
+
+
 def is_plain(conv: nn.Module) -> bool:
     """Whether ``conv`` is one of torch's own convolutions, with weights of its own.
 
@@ -145,15 +154,23 @@ def is_hooked(module: nn.Module) -> bool:
 
 def is_convolution(module: nn.Module) -> bool:
     """Whether ``module`` computes one plain convolution of its input."""
+    return obstacle_of(module) is None
+
+
+def obstacle_of(module: nn.Module) -> str | None:
+    """Why ``module`` computes no plain convolution of its input, or cannot be asked; None where it computes one."""
     if is_plain(module):
-        return True
+        return None
     if not isinstance(module, _TORCHS):
-        return False
+        return f"{type(module).__name__} is no convolution of torch.nn"
     try:
-        return kernel_of(module) is not None
-    except (RuntimeError, ValueError, TypeError, AttributeError):
-        # A lazy or a quantized one, one with arguments of its own, one that cannot be copied
-        return False
+        kernel_of(module)
+    except NoConvolutionError as refusal:
+        return refusal.reason
+    except Exception as error:  # a quantized one, one with arguments of its own, one that cannot be copied, ...
+        lines = str(error).splitlines() or [""]
+        return f"{type(module).__name__} cannot be run on an image of its own ({lines[0]})"
+    return None
 
 
 def geometry_of(conv: Any) -> Geometry:
@@ -189,28 +206,94 @@ def padding_of(conv: Any) -> int | tuple[int, ...] | str:
 def kernel_of(conv: Any) -> Kernel:
     """The plain convolution that ``conv`` computes in eval mode.
 
+    It may put any pixels around its image first, each side its own, or cut its output: both are padding of the window, which
+    is negative where it cuts.
+
     Raises:
-        ValueError: ``conv`` computes something else, or has no weights yet.
+        NoConvolutionError: ``conv`` computes something else, or has no weights yet.
     """
     if is_plain(conv):
         return _kernel(_declared(conv), conv.weight, conv.bias)
     if is_lazy(conv.weight):
-        raise ValueError(f"{type(conv).__name__} has no weights yet; run the network once, which makes them")
-    probe = in_float64(copied(conv).eval())
-    for geometry in _possible_geometries(conv):
-        kernel = _observed(probe, geometry)
-        if kernel is not None:
-            return kernel
-    raise ValueError(
-        f"{type(conv).__name__} computes no plain convolution of its input, so nothing can merge with it; leave it out by names "
-        "or filter_fn"
+        raise NoConvolutionError(
+            f"{type(conv).__name__} has no weights yet", "; run the network once, which makes them"
+        )
+    probe = in_float64(_with_values(copied(conv).eval()))
+    x, *others = _images(probe)
+    with _Convolutions() as seen:
+        expected = probe(x)
+    if len(seen.calls) == 1:
+        call = seen.calls[0]
+        for geometry in _possible_geometries(conv, x, expected, call):
+            kernel = _kernel(geometry, call.weight, call.bias)
+            if _computes(expected, kernel, x, conv.groups) and all(
+                _computes(probe(other), kernel, other, conv.groups) for other in others
+            ):
+                device = _device_of(conv)
+                return (
+                    Kernel(geometry, kernel.weight.to(device), kernel.bias.to(device))
+                    if device.type == "meta"
+                    else kernel
+                )
+    raise NoConvolutionError(
+        f"{type(conv).__name__} computes no plain convolution of its input",
+        ", so nothing can merge with it; leave it out by names or filter_fn",
     )
 
 
-def _possible_geometries(conv: Any) -> Iterator[Geometry]:
+def _with_values(conv: nn.Module) -> nn.Module:
+    """``conv`` itself; from the meta device it comes to the CPU, with noise for weights, since a window depends on none."""
+    if _device_of(conv).type == "meta":
+        generator = torch.Generator().manual_seed(0)
+        conv.to_empty(device="cpu")
+        for tensor in chain(conv.parameters(), conv.buffers()):
+            if tensor.is_floating_point():
+                tensor.normal_(generator=generator)
+    return conv
+
+
+def _device_of(conv: Any) -> torch.device:
+    """Where the weights are, or what they are computed from."""
+    return next(chain(conv.parameters(), conv.buffers()), conv.weight).device
+
+
+def _possible_geometries(conv: Any, x: Tensor, y: Tensor, call: _Call) -> Iterator[Geometry]:
+    """Windows that ``conv`` may look through, which computed ``y`` of the image ``x`` by one ``call``."""
     yield _declared(conv)
     window = (conv.kernel_size, conv.stride, "same_upper", conv.dilation, conv.padding_mode)
     yield Geometry.create(*window, len(conv.kernel_size))
+    for padding, mode in _observed_paddings(conv, x, y, call):
+        yield Geometry(tuple(conv.kernel_size), tuple(conv.stride), padding, tuple(conv.dilation), mode)
+
+
+def _observed_paddings(conv: Any, x: Tensor, y: Tensor, call: _Call) -> Iterator[tuple[PaddingPairs, str]]:
+    """What ``conv`` put around ``x`` before its convolution, with what that added, less what was cut off ``y`` behind it."""
+    own = padding_pairs(call.padding, conv.kernel_size, conv.dilation)
+    for before in _placements(x, call.padded):
+        for mode in ("zeros", "reflect", "replicate", "circular"):
+            mixed = mode != "zeros" and max(max(pair) for pair in own) > 0
+            if mixed or not _is_padded(x, before, mode, call.padded):
+                continue
+            for cut in _placements(call.output, y):
+                pairs = zip(before, own, cut, conv.stride, strict=True)
+                padding = tuple((b[0] + o[0] + c[0] * s, b[1] + o[1] + c[1] * s) for b, o, c, s in pairs)
+                yield padding, mode
+
+
+def _placements(x: Tensor, y: Tensor) -> Iterator[PaddingPairs]:
+    """Pixels that may lie around ``x`` in the larger map ``y``; fewer than none where ``y`` is a part of ``x``."""
+    ranges = []
+    for old, new in zip(x.shape[2:], y.shape[2:], strict=True):
+        more = new - old
+        ranges.append([(before, more - before) for before in range(min(more, 0), max(more, 0) + 1)])
+    return product(*ranges)
+
+
+def _is_padded(x: Tensor, pairs: PaddingPairs, mode: str, y: Tensor) -> bool:
+    try:
+        return torch.equal(pad(x, pairs, mode), y)
+    except (RuntimeError, ValueError):  # more pixels than this mode has
+        return False
 
 
 def _declared(conv: Any) -> Geometry:
@@ -226,33 +309,32 @@ def _kernel(geometry: Geometry, weight: Tensor, bias: Tensor | None) -> Kernel:
     return Kernel(geometry, wide, wide.new_zeros(len(wide)) if bias is None else double(bias))
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of torch's convolutions: what went in, with the padding that the call itself adds, and what came out."""
+
+    padded: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    padding: Any
+    output: Tensor
+
+
 class _Convolutions(TorchFunctionMode):
-    """Records weight and bias of every convolution that torch is asked for while it is entered."""
+    """Records every convolution that torch is asked for while it is entered."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Tensor, Tensor | None]] = []
+        self.calls: list[_Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        output = func(*args, **kwargs)
         if func in CONVOLVE.values():
-            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
-            self.calls.append((given["weight"].detach().clone(), given.get("bias")))
-        return func(*args, **kwargs)
-
-
-def _observed(probe: Any, geometry: Geometry) -> Kernel | None:
-    """The one convolution that ``probe`` asks for, where that over ``geometry`` is what it computes at two sizes."""
-    smaller, larger = (_image(probe, geometry, extra) for extra in (3, 4))
-    with _Convolutions() as seen:
-        expected = probe(smaller)
-    if len(seen.calls) != 1:
-        return None
-    kernel = _kernel(geometry, *seen.calls[0])
-    holds = _computes(expected, kernel, smaller, probe.groups) and _computes(
-        probe(larger), kernel, larger, probe.groups
-    )
-    return kernel if holds else None
+            given = dict(zip(("input", "weight", "bias", "stride", "padding"), args, strict=False)) | kwargs
+            padded, weight = given["input"].detach().clone(), given["weight"].detach().clone()
+            self.calls.append(_Call(padded, weight, given.get("bias"), given.get("padding", 0), output.clone()))
+        return output
 
 
 def _computes(expected: Tensor, kernel: Kernel, x: Tensor, groups: int) -> bool:
@@ -260,8 +342,13 @@ def _computes(expected: Tensor, kernel: Kernel, x: Tensor, groups: int) -> bool:
     return expected.shape == actual.shape and torch.allclose(expected, actual, rtol=1e-9, atol=1e-9)
 
 
-def _image(probe: Any, geometry: Geometry, extra: int) -> Tensor:
-    sizes = [d * (k - 1) + 1 + extra for k, d in zip(geometry.kernel_size, geometry.dilation, strict=True)]
+def _images(probe: Any) -> list[Tensor]:
+    """Random images of consecutive sizes, among which padding that depends on the size of the image changes."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, probe.in_channels, *sizes, generator=generator, dtype=torch.float64)
-    return x.to(probe.weight.device)
+    spans = [d * (k - 1) for k, d in zip(probe.kernel_size, probe.dilation, strict=True)]
+    return [
+        torch.randn(
+            1, probe.in_channels, *(span + extra for span in spans), generator=generator, dtype=torch.float64
+        ).to(_device_of(probe))
+        for extra in range(4, 5 + max(probe.stride))
+    ]

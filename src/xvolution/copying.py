@@ -6,7 +6,9 @@ from copy import deepcopy
 from itertools import chain
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -32,23 +34,49 @@ class CopyError(RuntimeError):
     """A module cannot be copied."""
 
 
-def copied(module: Module) -> Module:
+def copied(module: Module, share_parameters: bool = False) -> Module:
     """A deep copy, also of modules whose weights a hook of torch computes: pruning, the older weight and spectral norms.
+
+    Args:
+        module: what to copy.
+        share_parameters: let the copy have the parameters themselves, where it is only looked at.
 
     Raises:
         CopyError: a part of it cannot be copied, such as a lock or an open file.
     """
     # Such a weight is a result, no leaf, which torch refuses to copy; the hook computes it again at the next call.
-    computed = {
+    known: dict[int, Tensor] = {
         id(value): value.detach().clone()
         for part in module.modules()
         for value in vars(part).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
+    if share_parameters:
+        known |= {id(parameter): parameter for parameter in module.parameters()}
     try:
-        return deepcopy(module, computed)
+        with torch.no_grad():  # of the parameters of compiled modules torch would else record that they were copied
+            copy = deepcopy(module, known)
     except Exception as error:  # whatever a stranger's attribute raises
         raise CopyError(f"{type(module).__name__} cannot be copied ({error})") from error
+    for old, new in zip(module.parameters(), copy.parameters(), strict=True):
+        if old.requires_grad and not new.requires_grad:
+            new.requires_grad_()
+    return copy
+
+
+@torch.no_grad()
+def compute_weights(module: Module) -> Module:
+    """``module``, in which hooks of torch that compute weights have computed them anew.
+
+    Between two calls such a weight is a tensor that ``module.to`` leaves in the dtype and on the device where it was.
+    """
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, _WEIGHT_HOOKS):
+                training, part.training = part.training, False  # a spectral norm would go on with its iteration
+                hook(part, ())
+                part.training = training
+    return module
 
 
 def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module:
@@ -62,7 +90,7 @@ def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module
             return copied(model)
         except CopyError as failure:
             raise error(f"{failure}; give inplace=True, which changes the model itself") from failure
-    if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
+    if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers()) if not is_lazy(tensor)):
         raise error(
             "the model's weights were made under torch.inference_mode, where torch lets nobody change them; make or load it "
             "outside, or leave inplace=False"
@@ -90,4 +118,12 @@ def hand_over_hooks(module: nn.Module, replacement: Module) -> Module:
     """``replacement`` with the hooks that a call of ``module`` runs; handles that remove them hold for both."""
     for name in _HOOKS:
         setattr(replacement, name, getattr(module, name))
+    return replacement
+
+
+def hand_over_notes(module: nn.Module, replacement: Module) -> Module:
+    """``replacement`` with the attributes that somebody set on ``module``, such as the numbers of the layers that it reads."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and not hasattr(replacement, name):
+            vars(replacement)[name] = value  # not setattr, which would register a module that was noted without
     return replacement

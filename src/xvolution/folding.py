@@ -51,7 +51,12 @@ def is_frozen_batch_norm(module: Any) -> bool:
     Any class with such buffers counts that computes this formula, which is tested by running it on random statistics: others add
     an activation, or divide by something else.
     """
-    if module._parameters or not all(isinstance(module._buffers.get(name), Tensor) for name in _FROZEN_BUFFERS):
+    compiled = isinstance(module, torch.jit.ScriptModule)  # whose class is not known
+    if (
+        compiled
+        or module._parameters
+        or not all(isinstance(module._buffers.get(name), Tensor) for name in _FROZEN_BUFFERS)
+    ):
         return False
     return module.running_var.is_meta or any(_computes_batch_norm(module, dims) for dims in (2, 1, 3))
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xvolution.copying import copied
+from xvolution.copying import compute_weights, copied
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -71,7 +71,7 @@ def on_float64_device(module: Module) -> Module:
 
 def in_float64(module: Module) -> Module:
     """``module`` itself, changed to fp64; on the CPU where its device has none."""
-    return on_float64_device(module).double()
+    return compute_weights(on_float64_device(module).double())
 
 
 def computed_in(x: Tensor) -> torch.dtype:

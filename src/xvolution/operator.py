@@ -18,13 +18,13 @@ from xvolution.attention.deployed import DeployedOperator
 from xvolution.attention.folded import Folded, FoldedWithoutAttention, LayoutError
 from xvolution.capture import SpatialModule
 from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
-from xvolution.copying import hand_over_hooks
+from xvolution.copying import compute_weights, hand_over_hooks, hand_over_notes
 from xvolution.exactness import ReparameterizationError, refusal, require_exact, require_finite, require_unaltered
 from xvolution.folding import FoldingError, NormLayer, becomes_foldable, build_norm, fold_convolutions
 from xvolution.geometry import ConvSite, Geometry
 from xvolution.memory_format import with_format_of
 from xvolution.numerics import add, on_float64_device
-from xvolution.standin import StandIn
+from xvolution.standin import InPlaceOfConvolution
 
 
 class NormalizedConvolution(nn.Module):
@@ -38,7 +38,7 @@ class NormalizedConvolution(nn.Module):
         return self.norm(self.conv(x))
 
 
-class XVolution(StandIn, SpatialModule):
+class XVolution(InPlaceOfConvolution, SpatialModule):
     """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
 
         y = conv_norm(conv(x)) + attention_norm(attention(x))     (with num_conv_branches, a sum of such convolutions and norms)
@@ -129,6 +129,7 @@ class XVolution(StandIn, SpatialModule):
         """
         if not isinstance(conv, CONVOLUTIONS[cls.dims]):
             raise ValueError(f"{cls.__name__} goes in the place of an nn.Conv{cls.dims}d, not of {type(conv).__name__}")
+        compute_weights(conv)
         operator = cls.__new__(cls)
         nn.Module.__init__(operator)
         factory: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
@@ -138,7 +139,7 @@ class XVolution(StandIn, SpatialModule):
         for added in (operator.parallel, operator.attention, operator.attention_norm):
             if added is not None:
                 with_format_of(conv.weight, added).train(conv.training)
-        return operator
+        return hand_over_notes(conv, operator)
 
     def _assemble(
         self,
@@ -232,6 +233,12 @@ class XVolution(StandIn, SpatialModule):
     def padding_mode(self) -> str:
         return self.conv.padding_mode
 
+    def _weight_like(self) -> Tensor:
+        return self.conv.weight
+
+    def _bias_like(self) -> Tensor | None:
+        return self.conv.bias
+
     def compute(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         value = self.conv(x)
@@ -264,12 +271,10 @@ class XVolution(StandIn, SpatialModule):
         return deploy(self, lambda folded: folded.deployed(folded.layouts[0], self.conv.weight))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A plain convolution's, whose weights a parametrization or a hook may compute from others.
-        stores = (self.conv._parameters, self.conv._buffers, self.conv._modules)
-        of_conv = {name for store in stores for name in store} - self._modules.keys()
+        # A plain convolution's, whose weights a parametrization or a hook may compute from others, by new or older names.
         for key in [key for key in state_dict if key.startswith(prefix)]:
             name = key.removeprefix(prefix)
-            if name.split(".")[0] in of_conv and f"{prefix}conv.{name}" not in state_dict:
+            if name.split(".")[0] not in self._modules and f"{prefix}conv.{name}" not in state_dict:
                 state_dict[f"{prefix}conv.{name}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -307,7 +312,7 @@ def fold(operator: XVolution) -> Folded:
     """
     require_unaltered(operator)
     require_finite(operator)
-    operator = on_float64_device(operator)
+    operator = on_float64_device(compute_weights(operator))
     branches: Any = operator.parallel
     convolution = fold_convolutions(
         [(operator.conv, operator.conv_norm), *((branch.conv, branch.norm) for branch in branches)]
@@ -332,9 +337,10 @@ def deploy(operator: XVolution, choose: Callable[[Folded], DeployedOperator]) ->
     with _refused(operator):
         deployed = choose(fold(operator))
         require_exact(operator, deployed.layout, fold)
+    deployed.place, deployed.has_bias = operator.place, operator.bias is not None
     if not any(parameter.requires_grad for parameter in operator.parameters()):
         deployed.requires_grad_(False)
-    return hand_over_hooks(operator, deployed)
+    return hand_over_notes(operator, hand_over_hooks(operator, deployed))
 
 
 def layouts_for(operator: XVolution) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def test_a_network_is_converted_within_its_budget_and_says_so():
         example_inputs=X,
     )
     assert 0 < len(operators_in(part)) < 3
-    assert "more would exceed the budget" in str(conversion_summary(part))
+    assert "its operator would exceed the budget of" in str(conversion_summary(part))
 
 
 def test_other_operators_have_a_price_too():

@@ -198,6 +198,97 @@ def test_weights_that_are_computed_from_others_load(computes_weights):
     assert torch.allclose(converted(x), plain(x), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_older_names_of_computed_weights_load():
+    def build(computes_weights):
+        net = SmallNet()
+        computes_weights(net.layer1.conv1)
+        return net
+
+    plain = randomize(build(weight_norm)).eval()
+    converted = convert(build(parametrizations.weight_norm)).eval()
+    missing, unexpected = converted.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert all(".attention" in name for name in missing)
+    load_unconverted(converted, plain.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(converted(x), plain(x), atol=1e-6)
+
+
+class Aliased(nn.Module):
+    """Registers its modules under two names each."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3), Residual(8)
+        self.blocks = nn.ModuleList([self.stem, self.body])
+        self.convs = nn.ModuleList([self.body.conv1, self.body.conv2])
+        self.norms = nn.ModuleList([self.body.norm1, self.body.norm2])
+
+    def forward(self, x):
+        return self.body(self.stem(x))
+
+
+def test_modules_under_two_names_load():
+    plain, converted = randomize(Aliased(), 1).eval(), convert(Aliased()).eval()
+    assert isinstance(converted.body.conv1.conv_norm, nn.BatchNorm2d)
+    missing, unexpected = converted.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert missing
+    assert all(".attention" in name for name in missing)
+    load_unconverted(converted, plain.state_dict())
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(converted(x), plain(x))
+    twin = convert(Aliased()).eval()
+    twin.load_state_dict(converted.state_dict())
+    assert torch.equal(twin(x), plain(x))
+    checkpoint = plain.state_dict()
+    for name in ("body.norm1.weight", "norms.0.weight", "blocks.1.norm1.weight"):
+        del checkpoint[name]
+    with pytest.raises(ValueError, match=r"the checkpoint lacks .*norm1\.weight"):
+        load_unconverted(converted, checkpoint)
+
+
+def test_names_that_a_loader_drops_load():
+    plain, converted = networks()
+    found = {name: value for name, value in plain.state_dict().items() if name in converted.state_dict()}
+    assert len(found) < len(plain.state_dict()) / 2
+    load_unconverted(converted, plain.state_dict())
+    assert torch.equal(converted.backbone[0].conv1.conv.weight, plain.backbone[0].conv1.weight)
+    with pytest.raises(ValueError, match="the network is on the meta device"):
+        load_unconverted(copy.deepcopy(converted).to("meta"), plain.state_dict())
+
+
+class ReadTwice(nn.Module):
+    """Norms of which one may move, behind control flow on sizes that torch.fx cannot read."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.moves, self.added, self.returned = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+
+    def forward(self, x):
+        assert x.shape[1] == 3, "symbols of torch.fx are no truth values"
+        if bool(x.shape[0] > 10):
+            return x
+        x = self.norms[0](self.moves(self.stem(x))).relu_()
+        y = self.added(x)
+        x = self.norms[1](y) + y[:, :, :1, :1]
+        z = self.returned(x)
+        return self.norms[2](z), z.flatten(1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("options", [{}, {"verify": False}, {"example_inputs": torch.randn(3, 3, 9, 20)}])
+def test_norms_that_move_depend_on_no_device_and_no_inputs(device, options):
+    options = {name: value.to(device) if name == "example_inputs" else value for name, value in options.items()}
+    converted = convert(ReadTwice().eval().to(device), **options)
+    names = ("moves", "added", "returned")
+    moved = [name for name in names if isinstance(converted.get_submodule(name).conv_norm, nn.BatchNorm2d)]
+    assert moved == ["moves"]
+
+
 def test_distributed_wrappers(tmp_path):
     plain, converted = networks()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)

@@ -60,6 +60,69 @@ def test_nothing_is_counted_before_it_is_asked_for(monkeypatch):
         conversion_summary(converted)
 
 
+class Mixed(nn.Module):
+    """Convolutions that stay for every reason there is."""
+
+    class Squared(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x * x)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1))
+        self.layer2 = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1))
+        self.squared = self.Squared(8, 8, 3, padding=1)
+        self.lazy = nn.LazyConv2d(8, 3, padding=1)
+        self.signal = nn.Conv1d(1, 1, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+
+    def forward(self, x):
+        return self.up(self.squared(self.layer2(self.layer1(self.stem(x)))))
+
+
+def test_what_was_left_alone_is_listed_with_the_reason():
+    model, images = Mixed().eval(), torch.randn(1, 3, 16, 16)
+    summary = conversion_summary(convert(model, example_inputs=images))
+    assert [row.name for row in summary.replaced] == ["layer1.0", "layer2.1"]
+    assert {row.name: row.reason for row in summary.left} == {
+        "stem": "the stem",
+        "layer1.1": "a kernel of one pixel",
+        "layer2.0": "attention stands at its projection, layer2.1",
+        "squared": "Squared computes no plain convolution of its input",
+        "lazy": "LazyConv2d has no weights yet",
+        "signal": "not of 2 dimensions, as the stem is",
+        "up": "a transposed convolution",
+    }
+    said = str(summary).splitlines()
+    assert "stem        3x3 3->8 /2        the stem" in said
+    assert "layer2.0    3x3 8->8 groups=8  attention stands at its projection, layer2.1" in said
+    staged = conversion_summary(convert(model, stages=(2,), at_projections=False, example_inputs=images))
+    assert [row.name for row in staged.replaced] == ["layer2.0"]
+    assert {row.reason for row in staged.left if row.name in ("stem", "layer1.0")} == {"outside of the stages 2"}
+    named = conversion_summary(convert(model, names=["layer1.0"], example_inputs=images))
+    assert "its name is none of layer1.0" in {row.reason for row in named.left}
+    sized = conversion_summary(convert(model, kernel_sizes=[1], example_inputs=images))
+    assert "its kernel has none of the sizes 1" in {row.reason for row in sized.left}
+    chosen = conversion_summary(convert(model, filter_fn=lambda _, name: name == "stem", example_inputs=images))
+    assert "left out by filter_fn" in {row.reason for row in chosen.left}
+    with pytest.raises(ValueError, match=r"there are: stem 3x3.*; left alone: squared \(Squared computes no plain"):
+        convert(model, names=["squared"], example_inputs=images)
+
+
+def test_operators_of_an_earlier_conversion_are_not_left_alone():
+    model = convert(SmallNet(), stages=(1,))
+    summary = conversion_summary(convert(model, stages=(2,)))
+    assert {row.name for row in summary.left} == {"stem"}
+
+
+def test_a_network_of_which_all_is_replaced_lists_nothing():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    summary = conversion_summary(convert(model, names=["*"]))
+    assert summary.left == ()
+    assert "left alone" not in str(summary)
+
+
 def test_counting_changes_nothing():
     model = convert(SmallNet(), example_inputs=torch.randn(2, 3, 8, 8))
     model.layer1.eval()

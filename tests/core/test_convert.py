@@ -13,6 +13,8 @@ from xvolution import ConversionError, XVolution2d, XVolutionConfig, conversion_
 from xvolution.attention import ChannelGate, GatedDepthwise, Global, Linear, PixelShift, PixelShiftDot
 from xvolution.conversion.config import Conversion, Placement
 from xvolution.conversion.register import conversion_from_dict, operator_names
+from xvolution.convolutions import conv_over
+from xvolution.geometry import Geometry
 from xvolution.operators import ACmix2d
 
 
@@ -107,6 +109,48 @@ def test_what_goes_in_by_name_or_configuration(network, images):
     assert heads.layer2.conv1.attention.heads == 4
     by_name = convert(network, XVolutionConfig(attention="linear"), stages=[1])
     assert by_name.layer1.conv1.attention.config == Linear()
+
+
+class Padded(nn.Conv2d):
+    """Computes no plain convolution: it puts ones around its image."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1), value=1.0))
+
+
+@pytest.mark.parametrize("first", [nn.Conv2d, Padded])
+def test_the_stem_is_the_first_convolution_whatever_it_computes(first, images):
+    model = nn.Sequential(first(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)).eval()
+    assert operators_in(convert(model, example_inputs=images)) == ["1", "2"]
+
+
+class EncoderDecoder(nn.Module):
+    """An encoder without numbered stages, and a decoder with three."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.encoder = nn.Sequential(*(nn.Conv2d(4 if i else 3, 4, 3, padding=1) for i in range(layers)))
+        self.decoder = nn.Module()
+        self.decoder.stages = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        x = self.encoder(x)
+        for stage in self.decoder.stages:
+            x = stage(x)
+        return x
+
+
+@pytest.mark.parametrize(("layers", "stem"), [(1, 1), (2, 2), (3, 1), (6, 1)])
+def test_an_encoder_is_no_stem(layers, stem, images):
+    model = EncoderDecoder(layers).eval()
+    inside = [f"encoder.{index}" for index in range(stem, layers)]
+    assert operators_in(convert(model, example_inputs=images)) == [*inside, *(f"decoder.stages.{i}" for i in range(4))]
+
+
+def test_a_replacement_that_does_not_fit_names_the_layer(network, images):
+    network.layer2.conv1 = conv_over(Geometry((3, 3), (1, 1), ((2, 0), (0, 2)), (1, 1)), 8, 8)
+    with pytest.raises(ValueError, match=r"^layer2\.conv1: .* which no padding of nn.Conv2d says; leave it out"):
+        convert(network, "acmix", names=["layer2.conv1"], example_inputs=images)
 
 
 def test_requests_that_mean_nothing_are_sentences(network):
@@ -218,10 +262,9 @@ def test_a_network_that_uses_the_convolution_otherwise_is_refused():
             self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
         def forward(self, x):
-            weight = getattr(self.conv, "weight", None)
-            return self.conv(x) + (0 if weight is None else weight.sum())
+            return self.conv(x) + self.conv.weight.sum()
 
-    with pytest.raises(ConversionError, match="leave it out"):
+    with pytest.raises(ConversionError, match=r"computes with conv\.weight.* Leave it out by names or filter_fn"):
         convert(Tied(), filter_fn=lambda module, name: True)
 
 

@@ -52,6 +52,22 @@ class PaddedByModule(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+class Around(nn.Conv2d):
+    """Puts ``widths`` pixels around the image in a mode of its own, and cuts its output by ``cut`` pixels on the right."""
+
+    def __init__(self, *args, widths, mode="constant", value=0.0, cut=0, **options):
+        super().__init__(*args, **options)
+        self.widths, self.mode, self.value, self.cut = widths, mode, value, cut
+
+    def forward(self, x):
+        x = (
+            F.pad(x, self.widths, self.mode, self.value)
+            if self.mode == "constant"
+            else F.pad(x, self.widths, self.mode)
+        )
+        return super().forward(x)[..., : -self.cut or None]
+
+
 class Squared(nn.Conv2d):
     """Not linear in its input."""
 
@@ -80,6 +96,15 @@ UNDERSTOOD = {
     "padded by size, even": lambda: PaddedBySize(4, 8, 4, groups=4),
     "padded by a module": lambda: PaddedByModule(4, 8, 3, bias=False),
     "padded by a module, even": lambda: PaddedByModule(4, 8, 4, dilation=3),
+    "padded by a module, stride 2": lambda: PaddedByModule(4, 8, 3, stride=2),
+    "padded by a module, stride 3": lambda: PaddedByModule(4, 8, (5, 3), stride=3, image_size=17),
+    "padded before alone, and by its own": lambda: Around(4, 8, 3, widths=(2, 0, 0, 0), padding=(1, 0)),
+    "every side its own": lambda: Around(4, 8, 3, widths=(0, 1, 2, 3), stride=(1, 2)),
+    "cropped": lambda: Around(4, 8, 3, widths=(0, -1, 2, 0)),
+    "reflected": lambda: Around(4, 8, 3, widths=(1, 2, 0, 1), mode="reflect"),
+    "repeated": lambda: Around(4, 8, 3, widths=(2, 0, 0, 0), mode="replicate"),
+    "cut behind": lambda: Around(4, 8, 3, widths=(0, 0, 0, 0), padding=2, cut=2),
+    "cut behind, stride 2": lambda: Around(4, 8, 3, widths=(1, 0, 0, 0), stride=2, padding=2, cut=1),
     "parametrized": parametrized,
     "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(4, 8, 3, padding=1)),
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Conv2d(4, 8, 3, padding=1)),
@@ -106,6 +131,78 @@ def test_understood_convolutions_convert_and_deploy_exactly(name, size):
         deployed = reparameterize(converted, x, layout=layout)
         torch.testing.assert_close(deployed(x), converted(x), rtol=1e-10, atol=1e-11)
         assert not any(parametrize.is_parametrized(module) for module in deployed.modules())
+
+
+def test_causal_videos_and_signals():
+    class Causal(nn.Conv3d):
+        def forward(self, x):
+            return super().forward(F.pad(x, (0, 0, 0, 0, self.dilation[0] * (self.kernel_size[0] - 1), 0)))
+
+    torch.manual_seed(0)
+    video = Causal(3, 4, 3, padding=(0, 1, 1), dilation=(2, 1, 1))
+    assert geometry_of(video).padding == ((4, 0), (1, 1), (1, 1))
+    model = nn.Sequential(nn.Conv3d(3, 3, 1), video).double().eval()
+    x = torch.randn(1, 3, 6, 5, 7, dtype=torch.float64)
+    converted = convert(model, names=["1"], example_inputs=x)
+    nn.init.normal_(converted[1].attention_norm.weight)
+    torch.testing.assert_close(reparameterize(converted, x)(x), converted(x), rtol=1e-10, atol=1e-11)
+    first = x.clone()
+    first[:, :, 3:] += 1
+    assert torch.equal(model(x)[:, :, :3], model(first)[:, :, :3])
+
+
+def test_a_padding_that_is_no_mode_of_torch_is_left_alone():
+    with pytest.raises(ValueError, match="Around computes no plain convolution"):
+        kernel_of(Around(4, 8, 3, widths=(1, 1, 1, 1), value=-1.0))
+    # zeros on some sides and repeated pixels on others
+    with pytest.raises(ValueError, match="Around computes no plain convolution"):
+        kernel_of(Around(4, 8, 3, widths=(2, 0, 0, 0), mode="replicate", padding=(1, 0)))
+
+
+@pytest.mark.parametrize("stride", [2, 3, 5])
+def test_padding_by_the_size_of_the_image_is_told_from_constant_padding(stride):
+    for side in (2, 3, 4):
+        assert geometry_of(PaddedBySize(4, 4, side, stride=stride)) == Geometry.create(side, stride, "same_upper")
+
+
+@pytest.mark.parametrize("name", UNDERSTOOD)
+def test_networks_without_values_are_understood_alike(name):
+    conv = UNDERSTOOD[name]()
+    bare = UNDERSTOOD[name]().to("meta")
+    assert geometry_of(bare) == geometry_of(conv)
+    assert kernel_of(bare).weight.is_meta
+    assert kernel_of(bare).weight.shape == kernel_of(conv).weight.shape
+    converted = convert(network(bare).to("meta"), at_projections=False)
+    assert isinstance(converted[1], XVolution2d)
+    assert converted.state_dict().keys() == convert(network(conv), at_projections=False).state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(
+    "computes_weights",
+    [
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+        lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    ],
+)
+@pytest.mark.parametrize("run_before", [True, False])
+def test_weights_that_hooks_compute_follow_the_dtype(computes_weights, run_before):
+    torch.manual_seed(0)
+    model = randomize(network(computes_weights(nn.Conv2d(4, 8, 3, padding=1)))).eval()
+    x = torch.randn(2, 3, 9, 8)
+    if run_before:
+        model(x)  # outside of no_grad, which leaves a weight that is a result
+    converted = convert(model, example_inputs=x, at_projections=False)
+    assert isinstance(converted[1], XVolution2d)
+    nn.init.normal_(converted[1].attention_norm.weight)
+    for dtype in (torch.float64, torch.float32):
+        changed = converted.to(dtype)  # without a call, which would compute the weight
+        deployed = reparameterize(changed, x.to(dtype), layout="split")
+        assert {parameter.dtype for parameter in deployed.parameters()} == {dtype}
+        torch.testing.assert_close(deployed(x.to(dtype)), changed(x.to(dtype)))
+    once = convert(model.to(torch.bfloat16), example_inputs=x.bfloat16(), at_projections=False, verify=False)
+    assert {parameter.dtype for parameter in once.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("kind", [Squared, Twice])

@@ -98,6 +98,97 @@ def test_a_failure_in_place_leaves_the_model_as_it_was(network, images):
     assert relative_error(expected, network(images)) <= 1e-5
 
 
+class Amplifies(nn.Module):
+    """Makes more of rounding than a comparison of outputs allows."""
+
+    def __init__(self, single=False):
+        super().__init__()
+        self.body, self.single = SmallNet(), single
+
+    def forward(self, x):
+        y = self.body(x.float() if self.single else x)
+        return (1e5 * y).sin()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layout", ["auto", "split", "parts"])
+def test_networks_that_make_much_of_rounding_are_compared_in_fp64(images, layout, inplace):
+    torch.manual_seed(0)
+    network = randomize(convert(Amplifies(), CONFIG), 1).eval()
+    expected = network(images)
+    deployed = reparameterize(network, images, layout=layout, fold_norms=True, inplace=inplace)
+    assert (deployed is network) == inplace
+    assert not any(isinstance(module, XVolution2d | nn.BatchNorm2d) for module in deployed.modules())
+    assert relative_error(expected, deployed(images)) > 1e-4
+    assert all(parameter.dtype == torch.float32 for parameter in deployed.parameters())
+
+
+def test_a_network_that_cannot_be_run_in_fp64_is_told_of_rtol(images):
+    network = randomize(convert(Amplifies(single=True), CONFIG), 1).eval()
+    before = dict(network.named_modules())
+    for inplace in (False, True):
+        with pytest.raises(ReparameterizationError, match=r"differs from the trained one .* a larger rtol says"):
+            reparameterize(network, images, inplace=inplace)
+    assert dict(network.named_modules()) == before
+    assert reparameterize(network, images, rtol=3) is not network
+    with pytest.raises(ReparameterizationError, match="allowed 1e-09"):
+        reparameterize(network, images, rtol=1e-9, atol=0)
+
+
+def test_a_network_that_asks_for_the_class_of_its_operators_is_refused(images):
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = SmallNet()
+
+        def forward(self, x):
+            return self.body(x) + 0.01 * isinstance(self.body.layer2.conv1, XVolution2d)
+
+    network = randomize(convert(Asks(), CONFIG, verify=False)).eval()
+    with pytest.raises(ReparameterizationError, match=r"; in fp64 by .*it asks for their class, say"):
+        reparameterize(network, images)
+
+
+class Draws(nn.Module):
+    """Dropout in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = SmallNet()
+
+    def forward(self, x):
+        return nn.functional.dropout(self.body(x), 0.5, training=True)
+
+
+def test_a_network_that_draws_random_numbers_is_recognized(images):
+    network = randomize(convert(Draws(), CONFIG)).eval()
+    with pytest.warns(UserWarning, match=r"Draws draws random numbers in eval mode.*each operator was"):
+        deployed = reparameterize(network, images)
+    assert layouts_of(deployed)
+
+
+def test_an_operator_that_differs_is_named_where_the_network_hides_it(network, images, monkeypatch):
+    class Hides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network
+
+        def forward(self, x):
+            return x.mean() + 1e-9 * self.body(x)
+
+    fold_right = deploying.fold
+
+    def fold_wrong(operator):
+        folded = fold_right(operator)
+        folded.convolution.bias += 0.01
+        return folded
+
+    monkeypatch.setattr(deploying, "fold", fold_wrong)
+    monkeypatch.setattr(deploying, "require_exact", lambda *_: None)
+    with pytest.raises(ReparameterizationError, match=r"the first module that differs is body\.layer1\.conv1: its dep"):
+        reparameterize(Hides().eval(), images)
+
+
 def test_the_first_module_that_differs_is_named(network, images, monkeypatch):
     broken, fold_right = network.layer1.conv2, deploying.fold
 

@@ -66,6 +66,26 @@ def test_the_graph_holds_convolutions_multiplications_and_additions(tmp_path):
     assert operators <= {"Conv", "Mul", "Add", "Split", "Constant", "Sigmoid", "ReduceMean"}
 
 
+def test_other_sizes_are_tried_with_the_values_of_the_example(tmp_path):
+    seen = []
+
+    class OfUnitRange(nn.Module):
+        """Computes nothing finite outside of 0 to 1, where its images lie."""
+
+        def forward(self, x):
+            if not torch.compiler.is_compiling():
+                seen.append(x)
+            return (x * (1 - x)).sqrt()
+
+    images = 0.1 + 0.8 * torch.rand(1, 3, 8, 9)
+    report = export(OfUnitRange().eval(), tmp_path / "model.pt2", images)
+    assert report.dynamic == "batch and image size"
+    larger = next(x for x in seen if x.shape == (2, 3, 40, 41))
+    assert set(larger.flatten().tolist()) == set(images.flatten().tolist())
+    assert not torch.equal(larger[0], larger[1])
+    assert torch.equal(larger[0, :, :8, :9], images[0])
+
+
 def test_a_network_of_one_size_keeps_the_batch_open(tmp_path):
     class OneSize(nn.Module):
         def __init__(self):

@@ -8,6 +8,7 @@ from tests.core.cases import CASES, VARIANTS
 from tests.core.execution import TRAINING, layouts, operator
 from tests.core.networks import SmallNet, randomize
 from xvolution import XVolution2d, XVolution3d, XVolutionConfig, collapse, convert, reparameterize
+from xvolution.attention import PixelShift
 from xvolution.conversion.register import operator_names
 from xvolution.memory_format import memory_format_of, with_format_of
 
@@ -67,6 +68,19 @@ def test_a_window_beside_a_convolution_of_one_pixel(kernel_size, memory_format):
     trained = XVolution2d(8, 16, kernel_size, padding=kernel_size // 2).eval().to(memory_format=memory_format)
     for layout in ("split", "parts", "single"):
         check(reparameterize(trained, layout=layout), memory_format, torch.float32)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("layout", ["split", "parts", "single"])
+def test_outputs_keep_the_format_of_images(layout, channels, memory_format):
+    torch.manual_seed(0)
+    trained = XVolution2d(4, 4, 3, padding=1, attention=PixelShift(attention_channels=channels), zero_init=False)
+    deployed = reparameterize(randomize(trained).eval(), layout=layout).to(memory_format=memory_format)
+    x = torch.randn(2, 4, 7, 6).to(memory_format=memory_format)
+    y = deployed(x)
+    assert memory_format_of(y) is memory_format
+    torch.testing.assert_close(y, trained(x))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)

@@ -15,18 +15,21 @@ from xvolution.copying import copied
 from xvolution.folding import FoldedConvolution
 from xvolution.geometry import Geometry, per_channel
 from xvolution.numerics import CONVOLVE, add, computed_in, narrow, owned, without_autocast
+from xvolution.standin import InPlaceOfConvolution
 
 
-class DeployedOperator(SpatialModule):
+class DeployedOperator(InPlaceOfConvolution, SpatialModule):
     """An operator as it is deployed. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any number of dimensions.
 
     Attributes:
         layout: which of the branch's deployed forms it is.
         conv: the convolution that every form has.
+        has_bias: whether the convolution that it replaces had a bias.
     """
 
     layout: ClassVar[str]
     conv: Any
+    has_bias: bool = True
 
     def __init__(self, convolution: FoldedConvolution) -> None:
         super().__init__()
@@ -40,6 +43,13 @@ class DeployedOperator(SpatialModule):
     @property
     def dims(self) -> int:
         return self.geometry.dims
+
+    def _weight_like(self) -> Tensor:
+        weight = self.conv.weight
+        return weight.new_empty(()).expand(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def _bias_like(self) -> Tensor | None:
+        return self.conv.weight.new_empty(()).expand(self.out_channels) if self.has_bias else None
 
     def parts_to_equalize(self, x: Tensor) -> Mapping[str, Tensor]:
         """Maps (N, C, ...) by name, of which ``equalize_`` wants to know the range of each channel; none by default."""

@@ -48,12 +48,13 @@ def project_onto(y: Tensor, conv: Any, x: Tensor) -> Tensor:
         x: (N, C, H, W).
 
     Returns:
-        (N, C_out, H, W), in the memory format of ``x``.
+        (N, C_out, H, W), in the memory format of ``x``; in that of ``y`` where ``x`` has one channel, and so is in both.
     """
     if not _is_product(conv, x) or y.dtype != x.dtype:
         return add(y, conv(x))
     weight = conv.weight.flatten(1)
-    if x.is_contiguous():
+    in_both = x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+    if x.is_contiguous() and not (in_both and y.stride(1) == 1):
         return owned(torch.baddbmm(y.flatten(2), weight.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:]))
     pixels = x.movedim(1, -1)
     rows = torch.addmm(y.movedim(1, -1).flatten(0, -2), pixels.flatten(0, -2), weight.t())

@@ -28,14 +28,19 @@ class MovedNorm:
 
     def __init__(self, norm: nn.Module, place: nn.Module) -> None:
         self.norm = norm
-        # The list of missing keys, which is one and the same in one call of load_state_dict, tells calls apart.
-        self._loaded: list[str] | None = None
-        self._awaited: tuple[list[str], str] | None = None
+        self._forget(None)
         norm.register_load_state_dict_pre_hook(self.at_its_new_place)
         place.register_load_state_dict_pre_hook(self.at_its_old_place)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"norm": self.norm, "_loaded": None, "_awaited": None}
+        return {"norm": self.norm, "_call": None, "_loaded": False, "_loading": False, "_awaited": ()}
+
+    def _forget(self, call: list[str] | None) -> None:
+        """Begin with a call of ``load_state_dict``, which its list of missing keys tells from others."""
+        self._call = call
+        # Whether the norm came under an old name, whether it is just coming, and the prefixes of its new names so far.
+        self._loaded, self._loading = False, False
+        self._awaited: tuple[str, ...] = ()
 
     def at_its_old_place(
         self,
@@ -48,17 +53,16 @@ class MovedNorm:
         *more: Any,
     ) -> None:
         """Load the norm from the old names, where they are there."""
+        if self._call is not missing:
+            self._forget(missing)
         names = [prefix + name for name in self.norm.state_dict()]
         given = {name: values.pop(name) for name in names if name in values}
         if not given:
             return
-        awaited, self._loaded = self._awaited, None
+        missing[:] = [name for name in missing if not name.startswith(self._awaited)]
+        self._loaded = self._loading = True
         self.norm._load_from_state_dict(given, prefix, metadata, strict, missing, *more)  # calls at_its_new_place
-        self._awaited = None
-        if awaited is not None and awaited[0] is missing:
-            missing[:] = [name for name in missing if not name.startswith(awaited[1])]
-        else:
-            self._loaded = missing
+        self._loading = False
 
     def at_its_new_place(
         self,
@@ -71,31 +75,40 @@ class MovedNorm:
         *more: Any,
     ) -> None:
         """Miss nothing that came, or will come, under the old names."""
-        if self._loaded is missing:
+        if self._call is not missing:
+            self._forget(missing)
+        if self._loaded and not self._loading:
             for name, value in norm.state_dict().items():
                 values.setdefault(prefix + name, value)
-        else:
-            self._awaited = (missing, prefix)
-        self._loaded = None
+        if not self._loading:
+            self._awaited += (prefix,)
 
 
 def load_unconverted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load a checkpoint of a network from before its convolutions became X-volutions.
 
     ``model.load_state_dict`` does the same with ``strict=False``; here everything but the weights that are new must be there.
+    Loaders that compare names themselves and drop what they do not find, as ``from_pretrained`` of transformers and ``load`` of
+    ultralytics do, find few of the old names in a converted network; give this function what they would read.
 
     Args:
         model: the converted network, a part of it, or either one inside ``torch.compile`` or ``DistributedDataParallel``.
         state_dict: of the unconverted network or of the same part of it, also as these wrappers write it.
 
     Raises:
-        ValueError: a weight is missing that is not new, or one is there that the network does not have.
+        ValueError: a weight is missing that is not new, or one is there that the network does not have; or the network is on the
+            meta device, where its new weights have no values.
         RuntimeError: a weight of another shape.
     """
     while isinstance(
         inner := next((model._modules[name] for name in _WRAPPERS if name in model._modules), None), nn.Module
     ):
         model = inner
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the network is on the meta device, where its new weights have no values that a checkpoint could bring; convert it "
+            "on the device where it is to run"
+        )
     values = dict(state_dict)
     for prefix in _WRAPPERS * 2:
         if values and all(name.startswith(f"{prefix}.") for name in values):
@@ -103,7 +116,7 @@ def load_unconverted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
     missing, unexpected = model.load_state_dict(values, strict=False)
     new = tuple(
         ".".join([*name.split("."), part, ""]).removeprefix(".")
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, XVolution)
         for part in _NEW_PARTS
     )

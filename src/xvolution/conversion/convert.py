@@ -18,16 +18,13 @@ from xvolution.conversion.pairing import traced_pairs, watched_pairs
 from xvolution.conversion.projections import at_projections_of
 from xvolution.conversion.proof import Changes, Proof, pairs_hold, random_statistics
 from xvolution.conversion.register import operator_config
-from xvolution.conversion.selection import FilterFunction, convolutions, select
-from xvolution.conversion.summary import Record, Replacement, count_parameters, remember
+from xvolution.conversion.selection import FilterFunction, convolutions, reasons
+from xvolution.conversion.summary import Record, Replacement, count_parameters, left_alone, remember
 from xvolution.copying import working_copy
 from xvolution.operator import XVolution
+from xvolution.standin import ConversionError
 
 _NEW_WEIGHTS = "outputs are not those before, since it starts with new weights"
-
-
-class ConversionError(RuntimeError):
-    """The converted model computes something else than the model before."""
 
 
 @torch.inference_mode(False)  # weights made under it could never be trained
@@ -75,8 +72,15 @@ def convert(
     Raises:
         ValueError: nothing was selected, stages that the network does not have, an operator that is not known or does not fit, or
             a budget into which no operator fits.
-        ConversionError: the outputs changed although the configuration promises to keep them, or the model cannot be copied.
+        ConversionError: the outputs changed although the configuration promises to keep them, a convolution ran whose operator
+            does not, the network computes with the weight of a replaced convolution, or the model cannot be copied or is a
+            ``ScriptModule``.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConversionError(
+            f"{type(model).__name__} comes from torch.jit.script or torch.jit.trace, which leave no modules that could be "
+            "replaced; convert the network that it was made of, and torch.jit.trace(reparameterize(model), images)"
+        )
     config = operator_config(config)
     where = Placement.of(stages, kernel_sizes, names, at_projections)
 
@@ -84,25 +88,25 @@ def convert(
     def inputs() -> Any:
         return infer_inputs(model) if example_inputs is None else without_zeros(example_inputs)
 
-    selected, behind = _select(model, config, where, filter_fn, inputs)
-    model = working_copy(model, inplace, ConversionError)
+    selected, stay, behind = _select(model, config, where, filter_fn, inputs)
+    original, model = model, working_copy(model, inplace, ConversionError)
     chosen = [name for name in selected if not isinstance(model.get_submodule(name), XVolution)]
     if not chosen:
         return model
     afforded = ""
     if budget is not None:
         choice = within_budget(model, chosen, config, budget, inputs())
-        left = len(chosen) - len(choice.names)
-        afforded = (
-            f"; estimated at {choice.estimate:.3f} times the time, {left} more would exceed the budget of {budget}"
-        )
+        over = [name for name in chosen if name not in choice.names]
+        stay |= dict.fromkeys(over, f"its operator would exceed the budget of {budget}")
+        afforded = f"; estimated at {choice.estimate:.3f} times the plain network's time, with a budget of {budget}"
         config, chosen = choice.config, choice.names
+    left = left_alone(model, stay)
     parameters = count_parameters(model)
     pairs = norms_behind(model, chosen, inputs) if config.takes_norm else {}
     changes = Changes(model)
     try:
         if verify:
-            replaced, proof = _put_if_proven(changes, chosen, pairs, config, inputs())
+            replaced, proof = _put_if_proven(changes, chosen, pairs, config, inputs(), original)
         else:
             replaced, proof = _put(changes, chosen, pairs, config), "outputs were not compared"
     except BaseException:
@@ -115,7 +119,7 @@ def convert(
     shape = _image_shape(inputs() if verify else example_inputs)
     if behind:
         proof += f"; at the projections behind {len(behind)} depthwise convolutions, which stay"
-    remember(model, Record(replaced, parameters, shape, proof + afforded))
+    remember(model, Record(replaced, parameters, shape, proof + afforded, left))
     return model
 
 
@@ -125,52 +129,43 @@ def _select(
     where: Placement,
     filter_fn: FilterFunction | None,
     inputs: Callable[[], Any],
-) -> tuple[list[str], dict[str, str]]:
-    """The convolutions to replace, and the projections among them by the depthwise convolutions before them."""
-    selected = select(model, where, filter_fn)
+) -> tuple[list[str], dict[str, str | None], dict[str, str]]:
+    """The convolutions to replace, why each other stays, and the projections to replace by the depthwise one before them."""
+    found = reasons(model, where, filter_fn)
+    selected = [name for name, reason in found.items() if reason is None]
     if not selected:
-        raise ValueError(_nothing_selected(model))
+        raise ValueError(_nothing_selected(model, found))
     chosen_by_kind = where.kernel_sizes is None and where.names is None and filter_fn is None
+    behind: dict[str, str] = {}
     if chosen_by_kind and where.at_projections and config.takes_projections:
-        return at_projections_of(model, selected, inputs)
-    return selected, {}
+        selected, behind = at_projections_of(model, selected, inputs)
+    stay = {name: f"attention stands at its projection, {projection}" for name, projection in behind.items()}
+    return selected, found | stay | dict.fromkeys(selected), behind
 
 
 def norms_behind(model: nn.Module, convs: Collection[str], inputs: Callable[[], Any]) -> Mapping[str, str]:
     """The batch norm that alone reads the output of a convolution, by the name of each of ``convs`` that has one.
 
     From the graph where ``torch.fx`` can read the network, else from one forward pass on ``inputs()``; none where that is None.
-    Those of a forward pass are proven, since it does not tell whether something else reads the output too.
     """
     pairs = traced_pairs(model)
-    if pairs is not None:
-        return {conv: norm for conv, norm in pairs.items() if conv in convs}
-    found = inputs()
-    if found is None:
-        return {}
-    pairs = watched_pairs(model, found)
-    return _provable(model, {conv: norm for conv, norm in pairs.items() if conv in convs}, found)
-
-
-def _provable(model: nn.Module, pairs: dict[str, str], inputs: Any) -> Mapping[str, str]:
-    """The pairs whose move keeps the outputs; none where that cannot be told."""
-    if not pairs:
-        return {}
-    proof = Proof(inputs)
-    with random_statistics(model.get_submodule(norm) for norm in pairs.values()):
-        try:
-            proof.before(model)
-        except Exception:  # whatever a stranger's forward raises: what cannot be run cannot be proven
-            return {}
-        if pairs_hold(model, pairs, proof):
-            return pairs
-        return {} if proof.is_random(model) else _holding(model, pairs, proof)
+    if pairs is None:
+        found = inputs()
+        pairs = {} if found is None else watched_pairs(model, found)
+    return {conv: norm for conv, norm in pairs.items() if conv in convs}
 
 
 def _put_if_proven(
-    changes: Changes, chosen: Sequence[str], pairs: Mapping[str, str], config: ConversionConfig, inputs: Any
+    changes: Changes,
+    chosen: Sequence[str],
+    pairs: Mapping[str, str],
+    config: ConversionConfig,
+    inputs: Any,
+    original: nn.Module,
 ) -> tuple[list[Replacement], str]:
     """Put the operators in; with ``inputs``, only if the outputs stay, with fewer norms moved where that is what they need.
+
+    ``original`` is the network that was given, of which a copy is changed, or that itself.
 
     Returns:
         What was replaced, and what is known of the outputs.
@@ -179,40 +174,70 @@ def _put_if_proven(
         return _put(
             changes, chosen, pairs, config
         ), "outputs were not compared, for want of inputs: give example_inputs"
-    if not (config.keeps_outputs or pairs):
-        return _put(changes, chosen, pairs, config), _NEW_WEIGHTS
     model, proof = changes.model, Proof(inputs)
     norms = {name: model.get_submodule(name) for name in pairs.values()}
     with random_statistics(norms.values()):
-        proof.before(model)
+        proof.before(model, chosen, original)
         if not config.keeps_outputs:
-            held = pairs_hold(model, pairs, proof) or proof.is_random(model)
-            return _put(changes, chosen, pairs if held else _holding(model, pairs, proof), config), _NEW_WEIGHTS
+            held = not pairs or pairs_hold(model, pairs, proof) or proof.is_random(model)
+            replaced = _put(changes, chosen, pairs if held else _holding(model, pairs, proof), config)
+            proof.error(changes.model)
+            if proof.failure is None and not (proof.idle and _is_random(changes.model, inputs)):
+                _require_runs(proof)
+            return replaced, _NEW_WEIGHTS
         replaced = _put(changes, chosen, pairs, config)
         error = proof.error(changes.model)
         if error is None:
+            _require_runs(proof)
             return replaced, "outputs were not compared: the network holds no values yet"
         if proof.allows(error):
+            _require_runs(proof)
             return replaced, f"outputs before and after differ by {error.absolute:.0e}"
         changes.take_back()
         if proof.is_random(model):
-            return _put(
-                changes, chosen, pairs, config
-            ), "outputs were not compared, since the network draws random numbers"
+            replaced = _put(changes, chosen, pairs, config)
+            proof.error(changes.model)
+            if proof.failure is not None:
+                raise _refusal(None, proof)
+            return replaced, "outputs were not compared, since the network draws random numbers"
         replaced = _put(changes, chosen, _holding(model, pairs, proof), config)
         error = proof.error(changes.model)
         if error is None or not proof.allows(error):
-            raise ConversionError(
-                f"the converted model{_shown(error, proof.failure)}: the network uses a replaced convolution in a way that the "
-                "operator does not follow; leave it out by names or filter_fn"
-            ) from proof.failure
+            raise _refusal(error, proof) from proof.failure
+        _require_runs(proof)
         return replaced, f"outputs before and after differ by {error.absolute:.0e}"
 
 
-def _shown(error: Difference | None, failure: Exception | None) -> str:
-    if failure is not None:
-        return f" cannot be run ({failure})"
-    return "'s outputs differ" + ("" if error is None else f" by {error.absolute:.1e} (relative {error.relative:.1e})")
+def _require_runs(proof: Proof) -> None:
+    """Raise ConversionError where a convolution ran before whose operator does not."""
+    idle = sorted(proof.idle)
+    if idle:
+        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+        raise ConversionError(
+            f"the operator in the place of {', '.join(idle[:3])}{more} never runs, though the convolution did: the network calls "
+            "it by a reference of its own (a function, a copy, a fused or compiled form); convert before that is made, or leave "
+            "it out by names or filter_fn"
+        )
+
+
+def _is_random(model: nn.Module, inputs: Any) -> bool:
+    proof = Proof(inputs)
+    proof.before(model)
+    return proof.is_random(model)
+
+
+def _refusal(error: Difference | None, proof: Proof) -> ConversionError:
+    """What is said of a converted network that cannot be run, or whose outputs differ by ``error``."""
+    if isinstance(proof.failure, ConversionError):
+        return proof.failure
+    said = "'s outputs differ" + ("" if error is None else f" by {error.absolute:.1e} (relative {error.relative:.1e})")
+    if proof.failure is not None:
+        where = "" if proof.failed_in is None else f" in {proof.failed_in}"
+        said = f" cannot be run ({proof.failure}{where})"
+    return ConversionError(
+        f"the converted model{said}: the network uses a replaced convolution in a way that the operator does not follow; leave "
+        "it out by names or filter_fn"
+    )
 
 
 def _holding(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> Mapping[str, str]:
@@ -231,14 +256,25 @@ def _put(
     replaced = []
     for name in chosen:
         conv, norm = changes.model.get_submodule(name), pairs.get(name)
-        operator = changes.move_norm(name, norm, config.replacement)
+        try:
+            operator = changes.move_norm(name, norm, config.replacement)
+        except ValueError as error:
+            raise ValueError(f"{name or type(conv).__name__}: {error}") from error
+        if isinstance(operator, XVolution):
+            operator.place = name
         replaced.append(Replacement.of(name, conv, operator, norm))
     return replaced
 
 
-def _nothing_selected(model: nn.Module) -> str:
-    found = [f"{name} {'x'.join(map(str, conv.kernel_size))}" for name, conv in convolutions(model)]
-    if not found:
-        return f"{type(model).__name__} has no convolution that could be converted"
-    shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
-    return f"the configuration selects no convolution of {type(model).__name__}; there are: {shown}"
+def _nothing_selected(model: nn.Module, found: Mapping[str, str | None]) -> str:
+    there = dict(convolutions(model))
+    others = [f"{name or type(model).__name__} ({reason})" for name, reason in found.items() if name not in there]
+    left = f"; left alone: {_listed(others)}" if others else ""
+    if not there:
+        return f"{type(model).__name__} has no convolution that could be converted{left}"
+    listed = _listed([f"{name} {'x'.join(map(str, conv.kernel_size))}" for name, conv in there.items()])
+    return f"the configuration selects no convolution of {type(model).__name__}; there are: {listed}{left}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return ", ".join(items[:20]) + (f" and {len(items) - 20} more" if len(items) > 20 else "")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from xvolution.convolutions import CONVOLUTIONS
 
@@ -30,12 +34,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
-    """Call ``model`` with a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
+    """Call ``model`` with a tensor, a tuple of positional arguments or a mapping of keyword arguments.
+
+    It gets copies, since some networks scale or pad their images in place, and would see others at the next call.
+    """
     if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
+        return model(**_copies(dict(example_inputs)))
     if isinstance(example_inputs, tuple):
-        return model(*example_inputs)
-    return model(example_inputs)
+        return model(*_copies(example_inputs))
+    return model(_copies(example_inputs))
+
+
+def _copies(inputs: Any) -> Any:
+    return tree_map_only(Tensor, torch.clone, inputs)
 
 
 def conv_at(model: nn.Module, name: str) -> Any:
@@ -51,26 +62,90 @@ def conv_at(model: nn.Module, name: str) -> Any:
 
 
 def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> nn.Module:
-    """Put ``replacement`` wherever the module called ``name`` is registered, so that a shared module stays shared.
+    """Put ``replacement`` wherever the module called ``name`` is held, so that a shared module stays shared.
 
     Returns:
         The model; ``replacement`` itself when ``name`` is empty.
     """
     if not name:
         return replacement
-    for parent, key in places_in(model)[model.get_submodule(name)]:
-        parent._modules[key] = replacement
+    for place in places_in(model)[model.get_submodule(name)]:
+        place.put(replacement)
     return model
 
 
-def places_in(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
-    """Of every module below ``model`` all modules that hold it, each with the name it holds it under."""
-    places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
-    for parent in model.modules():
-        for key, child in parent._modules.items():
-            if child is not None:
-                places.setdefault(child, []).append((parent, key))
+@dataclass(frozen=True)
+class Place:
+    """Where something is held: under ``key`` of a list, of a dict or, by the place of that, of a tuple."""
+
+    holder: Any
+    key: Any
+
+    def get(self) -> Any:
+        """What is there."""
+        return self._held()[self.key]
+
+    def put(self, value: Any) -> None:
+        """Put ``value`` there; of a tuple a new one takes the place."""
+        if not isinstance(self.holder, Place):
+            self.holder[self.key] = value
+            return
+        items = list(self._held())
+        items[self.key] = value
+        kind = type(self._held())
+        self.holder.put(kind._make(items) if hasattr(kind, "_make") else kind(items))
+
+    def _held(self) -> Any:
+        return self.holder.get() if isinstance(self.holder, Place) else self.holder
+
+
+#: What ``nn.Module`` itself keeps on a module: parameters, hooks and the like.
+_INTERNALS = frozenset(vars(nn.Module()))
+#: Objects that hold no modules, or none that are part of a network.
+_LEAVES = (str, bytes, int, float, complex, type(None), Tensor, type, ModuleType)
+_FOREIGN = frozenset({"torch", "builtins", "numpy", "logging", "threading"})
+
+
+def places_in(model: nn.Module) -> dict[nn.Module, list[Place]]:
+    """Of every module below ``model`` all places that hold it.
+
+    Those are the modules that register it, and whatever objects these hold: lists, tuples, dicts, and other objects'
+    attributes.
+    """
+    places: dict[nn.Module, list[Place]] = {}
+    seen: set[int] = {id(model)}
+    pending = list(_inside(model))
+    while pending:
+        place = pending.pop()
+        value = place.get()
+        if isinstance(value, nn.Module):
+            places.setdefault(value, []).append(place)
+        if isinstance(value, tuple):
+            pending += [Place(place, index) for index, item in enumerate(value) if not isinstance(item, _LEAVES)]
+        elif id(value) not in seen:
+            seen.add(id(value))
+            pending += _inside(value)
     return places
+
+
+def _inside(holder: Any) -> Iterator[Place]:
+    """The places in a module, a list, a dict or an object's attributes; tuples are no holders, since they cannot change."""
+    if isinstance(holder, nn.Module):
+        yield from _places_of(holder._modules, holder._modules.items())
+        attributes = vars(holder)
+        yield from _places_of(attributes, ((k, v) for k, v in attributes.items() if k not in _INTERNALS))
+    elif isinstance(holder, dict):
+        yield from _places_of(holder, holder.items())
+    elif isinstance(holder, list | deque):
+        yield from _places_of(holder, enumerate(holder))
+    elif type(holder).__module__.partition(".")[0] not in _FOREIGN:
+        found = getattr(holder, "__dict__", None)
+        if isinstance(found, dict):
+            yield from _places_of(found, found.items())
+
+
+def _places_of(holder: Any, items: Iterable[tuple[Any, Any]]) -> Iterator[Place]:
+    return (Place(holder, key) for key, value in items if not isinstance(value, _LEAVES))
 
 
 def without_zeros(inputs: Any) -> Any:
@@ -107,7 +182,7 @@ def infer_inputs(model: nn.Module) -> Tensor | None:
         x = torch.randn(1, *size, generator=generator).to(conv.weight.device, conv.weight.dtype)
         try:
             with evaluating(model):
-                model(x)
+                call(model, x)
         except Exception:  # whatever a stranger's forward raises, this size is not for it
             continue
         return x

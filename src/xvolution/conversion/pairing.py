@@ -6,14 +6,18 @@ Every module of the classes of torch's convolutions is paired; whether it comput
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from xvolution.conversion.modules import call, evaluating
+from xvolution.conversion.outputs import tensors_in
 from xvolution.convolutions import CONVOLUTIONS
-from xvolution.copying import addition_to
+from xvolution.copying import addition_to, copied
 from xvolution.folding import BATCH_NORMS, is_frozen_batch_norm
 from xvolution.operator import XVolution
 from xvolution.standin import PassThrough
@@ -58,9 +62,13 @@ def without_norm(norm: Any) -> nn.Module:
 
 
 def traced_pairs(model: nn.Module) -> dict[str, str] | None:
-    """Names of convolutions and of the batch norm that alone reads their output, from the graph; None where none is had."""
-    norms = {module for module in model.modules() if is_pairable_norm(module)}
+    """Names of convolutions and of the batch norm that alone reads their output, from the graph; None where none is had.
+
+    A copy is traced: a network that keeps what it computes on itself would keep the tracer's symbols.
+    """
     try:
+        model = copied(model, share_parameters=True)
+        norms = {module for module in model.modules() if is_pairable_norm(module)}
         graph = _Tracer(norms).trace(model)
     except Exception:  # control flow, assertions on shapes, ...: such a model is watched instead
         return None
@@ -79,29 +87,94 @@ def traced_pairs(model: nn.Module) -> dict[str, str] | None:
 
 
 def watched_pairs(model: nn.Module, example_inputs: Any) -> dict[str, str]:
-    """The same from one forward pass, which cannot tell whether something else reads a convolution's output as well."""
-    produced: dict[str, list[Tensor]] = {}
-    consumed: dict[str, list[Tensor]] = {}
+    """The same from what one forward pass reads; of values nothing is asked, so that every device gives the same."""
     modules = dict(model.named_modules())
+    reads = _Reads()
     handles = []
     for name, module in modules.items():
         if isinstance(module, _CONVOLUTIONS):
-            handles.append(module.register_forward_hook(_append_output(produced.setdefault(name, []))))
+            handles.append(module.register_forward_hook(reads.produced_by(name)))
         elif is_pairable_norm(module):
-            handles.append(module.register_forward_hook(_append_input(consumed.setdefault(name, []))))
+            handles.append(module.register_forward_pre_hook(reads.begins(name)))
+            handles.append(module.register_forward_hook(reads.ends, always_call=True))
     try:
-        with evaluating(model):
-            call(model, example_inputs)
+        with evaluating(model), reads:
+            reads.read_elsewhere(tensors_in(call(model, example_inputs)))
     finally:
         for handle in handles:
             handle.remove()
-    readers = {id(tensors[0]): name for name, tensors in consumed.items() if len(tensors) == 1}
-    pairs = {
-        name: readers[id(tensors[0])]
-        for name, tensors in produced.items()
-        if len(tensors) == 1 and id(tensors[0]) in readers
-    }
+    pairs = reads.pairs()
     return {conv: norm for conv, norm in pairs.items() if _fits(modules[conv], modules[norm])}
+
+
+class _Reads(TorchDispatchMode):
+    """Notes which operations read a convolution's output, other than those of the norm that is called with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outputs: dict[str, list[Tensor]] = {}
+        self._inputs: dict[str, list[Tensor]] = {}
+        #: By storage, so that views count as well; the outputs are kept, so that no other tensor comes to lie there.
+        self._owner: dict[int, str] = {}
+        self._read_elsewhere: set[str] = set()
+        self._running: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read_elsewhere(item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor))
+        return func(*args, **(kwargs or {}))
+
+    def read_elsewhere(self, tensors: Iterable[Tensor]) -> None:
+        """Note that these are read, unless it is by the norm that is running on them."""
+        running = _storage_of(self._running[-1]) if self._running else None
+        for tensor in tensors:
+            storage = _storage_of(tensor)
+            if storage in self._owner and storage != running:
+                self._read_elsewhere.add(self._owner[storage])
+
+    def produced_by(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A forward hook of the convolution called ``name``."""
+
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                self._outputs.setdefault(name, []).append(output)
+                self._owner[_storage_of(output)] = name
+
+        return hook
+
+    def begins(self, name: str) -> Callable[[nn.Module, Any], None]:
+        """A forward pre-hook of the norm called ``name``."""
+
+        def hook(_: nn.Module, args: Any) -> None:
+            x = args[0] if args and isinstance(args[0], Tensor) else torch.empty(0)
+            self._inputs.setdefault(name, []).append(x)
+            self._running.append(x)
+
+        return hook
+
+    def ends(self, *_: Any) -> None:
+        """A forward hook of every norm."""
+        self._running.pop()
+
+    def pairs(self) -> dict[str, str]:
+        """Convolutions and norms that ran once, the norm on the convolution's output, which nothing else read."""
+        readers = {id(inputs[0]): name for name, inputs in self._inputs.items() if len(inputs) == 1}
+        several = {id(x) for inputs in self._inputs.values() if len(inputs) > 1 for x in inputs}
+        seen = Counter(id(inputs[0]) for inputs in self._inputs.values() if len(inputs) == 1)
+        return {
+            name: readers[id(outputs[0])]
+            for name, outputs in self._outputs.items()
+            if len(outputs) == 1
+            and seen[id(outputs[0])] == 1
+            and id(outputs[0]) not in several
+            and name not in self._read_elsewhere
+        }
+
+
+def _storage_of(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a sparse one, which no convolution returns
+        return 0
 
 
 def _fits(conv: Any, norm: Any) -> bool:
@@ -122,11 +195,3 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         leaf = isinstance(module, (XVolution, *_CONVOLUTIONS)) or module in self.norms
         return leaf or super().is_leaf_module(module, module_qualified_name)
-
-
-def _append_output(record: list[Tensor]) -> Any:
-    return lambda module, args, output: record.append(output)
-
-
-def _append_input(record: list[Tensor]) -> Any:
-    return lambda module, args, output: record.append(args[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.conversion.modules import call, conv_at, evaluating, places_in
+from xvolution.conversion.modules import Place, call, conv_at, evaluating, places_in
 from xvolution.conversion.outputs import TOLERANCE, Difference, difference, tensors_in
 from xvolution.conversion.pairing import norm_alone, without_norm
+from xvolution.operator import OPERATOR_OF_DIMS
 
 
 class Changes:
-    """Modules exchanged in a network, each wherever it is registered, which can be taken back."""
+    """Modules exchanged in a network, each wherever it is held, which can be taken back."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._done: list[tuple[nn.Module, str, nn.Module]] = []
+        self._done: list[tuple[Place, nn.Module]] = []
         self._root = model
         self._places = places_in(model)
 
@@ -31,9 +32,9 @@ class Changes:
             return
         old = self.model.get_submodule(name)
         places = self._places.pop(old)
-        for parent, key in places:
-            self._done.append((parent, key, old))
-            parent._modules[key] = replacement
+        for place in places:
+            self._done.append((place, old))
+            place.put(replacement)
         for module, inside in places_in(replacement).items():
             self._places.setdefault(module, []).extend(inside)
         self._places.setdefault(replacement, []).extend(places)
@@ -49,11 +50,23 @@ class Changes:
         self.put(conv_name, module)
         return module
 
+    @contextmanager
+    def undone(self) -> Iterator[nn.Module]:
+        """The network as it was, while the context lasts."""
+        now = [(place, place.get()) for place, _ in self._done]
+        for place, old in reversed(self._done):
+            place.put(old)
+        try:
+            yield self._root
+        finally:
+            for place, value in now:
+                place.put(value)
+
     def take_back(self) -> None:
         """The network as it was."""
         self.model = self._root
-        for parent, key, old in reversed(self._done):
-            parent._modules[key] = old
+        for place, old in reversed(self._done):
+            place.put(old)
         self._done.clear()
         self._places = places_in(self.model)
 
@@ -71,26 +84,38 @@ class Proof:
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs
         self.expected: Any = None
-        #: What the last changed network raised, if it did.
+        #: What the last changed network raised, if it did, and in which of the watched modules that is in one of them.
         self.failure: Exception | None = None
+        self.failed_in: str | None = None
+        #: Which of the watched modules ran before, and which of these did not in the last changed network.
+        self.ran: set[str] = set()
+        self.idle: set[str] = set()
 
-    def before(self, model: nn.Module) -> None:
-        """Run the network as it is."""
-        self.expected = self._run(model)
+    def before(self, model: nn.Module, watched: Collection[str] = (), original: nn.Module | None = None) -> None:
+        """Run the network as it is, and see which of the modules called ``watched`` run.
+
+        Those of ``original``, of which it is a copy, count as well: a function that the original holds calls them for the copy.
+        """
+        with _noting_runs(model, watched) as runs, _noting_runs(original or model, watched) as elsewhere:
+            self.expected = self._run(model)
+        self.ran = runs.ended() | elsewhere.ended()
 
     def error(self, model: nn.Module) -> Difference | None:
         """How far the outputs are from those before; None for tensors without values (on the meta device).
 
         Infinite where the network cannot be run any more, because it reads an attribute of what was replaced, say.
         """
+        self.failure = self.failed_in = None
+        with _noting_runs(model, self.ran) as runs:
+            try:
+                actual = self._run(model)
+            except Exception as failure:  # whatever a stranger's forward raises
+                self.failure, self.failed_in = failure, runs.running()
+                return Difference(inf, inf)
+        self.idle = self.ran - runs.ended()
         if any(tensor.is_meta for tensor in tensors_in(self.expected)):
             return None
-        self.failure = None
-        try:
-            return difference(self.expected, self._run(model))
-        except Exception as failure:  # whatever a stranger's forward raises
-            self.failure = failure
-            return Difference(inf, inf)
+        return difference(self.expected, actual)
 
     def allows(self, error: Difference) -> bool:
         """Whether rounding explains the difference."""
@@ -119,13 +144,52 @@ def pairs_hold(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> bool
         changes.take_back()
 
 
-def in_sequence(conv: nn.Module, norm: nn.Module | None) -> nn.Module:
-    """The convolution with its norm behind it: what a replacement that keeps outputs computes."""
+def in_sequence(conv: Any, norm: nn.Module | None) -> nn.Module:
+    """The convolution with its norm behind it: what a replacement that keeps outputs computes, and answers for."""
     if norm is None:
         return conv
-    sequence = nn.Sequential(conv, norm)
-    sequence.training = conv.training  # of the norm's mode nothing is said: it may be frozen
-    return sequence
+    return OPERATOR_OF_DIMS[len(conv.kernel_size)].from_conv(conv, conv_norm=norm, attention=None)
+
+
+class _Runs:
+    """Which modules, by name, were called, and of which of them the call ended."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._begun: list[nn.Module] = []
+        self._ended: set[nn.Module] = set()
+
+    def begin(self, module: nn.Module, *_: Any) -> None:
+        """A forward pre-hook."""
+        self._begun.append(module)
+
+    def end(self, module: nn.Module, *_: Any) -> None:
+        """A forward hook."""
+        self._ended.add(module)
+        self._begun.remove(module)
+
+    def ended(self) -> set[str]:
+        """The names of those that ran."""
+        # An operator shares its hooks with the convolution that it replaced, which may run in its place.
+        return {name for name, module in self._modules.items() if module in self._ended}
+
+    def running(self) -> str | None:
+        """The name of the one whose call did not end."""
+        return next((name for name, module in self._modules.items() if module in self._begun), None)
+
+
+@contextmanager
+def _noting_runs(model: nn.Module, names: Iterable[str]) -> Iterator[_Runs]:
+    """Notes the calls of the modules called ``names`` while the context lasts."""
+    modules = {name: model.get_submodule(name) for name in names}
+    runs = _Runs(modules)
+    handles = [module.register_forward_pre_hook(runs.begin) for module in modules.values()]
+    handles += [module.register_forward_hook(runs.end) for module in modules.values()]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

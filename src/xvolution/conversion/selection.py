@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from xvolution.conversion.config import Placement
-from xvolution.convolutions import CONVOLUTIONS, is_convolution
+from xvolution.convolutions import CONVOLUTIONS, obstacle_of
 from xvolution.operator import XVolution
 
 FilterFunction = Callable[[nn.Module, str], bool]
@@ -24,7 +24,7 @@ def convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
     An X-volution counts as the convolution that it replaced.
     """
-    return ((name, conv_in(module)) for name, module in _candidates(model) if _can_be_replaced(module))
+    return ((name, conv_in(module)) for name, module in _candidates(model) if _obstacle(module) is None)
 
 
 def conv_in(module: Any) -> Any:
@@ -41,9 +41,9 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _can_be_replaced(module: nn.Module) -> bool:
-    """Whether a candidate computes one plain convolution, which may have to be found out by running it."""
-    return isinstance(module, XVolution) or is_convolution(module)
+def _obstacle(module: nn.Module) -> str | None:
+    """Why a candidate cannot be replaced, which may have to be found out by running it; None where it can be."""
+    return None if isinstance(module, XVolution) else obstacle_of(module)
 
 
 def stages_of(model: nn.Module) -> list[tuple[str, ...]]:
@@ -60,7 +60,7 @@ def stages_of(model: nn.Module) -> list[tuple[str, ...]]:
     families: dict[tuple[str, str], list[str]] = {}
     for name, module in model.named_modules():
         match = _STAGE_NAME.search(name)
-        if match and next(convolutions(module), None):
+        if match and next(_candidates(module), None):
             families.setdefault((name[: match.start()], match["family"]), []).append(name)
     numbered = [names for names in families.values() if len(names) > 1]
     return [(name,) for name in numbered[0]] if numbered else []
@@ -80,7 +80,7 @@ def _stages_between(model: nn.Module, ends: list[str]) -> list[tuple[str, ...]]:
         first = siblings.index(start[2]) + 1 if previous and start[0] == parent else siblings.index(leaf)
         members = [f"{parent}.{name}".lstrip(".") for name in siblings[first : siblings.index(leaf) + 1]]
         previous = end
-        is_stem = not stages and ("stem" in end or next(convolutions(modules[end]), None) is None)
+        is_stem = not stages and ("stem" in end or next(_candidates(modules[end]), None) is None)
         if not is_stem:
             stages.append(tuple(members))
     return stages
@@ -96,34 +96,50 @@ def select(model: nn.Module, where: Placement, filter_fn: FilterFunction | None 
     Raises:
         ValueError: ``stages`` that the network does not have.
     """
-    wanted = [_meets(where, spatial_only=where.names is None and filter_fn is None)]
-    if where.names is None and filter_fn is None:
-        dims = next((len(conv.kernel_size) for _, conv in convolutions(model)), 0)
-        wanted.append(lambda name, conv: len(conv.kernel_size) == dims)
+    return [name for name, reason in reasons(model, where, filter_fn).items() if reason is None]
+
+
+def reasons(model: nn.Module, where: Placement, filter_fn: FilterFunction | None = None) -> dict[str, str | None]:
+    """Why each convolution of a network is not meant, by name; None for those that are.
+
+    Raises:
+        ValueError: ``stages`` that the network does not have.
+    """
+    criteria = _criteria(model, where, filter_fn is not None)
+    found: dict[str, str | None] = {}
+    for name, module in _candidates(model):
+        conv = conv_in(module)
+        reason = next((said for meets, said in criteria if not meets(name, conv)), None) or _obstacle(module)
+        if reason is None and filter_fn is not None and not filter_fn(conv, name):
+            reason = "left out by filter_fn"
+        found[name] = reason
+    return found
+
+
+def _criteria(model: nn.Module, where: Placement, filtered: bool) -> list[tuple[Callable[[str, Any], bool], str]]:
+    """What has to hold of a convolution and its name, each with what is said where it does not."""
+    criteria: list[tuple[Callable[[str, Any], bool], str]] = []
+    if where.names is not None:
+        patterns = where.names
+        said = f"its name is none of {', '.join(patterns)}"
+        criteria.append((lambda name, conv: any(fnmatchcase(name, pattern) for pattern in patterns), said))
+    if where.kernel_sizes is not None:
+        sides = where.kernel_sizes
+        said = f"its kernel has none of the sizes {', '.join(map(str, sides))}"
+        criteria.append((lambda name, conv: any(set(conv.kernel_size) == {side} for side in sides), said))
+    elif where.names is None and not filtered:
+        criteria.append((lambda name, conv: max(conv.kernel_size) > 1, "a kernel of one pixel"))
+    if where.names is None and not filtered:
+        dims = next((len(conv_in(module).kernel_size) for _, module in _candidates(model)), 0)
+        criteria.append((lambda name, conv: len(conv.kernel_size) == dims, f"not of {dims} dimensions, as the stem is"))
     if where.stages is not None:
         prefixes = _prefixes(model, where.stages)
-        wanted.append(lambda name, conv: f"{name}.".startswith(prefixes))
-    elif where.names is None and filter_fn is None:
+        said = f"outside of the stages {', '.join(map(str, where.stages))}"
+        criteria.append((lambda name, conv: f"{name}.".startswith(prefixes), said))
+    elif where.names is None and not filtered:
         stem = _stem(model)
-        wanted.append(lambda name, conv: name not in stem)
-    chosen = [
-        (name, module)
-        for name, module in _candidates(model)
-        if all(meets(name, conv_in(module)) for meets in wanted) and _can_be_replaced(module)
-    ]
-    return [name for name, module in chosen if filter_fn is None or filter_fn(conv_in(module), name)]
-
-
-def _meets(where: Placement, spatial_only: bool) -> Callable[[str, Any], bool]:
-    """Whether a convolution has one of the names and kernel sizes; one larger than a pixel where no size is given."""
-
-    def meets(name: str, conv: Any) -> bool:
-        named = where.names is None or any(fnmatchcase(name, pattern) for pattern in where.names)
-        if where.kernel_sizes is None:
-            return named and (not spatial_only or max(conv.kernel_size) > 1)
-        return named and any(set(conv.kernel_size) == {side} for side in where.kernel_sizes)
-
-    return meets
+        criteria.append((lambda name, conv: name not in stem, "the stem"))
+    return criteria
 
 
 def _prefixes(model: nn.Module, wanted: tuple[int, ...]) -> tuple[str, ...]:
@@ -142,11 +158,13 @@ def _prefixes(model: nn.Module, wanted: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _stem(model: nn.Module) -> set[str]:
-    """The first convolution, and all others before the first stage."""
+    """The first convolution, and all others before the first stage, whether they can be replaced or not.
+
+    More convolutions before the stages than half of those in them are no stem, but an encoder in front of a decoder whose stages
+    alone are numbered; of these the first is the stem.
+    """
     prefixes = tuple(f"{name}." for stage in stages_of(model) for name in stage)
-    before: list[str] = []
-    for name, _ in convolutions(model):
-        if f"{name}.".startswith(prefixes):
-            return set(before or [name])
-        before.append(name)
-    return set(before[:1])
+    names = [name for name, _ in _candidates(model)]
+    inside = [name for name in names if f"{name}.".startswith(prefixes)]
+    before = names[: names.index(inside[0])] if inside else []
+    return set(before) if before and 2 * len(before) <= len(inside) else set(names[:1])

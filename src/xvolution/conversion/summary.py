@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -10,17 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 from xvolution.conversion.modules import call, evaluating
+from xvolution.convolutions import CONVOLUTIONS
 from xvolution.operator import XVolution
 
+#: Of the classes of torch's convolutions.
+_NAMES = frozenset(convolution.__name__ for convolution in CONVOLUTIONS.values())
 #: The attribute under which a converted network keeps its record; it goes with copies and pickles of the network.
 _RECORD = "_xvolution_conversion"
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each shared one counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, each shared one counted once; those of lazy modules that have not run are none yet."""
+    return sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
 
 
 def count_flops(model: nn.Module, example_inputs: Any) -> int | None:
@@ -42,7 +47,7 @@ def _counting(model: nn.Module) -> Iterator[Callable[[], int]]:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and not is_lazy(parameter)]
     try:
         # The counter hooks every input that asks for a gradient, and a view of a parameter asks even where none are recorded.
         for parameter in trained:
@@ -76,13 +81,54 @@ class Replacement:
     @classmethod
     def of(cls, name: str, conv: Any, operator: nn.Module, norm: str | None) -> Replacement:
         """Describe ``conv`` called ``name`` and the operator in its place; ``norm`` is the name of the norm that moved."""
-        geometry = f"{'x'.join(map(str, conv.kernel_size))} {conv.in_channels}->{conv.out_channels}"
-        geometry += f" /{conv.stride[0]}" if max(conv.stride) > 1 else ""
-        geometry += f" groups={conv.groups}" if conv.groups > 1 else ""
         moved = operator.conv_norm if isinstance(operator, XVolution) and norm else nn.Identity()
         before = count_parameters(conv) + count_parameters(moved)
         multiplications = conv.in_channels // conv.groups * prod(conv.kernel_size)
-        return cls(name, geometry, norm, before, count_parameters(operator), multiplications)
+        return cls(name, _in_words(conv), norm, before, count_parameters(operator), multiplications)
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """One convolution that stayed.
+
+    Attributes:
+        name: of the module.
+        geometry: in words, such as ``3x3 64->64``.
+        reason: why, in words.
+    """
+
+    name: str
+    geometry: str
+    reason: str
+
+
+def left_alone(model: nn.Module, reasons: Mapping[str, str | None]) -> tuple[LeftAlone, ...]:
+    """The convolutions of a network that have a reason to stay, and transposed and compiled ones, which stay, in its order.
+
+    Args:
+        model: the network before its conversion.
+        reasons: by name; None for what is replaced.
+    """
+    rows = []
+    for name, conv in model.named_modules():
+        if isinstance(conv, torch.jit.ScriptModule):
+            # Of its class the name alone is left, and of its attributes the tensors.
+            if conv.original_name in _NAMES:
+                outputs, inputs, *sides = conv.weight.shape
+                rows.append(
+                    LeftAlone(name, f"{'x'.join(map(str, sides))} {inputs}->{outputs}", "compiled by torch.jit")
+                )
+            continue
+        reason = "a transposed convolution" if isinstance(conv, _ConvTransposeNd) else reasons.get(name)
+        if reason is not None and not isinstance(conv, XVolution):
+            rows.append(LeftAlone(name, _in_words(conv), reason))
+    return tuple(rows)
+
+
+def _in_words(conv: Any) -> str:
+    words = f"{'x'.join(map(str, conv.kernel_size))} {conv.in_channels}->{conv.out_channels}"
+    words += f" /{conv.stride[0]}" if max(conv.stride) > 1 else ""
+    return words + (f" groups={conv.groups}" if conv.groups > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -94,12 +140,14 @@ class Record:
         parameters_before: of the network.
         input_shape: of the image batch that was run; None where none was, or where the network takes something else.
         proof: one sentence on the comparison of the outputs.
+        left: the convolutions that stayed.
     """
 
     replaced: list[Replacement]
     parameters_before: int
     input_shape: tuple[int, ...] | None
     proof: str
+    left: tuple[LeftAlone, ...] = ()
 
 
 def remember(model: nn.Module, record: Record) -> None:
@@ -133,7 +181,7 @@ def forget(model: nn.Module) -> Record:
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """All replaced convolutions, parameters and FLOPs of the whole model; ``print`` it for a table.
+    """All replaced convolutions, those left alone with the reasons, parameters and FLOPs; ``print`` it for a table.
 
     FLOPs are those of one forward pass over ``input_shape`` in the training form; None when no inputs were at hand.
     """
@@ -145,6 +193,7 @@ class ConversionSummary:
     flops_after: int | None
     input_shape: tuple[int, ...] | None
     proof: str
+    left: tuple[LeftAlone, ...] = ()
 
     def __str__(self) -> str:
         header = ("convolution", "geometry", "norm moved in", "parameters", "after")
@@ -152,24 +201,34 @@ class ConversionSummary:
             (row.name, row.geometry, row.norm or "-", f"{row.parameters_before:,}", f"{row.parameters_after:,}")
             for row in self.replaced
         ]
-        widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 3 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in (header, *rows)
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = _table(header, rows, numbers=2)
         lines.append(f"{len(rows)} convolutions replaced; {self.proof}")
         lines.append(_change("parameters", self.parameters_before, self.parameters_after))
         if self.flops_before and self.flops_after:
             lines.append(f"{_change('FLOPs', self.flops_before, self.flops_after)} for input {self.input_shape}")
+        if self.left:
+            lines += [
+                "",
+                *_table(("left alone", "geometry", "why"), [(r.name, r.geometry, r.reason) for r in self.left]),
+            ]
         return "\n".join(lines)
 
 
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: int = 0) -> list[str]:
+    """Lines of a table under its header; the last ``numbers`` columns are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column >= len(header) - numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
 def conversion_summary(model: nn.Module, example_inputs: Any = None) -> ConversionSummary:
-    """What ``convert`` replaced in ``model``, with the parameters and FLOPs before and after, which are counted now.
+    """What ``convert`` replaced in ``model``, and what it left alone and why; parameters and FLOPs are counted now.
 
     Args:
         model: a network from ``convert``, in its training form.
@@ -187,7 +246,7 @@ def conversion_summary(model: nn.Module, example_inputs: Any = None) -> Conversi
         before, after = _flops(model, record.replaced, example_inputs)
         shape = tuple(example_inputs.shape) if isinstance(example_inputs, Tensor) else None
     parameters = (record.parameters_before, count_parameters(model))
-    return ConversionSummary(record.replaced, *parameters, before, after, shape, record.proof)
+    return ConversionSummary(record.replaced, *parameters, before, after, shape, record.proof, record.left)
 
 
 def _flops(model: nn.Module, replaced: list[Replacement], inputs: Any) -> tuple[int, int]:

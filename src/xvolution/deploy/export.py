@@ -220,11 +220,16 @@ def _trials(inputs: tuple[Tensor, ...], axes: tuple[int, ...]) -> list[tuple[Ten
     """Inputs to compare on: the example, and one of another size along the open axes."""
     if not axes:
         return [inputs]
-    generator = torch.Generator().manual_seed(0)
-    resized = []
-    for x in inputs:
-        shape = list(x.shape)
-        for axis in axes_of(x, axes) if is_batch(x) else ():
-            shape[axis] += 1 if axis == 0 else 32
-        resized.append(torch.randn(shape, generator=generator).to(x) if shape != list(x.shape) else x)
-    return [inputs, tuple(resized)]
+    return [inputs, tuple(_resized(x, axes_of(x, axes)) if is_batch(x) else x for x in inputs)]
+
+
+def _resized(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """``x`` with one image more and larger ones, made of its own values: a network may be made for no others.
+
+    An image goes on with itself beyond its border; the one that is added is the first, moved along its last axis.
+    """
+    for axis in axes:
+        if axis > 0:
+            size = x.shape[axis]
+            x = x.index_select(axis, torch.arange(size + 32, device=x.device) % size)
+    return torch.cat([x, x[:1].roll(x.shape[-1] // 2, -1)]) if 0 in axes else x

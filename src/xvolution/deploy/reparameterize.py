@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from xvolution.attention.deployed import DeployedOperator
 from xvolution.attention.folded import LayoutError
 from xvolution.conversion.convert import norms_behind
 from xvolution.conversion.modules import call, conv_at
-from xvolution.conversion.outputs import TOLERANCE, difference, tensors_in
+from xvolution.conversion.outputs import tensors_in
 from xvolution.conversion.pairing import norm_alone, without_norm
 from xvolution.conversion.proof import Changes
 from xvolution.convolutions import is_plain
 from xvolution.copying import working_copy
+from xvolution.deploy.comparison import require_same_operators, require_same_outputs
 from xvolution.deploy.measure import AUTO, TORCH, LayoutTimer, Progress
 from xvolution.deploy.recorder import Recorder
 from xvolution.folding import is_foldable
@@ -43,13 +45,14 @@ def reparameterize(
     Args:
         model: a network in eval mode, or a single ``XVolution2d``.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments. When given, the outputs
-            before and after are compared, and ``layout="auto"`` measures on the inputs that each operator sees.
+            before and after are compared, each operator on the input that it sees and those of the network, and
+            ``layout="auto"`` measures on these inputs.
         layout: of every operator: ``"auto"`` (the fastest in ``runtime``; the one with the fewest multiplications without
             ``example_inputs``), a layout that all of them have, such as ``"single"`` (one convolution) or ``"split"``
             (several), or a mapping from module name to layout as returned by ``layouts_of`` and ``choose_layouts``.
         inplace: change ``model`` itself instead of a copy; when that fails the model is as it was.
-        rtol: allowed difference relative to the largest magnitude of the output; by dtype when None (1e-4 in fp32, 1e-10 in
-            fp64).
+        rtol: allowed difference relative to the largest magnitude of the output. By dtype when None (1e-4 in fp32, 1e-10 in
+            fp64); a network that makes more of rounding is then compared in fp64.
         atol: allowed absolute difference, however small the outputs are; 1e-6 when None.
         fold_norms: fold the other batch norms into the convolutions before them as well.
         runtime, threads, progress: who times the layouts for ``"auto"``; see ``choose_layouts``, which also reports the times.
@@ -58,7 +61,8 @@ def reparameterize(
         The deployed model. ``layouts_of`` tells which layouts were chosen, ``unfolded_of`` which norms stayed.
 
     Warns:
-        UserWarning: the runtime could not time the layouts, so that those with the fewest multiplications were taken.
+        UserWarning: the runtime could not time the layouts, so that those with the fewest multiplications were taken; or the
+            network draws random numbers in eval mode, so that its operators alone were compared.
 
     Raises:
         ReparameterizationError: the model is in train mode, the outputs differ, or a part of an operator has a hook or a
@@ -71,28 +75,49 @@ def reparameterize(
     """
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     require_eval(model)
-    timer, seen = LayoutTimer(runtime, threads, progress), Recorder(operators)
+    timer, seen = LayoutTimer(runtime, threads, progress), Recorder(operators, outputs=False)
     expected = None
     if example_inputs is not None:
         with torch.no_grad(), seen:
             expected = call(model, example_inputs)
+        if not tensors_in(expected):
+            raise ReparameterizationError(
+                "the model returned no tensor for example_inputs; give inputs that reach its outputs"
+            )
     wanted = _wanted(operators, layout, seen.inputs, timer)
     deployed = working_copy(model, inplace, ReparameterizationError)
     # Before the operators are replaced: torch.fx passes over a training form, but not into a deployed one.
     pairs = norms_behind(deployed, _plain_outside(deployed, operators), lambda: example_inputs) if fold_norms else {}
     changes = Changes(deployed)
     try:
-        replacements = {name: _deploy(name, deployed.get_submodule(name), wanted[name]) for name in operators}
-        for name, replacement in replacements.items():
-            changes.put(name, replacement)
-        _fold_norms(changes, pairs)
+        replacements = _replace(changes, wanted, pairs)
         if expected is not None:
-            with torch.no_grad(), Recorder(replacements) as after:
+            with torch.no_grad():
                 actual = call(changes.model, example_inputs)
-            _compare(expected, actual, seen, after, rtol, 1e-6 if atol is None else atol)
+            require_same_operators(operators, replacements, seen.inputs, rtol)
+            with changes.undone() as trained:
+                allowed = (rtol, 1e-6 if atol is None else atol)
+                again = partial(_replaced, layouts=wanted, pairs=pairs)
+                require_same_outputs(expected, actual, *allowed, trained, again, example_inputs)
     except BaseException:
         changes.take_back()
         raise
+    return changes.model
+
+
+def _replace(changes: Changes, layouts: Mapping[str, str], pairs: Mapping[str, str]) -> dict[str, nn.Module]:
+    """Put deployed forms in the places of operators, and fold norms by ``pairs``; the deployed forms by name."""
+    operators = {name: module for name, module in changes.model.named_modules() if isinstance(module, XVolution)}
+    replacements = {name: _deploy(name, operator, layouts[name]) for name, operator in operators.items()}
+    for name, replacement in replacements.items():
+        changes.put(name, replacement)
+    _fold_norms(changes, pairs)
+    return replacements
+
+
+def _replaced(model: nn.Module, layouts: Mapping[str, str], pairs: Mapping[str, str]) -> nn.Module:
+    changes = Changes(model)
+    _replace(changes, layouts, pairs)
     return changes.model
 
 
@@ -153,37 +178,3 @@ def _fold_norms(changes: Changes, pairs: Mapping[str, str]) -> None:
         if is_foldable(alone):
             changes.put(conv_name, fuse_conv_bn_eval(conv, alone))
             changes.put(norm_name, without_norm(norm))
-
-
-def _compare(expected: Any, actual: Any, before: Recorder, after: Recorder, rtol: float | None, atol: float) -> None:
-    tensors = tensors_in(expected)
-    if not tensors:
-        raise ReparameterizationError(
-            "the model returned no tensor for example_inputs; give inputs that reach its outputs"
-        )
-    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-    allowed = TOLERANCE.get(dtype, 1e-4) if rtol is None else rtol
-    error = difference(expected, actual)
-    if error.relative <= allowed or error.absolute <= atol:
-        return
-    errors = {
-        name: difference(before.outputs[name], after.outputs[name]).relative
-        for name in before.outputs
-        if name in after.outputs
-    }
-    first = next((name for name, relative in errors.items() if relative > allowed), None)
-    finite = all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point())
-    where = (
-        f"the first module that differs is {first} (relative {errors[first]:.1e})"
-        if first
-        else "no X-volution differs by itself"
-    )
-    cause = (
-        "rounding in low precision, or activations so large that fp32 is not enough; try the model in fp64, or a larger rtol"
-        if finite
-        else "the model itself returns numbers that are not finite on these inputs"
-    )
-    raise ReparameterizationError(
-        f"the deployed model differs from the trained one by {error.absolute:.1e} (relative {error.relative:.1e}, allowed "
-        f"{allowed:.0e}); {where}. Likely cause: {cause}"
-    )

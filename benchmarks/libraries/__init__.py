@@ -1,0 +1,1 @@
+"""Networks of libraries beside timm and torchvision: converted, re-parameterized, compared; what stays, and why."""
