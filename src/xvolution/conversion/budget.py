@@ -26,7 +26,8 @@ from xvolution.operator import XVolution, fold
 #: Fitted to the latencies of networks in ONNX Runtime and OpenVINO (``python -m benchmarks.prices``).
 NUMBERS, OPERATIONS = 12.0, 1e5
 
-_FREE = ("batch_norm", "relu", "hardtanh", "clamp", "detach", "empty")
+#: Of these: norms, which fold; what runtimes fuse; copies of the inputs.
+_FREE = ("batch_norm", "relu", "hardtanh", "clamp", "detach", "empty", "clone")
 
 
 @dataclass(frozen=True)
