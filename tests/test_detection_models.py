@@ -125,6 +125,9 @@ def test_conversion_keeps_the_detector_and_it_trains(architecture: str, version:
 def test_each_part_alone(part: str, names: set[str]) -> None:
     detector = small_detector("maskrcnn", 1, (part,))
     assert operators(detector) == names == {row.name for row in conversion_summary(detector).replaced}
+    left = {row.name: row.reason for row in conversion_summary(detector).left}
+    assert not names & left.keys()
+    assert left["backbone.body.conv1"] == f"not chosen in {part}"
     assert names <= {name for name, _ in modules_of_part(detector, part)}
     assert part_of(detector, "roi_heads.box_head.fc6") is None
 

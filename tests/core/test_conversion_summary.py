@@ -156,3 +156,14 @@ def test_half_precision_is_counted_in_its_dtype():
     summary = conversion_summary(convert(model))
     assert summary.flops_before == count_flops(model, torch.randn(summary.input_shape, dtype=torch.bfloat16))
     assert any(isinstance(module, XVolution2d) for module in convert(model).modules())
+
+
+def test_a_second_conversion_is_told_of_with_the_first():
+    plain, images = SmallNet().eval(), torch.randn(1, 3, 16, 16)
+    whole = conversion_summary(convert(plain, example_inputs=images))
+    first = convert(plain, names=["layer1.*"], example_inputs=images)
+    both = conversion_summary(convert(first, example_inputs=images))
+    assert {row.name for row in both.replaced} == {row.name for row in whole.replaced}
+    assert (both.parameters_before, both.parameters_after) == (whole.parameters_before, whole.parameters_after)
+    assert (both.flops_before, both.flops_after) == (whole.flops_before, whole.flops_after)
+    assert [row.name for row in both.left] == [row.name for row in whole.left] == ["stem"]

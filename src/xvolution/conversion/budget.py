@@ -26,7 +26,7 @@ from xvolution.operator import XVolution, fold
 #: Fitted to the latencies of networks in ONNX Runtime and OpenVINO (``python -m benchmarks.prices``).
 NUMBERS, OPERATIONS = 12.0, 1e5
 
-#: Of these: norms, which fold; what runtimes fuse; copies of the inputs.
+#: Parts of the names of what costs nothing: norms, which fold; what runtimes fuse; copies of the inputs.
 _FREE = ("batch_norm", "relu", "hardtanh", "clamp", "detach", "empty", "clone")
 
 

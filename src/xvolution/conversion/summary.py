@@ -151,7 +151,16 @@ class Record:
 
 
 def remember(model: nn.Module, record: Record) -> None:
-    """Keep the record with the network."""
+    """Keep the record with the network, behind what an earlier conversion of it left."""
+    earlier = getattr(model, _RECORD, None)
+    if isinstance(earlier, Record):
+        record = Record(
+            [*earlier.replaced, *record.replaced],
+            earlier.parameters_before,
+            record.input_shape or earlier.input_shape,
+            record.proof if record.proof == earlier.proof else f"{earlier.proof}; then {record.proof}",
+            record.left,
+        )
     setattr(model, _RECORD, record)
 
 

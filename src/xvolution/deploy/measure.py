@@ -90,7 +90,7 @@ def choose_layouts(
     timer = LayoutTimer(runtime, threads, progress)
     require_eval(model)
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
-    with torch.no_grad(), Recorder(operators, outputs=False) as seen:
+    with torch.no_grad(), Recorder(operators) as seen:
         call(model, example_inputs)
     return timer.choose(operators, seen.inputs)
 

@@ -1,4 +1,4 @@
-"""What modules inside a network saw and answered."""
+"""What modules inside a network saw."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from torch import Tensor, nn
 
 
 class Recorder:
-    """Records the first input of named modules while it is entered, and their first output where that is asked for.
+    """Records the first input of named modules while it is entered.
 
     Attributes:
         inputs: by module name; not copied.
-        outputs: by module name, copied, since a network may go on to change them in place.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], outputs: bool = True) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules = modules
         self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
-        self._keep_outputs = outputs
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             self.inputs.setdefault(name, args[0].detach())
-            if self._keep_outputs:
-                self.outputs.setdefault(name, output.detach().clone())
 
         return record
 

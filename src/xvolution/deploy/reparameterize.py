@@ -75,7 +75,7 @@ def reparameterize(
     """
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     require_eval(model)
-    timer, seen = LayoutTimer(runtime, threads, progress), Recorder(operators, outputs=False)
+    timer, seen = LayoutTimer(runtime, threads, progress), Recorder(operators)
     expected = None
     if example_inputs is not None:
         with torch.no_grad(), seen:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from xvolution.conversion.config import Conversion, ConversionConfig, Placement, XVolutionConfig
 from xvolution.conversion.convert import ConversionError, convert
-from xvolution.conversion.selection import select
-from xvolution.conversion.summary import Record, Replacement, count_parameters, forget, remember
+from xvolution.conversion.selection import convolutions, select
+from xvolution.conversion.summary import Record, Replacement, count_parameters, forget, left_alone, remember
 from xvolution.models.factory import ModelError
 
 
@@ -113,7 +113,10 @@ def convert_parts(detector: nn.Module, conversion: Conversion, parts: Sequence[s
         replaced += done
     if not replaced:
         raise ModelError(f"no convolution of the parts {', '.join(parts)} is called {conversion.where.names}.")
-    remember(detector, Record(replaced, before, None, "each part computes what it computed before"))
+    inside = tuple(f"{row.name}." for row in replaced)
+    stay = [name for name, _ in convolutions(detector) if not name.startswith(inside)]
+    left = left_alone(detector, dict.fromkeys(stay, f"not chosen in {', '.join(parts)}"))
+    remember(detector, Record(replaced, before, None, "each part computes what it computed before", left))
     return detector
 
 
