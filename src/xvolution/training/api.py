@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from xvolution.deploy.measure import TORCH
@@ -16,6 +18,7 @@ from xvolution.training.deployment import DeployResult, DeploySettings, runtime_
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, pick_device
 from xvolution.training.fit import TrainResult
+from xvolution.training.lock import locked
 from xvolution.training.metadata import Metadata
 from xvolution.training.tasks import own_options, task_of, task_of_file
 
@@ -28,10 +31,12 @@ def train(config: RunConfig) -> TrainResult:
     Raises:
         InputError: something in the configuration or the data cannot be used.
         ModelError: no such network can be built.
-        RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        RunError: the loss became no number, a file could not be written, or another process writes to the run's folder.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
-    return task_of(config).train(config)
+    first = getattr(rank_zero_only, "rank", 0) == 0  # the others of a distributed run write nothing
+    with locked(config.run_dir) if first else nullcontext():
+        return task_of(config).train(config)
 
 
 def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Metadata]:

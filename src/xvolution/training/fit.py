@@ -60,7 +60,7 @@ def fit(
     Raises:
         InputError: the checkpoint is of another network, or Lightning cannot use the machine as asked.
         RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     if resume is not None:
         _require_same_network(resume, module, metadata)
@@ -69,7 +69,7 @@ def fit(
     with warnings.catch_warnings():
         _quiet_lightning()
         trainer = _trainer(config, checkpoints)
-        with write_errors(config.run_dir):
+        with checkpoints.heeding_requests(), write_errors(config.run_dir):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     best = best_row(module.history, module.judged_by)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)

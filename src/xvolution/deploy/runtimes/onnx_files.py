@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from xvolution.deploy.runtimes.base import ExportError, FileT_co, Runtime, one_sentence
+from xvolution.files import written_whole
 
 #: Writes an ONNX file at the path it is given.
 OnnxWriter = Callable[[Path], None]
@@ -113,11 +113,8 @@ def write_properties(path: str | os.PathLike[str], properties: Mapping[str, str]
 
         network = onnx.load(os.fspath(path), load_external_data=False)
         onnx.helper.set_model_props(network, dict(properties))
-        # Into a folder of its own first, so that a file that cannot be written whole leaves the old one.
-        with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=f".{Path(path).name}.") as folder:
-            temporary = Path(folder) / Path(path).name
+        with written_whole(path) as temporary:
             onnx.save(network, os.fspath(temporary))
-            os.replace(temporary, path)
 
 
 def _check_graph(path: Path, opset_version: int | None) -> None:

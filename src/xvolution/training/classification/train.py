@@ -25,7 +25,7 @@ def train_classifier(config: TrainConfig) -> TrainResult:
     Raises:
         InputError: something in the configuration or the data cannot be used.
         RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     resume = resume_from(config)
     splits = open_data(config.data, config.holdout, config.holdout_seed)

@@ -29,7 +29,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         InputError: something in the configuration or the data cannot be used.
         ModelError: no such detector can be built.
         RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     resume = resume_from(config)
     masks = config.task == "segment"
