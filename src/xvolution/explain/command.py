@@ -25,6 +25,12 @@ def explain_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images in a batch (default: 64)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default: auto)")
     parser.add_argument("--output", default="explain", help="folder for the page and its figures (default: explain)")
+    parser.add_argument(
+        "--checksum",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the checkpoint with the checksum in it (default: yes)",
+    )
     values = vars(parser.parse_args(list(arguments)))
     from xvolution.explain.run import explain
 

@@ -79,6 +79,7 @@ def explain(
     batch_size: int = 64,
     device: str = "auto",
     output: str | os.PathLike[str] = "explain",
+    checksum: bool = True,
     say: Callable[[str], None] = print_at_once,
 ) -> Explanation:
     """Measure and draw what the attention in a trained classifier does.
@@ -94,6 +95,7 @@ def explain(
         batch_size: images in a batch.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one.
         output: folder for the page and the figures.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
         say: is told what comes next.
 
     Raises:
@@ -103,7 +105,7 @@ def explain(
     for name, value in (("number of images", images), ("batch size", batch_size)):
         if value < 1:
             raise InputError(f"the {name} is {value}; it must be at least 1.")
-    model, metadata = CLASSIFY.load(checkpoint, pick_device(device))
+    model, metadata = CLASSIFY.load(checkpoint, pick_device(device), checksum)
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} holds the deployed form, whose branches are merged; give what it was made of.")
     _require_operator(model, operator)

@@ -39,17 +39,20 @@ def train(config: RunConfig) -> TrainResult:
         return task_of(config).train(config)
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Metadata]:
+def load_model(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, checksum: bool = True
+) -> tuple[nn.Module, Metadata]:
     """Build the network that a file describes, in its training or its deployed form, in eval mode, with the file's weights.
 
     Args:
         path: a .ckpt, .safetensors or .onnx file of this library.
         device: where to put the network; ONNX runs on the CPU.
+        checksum: compare the file with the checksum in it, where it has one.
 
     Raises:
-        InputError: the file is none, or its weights do not fit the network that it describes.
+        InputError: the file is none or is damaged, or its weights do not fit the network that it describes.
     """
-    return task_of_file(path).load(path, device)
+    return task_of_file(path).load(path, device, checksum)
 
 
 def evaluate(
@@ -64,6 +67,7 @@ def evaluate(
     device: str = "auto",
     on_bad_image: str = "error",
     limit_batches: int | None = None,
+    checksum: bool = True,
     **options: Any,
 ) -> Evaluation:
     """Judge a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
@@ -79,6 +83,7 @@ def evaluate(
         device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
         on_bad_image: "error" ends at an unreadable image, "skip" leaves it out.
         limit_batches: evaluate at most so many batches.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
         **options: of a classifier ``image_size`` (side length in pixels; by default that of training) and ``predictions`` (CSV
             file for the prediction of every image); of a detector ``results`` (JSON file for the detections in COCO's submission
             format), ``page`` (HTML file with pictures) and ``pictures`` (how many; 24 by default).
@@ -94,7 +99,7 @@ def evaluate(
     own = own_options(task, "evaluate", options)
     batch_size = task.evaluation_batch if batch_size is None else batch_size
     place = pick_device(device)
-    model, metadata = task.load(checkpoint, place)
+    model, metadata = task.load(checkpoint, place, checksum)
     judged_by = metadata.data if data is None else data
     settings = EvaluationSettings(judged_by, split, holdout, seed, batch_size, workers, on_bad_image, limit_batches)
     return task.evaluate(model, metadata, settings, **own)
@@ -108,6 +113,7 @@ def deploy(
     fold_norms: bool = False,
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
+    checksum: bool = True,
     **options: Any,
 ) -> DeployResult[Any]:
     """Re-parameterize a checkpoint and write it.
@@ -121,6 +127,7 @@ def deploy(
         fold_norms: fold the other convolution and norm pairs too.
         threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
         progress: is told of each distinct operator what was timed and chosen.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
         **options: of a classifier ``image_size`` (side length of the example input; by default that of training),
             ``batch_size`` (images in the example, which ``auto`` measures; 1 by default) and ``fixed_size`` (fix batch and image
             size of exported files to the example's); of a detector ``image`` (file of the example, whose detections are compared;
@@ -142,7 +149,7 @@ def deploy(
                 f"{path} ends with {path.suffix or 'nothing'}; the endings are {', '.join(task.endings)} for "
                 f"{task.metadata.noun}."
             )
-    model, metadata = task.load(checkpoint)
+    model, metadata = task.load(checkpoint, checksum=checksum)
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} is in its deployed form already; give the checkpoint of the training form.")
     runtimes = tuple(dict.fromkeys(map(runtime_of, paths))) or (TORCH,)
@@ -160,6 +167,7 @@ def predict(
     *,
     score_threshold: float = 0.5,
     device: str = "auto",
+    checksum: bool = True,
 ) -> list[Path]:
     """Draw what a detector finds on images, and write it in COCO's format.
 
@@ -170,6 +178,7 @@ def predict(
             its name as file_name.
         score_threshold: what scores less is neither drawn nor written.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
 
     Returns:
         The files written, results.json last.
@@ -182,7 +191,7 @@ def predict(
         raise InputError(f"--score-threshold is {score_threshold}; it must be between 0 and 1.")
     paths = list(_image_files(images))
     task = task_of_file(checkpoint)
-    model, metadata = task.load(checkpoint, pick_device(device))
+    model, metadata = task.load(checkpoint, pick_device(device), checksum)
     return task.predict(model, metadata, paths, Path(output), score_threshold)
 
 

@@ -37,6 +37,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="end, or go on without it.")
     parser.add_argument("--limit-batches", type=int | None, help="evaluate at most so many batches.")
     parser.add_argument("--json", type=str | None, help="file for the figures.")
+    _add_checksum(parser)
     _add_task_options(parser, "evaluate")
     values = parser.parse_args(list(arguments)).as_dict()
     report, checkpoint = values.pop("json"), values.pop("checkpoint")
@@ -71,12 +72,18 @@ def deploy_command(arguments: Sequence[str]) -> None:
         default=False,
         help="fold the other norms into their convolutions.",
     )
+    _add_checksum(parser)
     _add_task_options(parser, "deploy")
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import deploy
 
     progress = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
     print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
+
+
+def _add_checksum(parser: ArgumentParser) -> None:
+    text = "compare the checkpoint with the checksum in it."
+    parser.add_argument("--checksum", action=ActionYesNo(no_prefix="no-"), default=True, help=text)
 
 
 def _add_task_options(parser: ArgumentParser, command: Literal["evaluate", "deploy"]) -> None:
@@ -107,6 +114,7 @@ def predict_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=str, default="predictions", help="folder for pictures and results.json.")
     parser.add_argument("--score-threshold", type=float, default=0.5, help="what scores less is left out.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
+    _add_checksum(parser)
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import predict
 

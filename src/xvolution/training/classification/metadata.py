@@ -10,6 +10,7 @@ import torch
 from xvolution.models import ModelSpec
 from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.metadata import Metadata
+from xvolution.training.schema import ClassifierFile
 
 
 @dataclass(kw_only=True)
@@ -22,6 +23,7 @@ class ClassifierMetadata(Metadata):
 
     type = "classify"
     noun = "a classifier"
+    schema = ClassifierFile
 
     model: ModelSpec
     preprocessing: Preprocessing
