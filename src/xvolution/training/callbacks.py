@@ -52,6 +52,7 @@ class RunCheckpoints(Checkpoint):
 
         Raises:
             Ended: at the second one.
+            Interrupted: the request ended the processes that load images as well.
         """
         before = {signum: signal.getsignal(signum) for signum in heeded()}
         self._heed()
@@ -61,6 +62,14 @@ class RunCheckpoints(Checkpoint):
             if self._signum is None:
                 raise
             raise Ended(self._signum) from left  # what Lightning makes of a second Ctrl-C
+        except RuntimeError as error:
+            if self._signum is None or "DataLoader worker" not in str(error):
+                raise
+            kept = f"the last checkpoint is {self.last}" if self.last.exists() else "there is no checkpoint yet"
+            raise Interrupted(
+                f"interrupted together with the processes that load images, before a checkpoint could be written; {kept}.",
+                self._signum,
+            ) from error
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
