@@ -99,10 +99,11 @@ class Training(Job):
         }
 
     def open(self, folder: Path) -> None:
-        for path in (*folder.rglob("last.ckpt"), *folder.rglob("*.safetensors")):
-            read_weights(path)
-        for path in folder.rglob("*.json"):
-            json.loads(path.read_text(encoding="utf-8"))
+        for path in (each for each in folder.rglob("*") if not each.parent.name.endswith(".partial")):
+            if path.suffix in (".ckpt", ".safetensors"):
+                read_weights(path)
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
 
 
 class Detection(Training):
