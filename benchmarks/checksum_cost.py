@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def measure(folder: Path, times: int) -> dict[str, Any]:
     for path in (weights, checkpoint):
         found[path.name] = {
             "bytes": path.stat().st_size,
-            "read": cpu_seconds(lambda path=path: read_weights(path, False), times),
-            "read_with_checksum": cpu_seconds(lambda path=path: read_weights(path, True), times),
+            "read": cpu_seconds(partial(read_weights, path, checksum=False), times),
+            "read_with_checksum": cpu_seconds(partial(read_weights, path, checksum=True), times),
         }
     tensors = dict(model.state_dict())
     found[weights.name]["write"] = cpu_seconds(lambda: save_weights(weights, model, metadata), times)

@@ -35,12 +35,8 @@ import torch
 import torch.utils.tensorboard
 from PIL import Image, ImageDraw
 
-import xvolution.compare.run
-import xvolution.training.classification.deploy
-import xvolution.training.classification.train
-import xvolution.training.detection.train
 from benchmarks.record import write_record
-from xvolution.cli import main as xvolution
+from xvolution.cli import main as run_command
 from xvolution.training.checkpoint import digest_of, read_checkpoint, read_weights
 
 NETWORK = [
@@ -243,7 +239,7 @@ def _command(arguments: list[str], log: str) -> None:
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = ["xvolution", *arguments]
-    sys.exit(xvolution(arguments))
+    sys.exit(run_command(arguments))
 
 
 def start(job: Job, folder: Path) -> Any:
