@@ -106,10 +106,12 @@ class Detection(Training):
     """A detector on pictures of rectangles."""
 
     name = "detection"
-    own = (
-        *(
+    own = tuple(
+        [
             "--task",
             "detect",
+            "--architecture",
+            "fcos",
             "--backbone",
             "resnet18",
             "--min-size",
@@ -118,20 +120,23 @@ class Detection(Training):
             "64",
             "--trainable-layers",
             "5",
-        ),
-        *(
             "--norm",
             "batch",
+            "--momentum",
+            "0",
             "--epochs",
             "2",
             "--batch-size",
             "2",
             "--limit-train-batches",
-            "3",
+            "4",
             "--limit-val-batches",
             "2",
-        ),
-        *("--model-kwargs", '{"detections_per_img": 5}', *CPU),
+            "--accelerator",
+            "cpu",
+            "--workers",
+            "0",
+        ]
     )
 
     def prepare(self, shared: Path) -> None:

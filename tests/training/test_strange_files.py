@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from xvolution.training import InputError, deploy, evaluate, load_model
+from xvolution.training import InputError, TrainConfig, deploy, evaluate, load_model, train
 from xvolution.training.checkpoint import digest_of, read_checkpoint, read_weights
 from xvolution.training.fit import TrainResult
 
@@ -194,3 +194,17 @@ def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
         torch.save({"xvolution": {"model": {}}, "state_dict": state}, tmp_path / "w.ckpt")
         with pytest.raises(InputError, match="what it calls its weights are none"):
             read_checkpoint(tmp_path / "w.ckpt")
+
+
+def test_weights_that_training_began_with_are_not_read_again(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """The file has weights of its own: the path of those it began with does not go into it."""
+    settings = {"operator": "conv", "epochs": 1, "limit_train_batches": 1, "small_images": False, "image_size": 32}
+    first = train(tiny(**settings, output=str(tmp_path / "first")))
+    path = tmp_path / "plain.pth"
+    torch.save(load_model(first.weights)[0].state_dict(), path)
+    kwargs = {**tiny().model_kwargs, "checkpoint_path": str(path)}
+    second = train(tiny(**settings, model_kwargs=kwargs))
+    path.unlink()
+    model, metadata = load_model(second.weights)
+    assert "checkpoint_path" not in metadata.to_dict()["model"]["kwargs"]
+    assert model.num_classes == 10

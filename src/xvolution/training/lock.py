@@ -49,9 +49,10 @@ def locked(folder: Path, name: str = ".lock", *, patience: float = 0.0) -> Itera
         with suppress(OSError):
             owner.unlink()
         held.release()
-        if made and all(path == lock for path in folder.iterdir()):  # the run ended before it wrote anything
-            lock.unlink(missing_ok=True)
-            folder.rmdir()
+        with suppress(OSError):  # somebody may have moved the folder
+            if made and all(path == lock for path in folder.iterdir()):  # the run ended before it wrote anything
+                lock.unlink(missing_ok=True)
+                folder.rmdir()
 
 
 def _named(owner: Path) -> str:

@@ -27,15 +27,8 @@ Classes = Annotated[int, Meta(ge=0, le=10_000_000)]
 KernelSize = Annotated[int, Meta(ge=1, le=255)]
 Deviation = Annotated[float, Meta(gt=0, le=1e6)]
 
-# Arguments of timm.create_model that make it read other files, or ask for them elsewhere.
-_READING = (
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-    "pretrained_strict",
-)
+#: Arguments of timm.create_model that make it read other files.
+READING = ("pretrained", "checkpoint_path")
 # Of numbers, of the length of lists and of the depth of lists in arguments that other libraries define.
 _LARGEST_NUMBER, _LONGEST, _DEEPEST = 2**20, 4096, 8
 
@@ -172,7 +165,7 @@ def _require_operator(given: _XVolution | _Operator) -> None:
 
 def _require_arguments(kwargs: Mapping[str, Any]) -> None:
     for name, value in kwargs.items():
-        if name in _READING:
+        if name in READING:
             raise ValueError(f"the argument {name}, which would read other files, is not taken from a file")
         _require_small(value, name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import timm.data
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from xvolution.training.data.transforms import SMALL, Augmentation, Preprocessin
 from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
 from xvolution.training.metadata import provenance
+from xvolution.training.schema import READING
 
 
 def train_classifier(config: TrainConfig) -> TrainResult:
@@ -42,8 +45,9 @@ def train_classifier(config: TrainConfig) -> TrainResult:
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
     announce(model)
     preprocessing = _preprocessing(model, size)
+    kept = {name: value for name, value in spec.kwargs.items() if name not in READING}  # the weights are in the file
     metadata = ClassifierMetadata(
-        model=spec,
+        model=replace(spec, kwargs=kept),
         preprocessing=preprocessing,
         class_names=splits.train.class_names,
         data=config.data,
