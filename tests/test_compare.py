@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,7 +241,7 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path: Path, monkeypatch:
         compare(configured(tmp_path))
 
     monkeypatch.setattr(run.Reporter, "run", nested)
-    with pytest.raises(RunError, match="another comparison is writing to"):
+    with pytest.raises(RunError, match=r"another process writes to .* \(process \d+ on "):
         compare(configured(tmp_path))
 
 
@@ -384,23 +382,6 @@ def test_the_answer_on_top() -> None:
 def replace_label(given: dict[str, Any], label: str, estimate: float) -> dict[str, Any]:
     interval = {**given["bootstrap"], "estimate": estimate}
     return {**given, "label": label, "bootstrap": interval, "difference": interval}
-
-
-def test_a_request_to_end_is_taken_like_ctrl_c() -> None:
-    program = """
-import signal
-from xvolution.compare import run
-
-before = signal.getsignal(signal.SIGTERM)
-try:
-    with run._terminable():
-        signal.raise_signal(signal.SIGTERM)
-except KeyboardInterrupt:
-    print("interrupted", signal.getsignal(signal.SIGTERM) is before)
-"""
-    # In a process of its own: raised in a worker of the whole suite, the signal ended that worker instead.
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert (ended.returncode, ended.stdout) == (0, "interrupted True\n"), ended.stderr
 
 
 def test_another_recipe_is_another_digest(tmp_path: Path) -> None:

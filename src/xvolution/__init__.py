@@ -1,5 +1,13 @@
 """X-volution: convolution and self-attention in training, one convolution in deployment."""
 
+import os
+
+try:
+    os.getcwd()
+except FileNotFoundError:
+    # torch would end the process, with a message about a library that cannot be loaded.
+    raise SystemExit("xvolution: the working folder has been deleted; go to another one.") from None
+
 from xvolution import attention, functional
 from xvolution import operators as operators  # registers what convert() takes by name
 from xvolution.conversion.checkpoints import load_unconverted

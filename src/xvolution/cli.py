@@ -6,6 +6,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+
+from xvolution.signals import ending_politely, status
 
 COMMANDS = {
     "train": (
@@ -49,59 +52,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 1 where a run failed; 2 for bad input; 130 after Ctrl-C; 141 where whoever read the output has left.
+        The exit code: 0; 1 where a run failed; 2 for bad input; 128 and the signal's number where the command was asked to end,
+        as 130 after Ctrl-C; 141 where whoever read the output has left.
     """
+    _open_standard_files()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    failure: BaseException | None = None
+    code: int | None
+    try:
+        with ending_politely():
+            code = _run(arguments)
+    except KeyboardInterrupt as request:
+        code = status(request)
+        _say("interrupted.")
+    except ImportError as error:
+        code = 2
+        _say(f"{error.name or error} is missing; install it with pip install 'xvolution[all]'.")
+    except (Exception, SystemExit) as error:  # parsers exit when they have said what is wrong
+        failure, code = error, getattr(error, "exit_code", None)
+    lost = _output_failure(failure)
+    if lost is not None and (failure is None or _is_of(failure, lost)):
+        return _lost_output(lost)
+    if failure is not None:
+        if code is None:
+            raise failure
+        _say(str(failure))
+    return code or 0
+
+
+def _run(arguments: list[str]) -> int:
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help", "help"):
         print(usage())
-        return 0
-    if first == "--version":
+    elif first == "--version":
         from xvolution import __version__
 
         print(f"xvolution {__version__}")
-        return 0
-    if first not in COMMANDS:
-        print(f"xvolution: there is no command {first!r}; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)
+    elif first not in COMMANDS:
+        _say(f"there is no command {first!r}; the commands are {', '.join(COMMANDS)}.")
         return 2
-    module, function, _ = COMMANDS[first]
-    return _run(module, function, arguments[1:])
-
-
-def _run(module: str, function: str, arguments: list[str]) -> int:
-    try:
-        getattr(importlib.import_module(module), function)(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("xvolution: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        if not _reader_left():
-            raise
-        return 141
-    except ImportError as error:
-        print(
-            f"xvolution: {error.name or error} is missing; install it with pip install 'xvolution[all]'.",
-            file=sys.stderr,
-        )
-        return 2
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None:
-            raise
-        print(f"xvolution: {error}", file=sys.stderr)
-        return code
+    else:
+        module, function, _ = COMMANDS[first]
+        getattr(importlib.import_module(module), function)(arguments[1:])
     return 0
 
 
-def _reader_left() -> bool:
-    """Whether the broken pipe is the output's, as when `head` has enough; what is left to print then goes nowhere."""
+def _open_standard_files() -> None:
+    """Open what the caller closed of standard input, output and errors, so that no file is opened in their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(opened, True)
+            if number == 1:
+                _say("the standard output is closed; what would be printed is lost.")
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError, AttributeError):  # standard errors may be closed or full as well
+        print(f"xvolution: {sentence}", file=sys.stderr, flush=True)
+
+
+def _output_failure(failure: BaseException | None) -> OSError | None:
+    """Why what was printed does not arrive; what is left of it then goes nowhere."""
     try:
-        print(flush=True)
-    except BrokenPipeError:
+        if isinstance(failure, OSError) or isinstance(getattr(failure, "__cause__", None), OSError):
+            print()  # what failed before may be gone from the buffer
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        return error
+    return None
+
+
+def _is_of(error: BaseException, failed: OSError) -> bool:
+    """Whether an error is that of the output, or was made of it."""
+    return any(isinstance(each, OSError) and each.errno == failed.errno for each in (error, error.__cause__))
+
+
+def _lost_output(failed: OSError) -> int:
+    if isinstance(failed, BrokenPipeError):
+        return 141  # as when `head` has enough
+    _say(f"the standard output could not be written ({failed.strerror}); send it elsewhere.")
+    return 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from xvolution.training import Interrupted, TrainConfig, train
+from xvolution.training import InputError, Interrupted, TrainConfig, train
 from xvolution.training.classification.module import Classification
 
 pytestmark = pytest.mark.slow
@@ -134,3 +134,55 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(0, 3) != order(0, 4)
     assert order(0, 3) != order(1, 3)
     assert len(set(order(0, 3))) == 48
+
+
+def rates(run_dir: Path) -> list[float]:
+    return [row["lr"] for row in outcome(run_dir)[2]]
+
+
+def test_more_epochs_and_another_rate_are_applied(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The schedules are functions of the step: a longer run has the rates that it would have had from the beginning."""
+    train(tiny(epochs=4, lr=0.2, weight_decay=0.1, output=str(tmp_path / "long")))
+    train(tiny(epochs=2, output=str(tmp_path / "cut")))
+    train(tiny(epochs=4, lr=0.2, weight_decay=0.1, output=str(tmp_path / "cut"), resume="last"))
+    assert rates(tmp_path / "cut")[2:] == rates(tmp_path / "long")[2:]
+    assert rates(tmp_path / "cut")[2] > 0
+    optimizer = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert {group["weight_decay"] for group in optimizer["param_groups"]} == {0.0, 0.1}
+    assert json.loads((tmp_path / "cut" / "config.json").read_text())["lr"] == 0.2
+    said = "going on after epoch 2 with --epochs 4 (was 2), --lr 0.2 (was 0.05), --weight-decay 0.1 (was 0.0005)"
+    assert said in capsys.readouterr().out
+
+
+def test_another_schedule_is_applied(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    settings = {"schedule": "step", "decay_epochs": 1, "decay_rate": 0.5, "epochs": 3}
+    train(tiny(**settings, output=str(tmp_path / "step")))
+    train(tiny(epochs=1, output=str(tmp_path / "cut")))
+    train(tiny(**settings, output=str(tmp_path / "cut"), resume="last"))
+    assert rates(tmp_path / "cut")[1:] == rates(tmp_path / "step")[1:]
+
+
+@pytest.mark.parametrize(
+    ("began", "changes", "sentence"),
+    [
+        ({}, {"optimizer": "adamw"}, "was trained with --optimizer sgd, and now it is adamw"),
+        ({}, {"ema_decay": 0.9}, "holds no moving average, and --ema-decay is 0.9"),
+        ({"ema_decay": 0.9}, {"ema_decay": None}, "holds a moving average, and --ema-decay leaves it out"),
+        ({}, {"batch_size": 16}, "was trained with --batch-size 32, and now it is 16"),
+        ({}, {"accumulate": 2}, "was trained with --accumulate 1"),
+        ({}, {"seed": 1}, "was trained with --seed 0"),
+        ({}, {"holdout": 0.3}, "was trained without --holdout"),
+        ({}, {"epochs": 1}, "has 2 epochs behind it, and --epochs is 1"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_a_resumed_run_cannot_change_is_named(
+    tiny: Callable[..., TrainConfig], began: dict[str, Any], changes: dict[str, Any], sentence: str
+) -> None:
+    train(tiny(**began, limit_train_batches=2))
+    before = (tiny().run_dir / "config.json").read_text()
+    with pytest.raises(InputError, match=sentence):
+        train(tiny(**{**began, "limit_train_batches": 2, **changes}, resume="last"))
+    assert (tiny().run_dir / "config.json").read_text() == before

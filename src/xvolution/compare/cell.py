@@ -1,31 +1,40 @@
-"""One cell of the grid in a process of its own: ``python -m xvolution.compare.cell FOLDER``.
+"""One cell of the grid in a process of its own: ``python -m xvolution.compare.cell FOLDER [--with-parent]``.
 
-FOLDER holds `cell.json`; `result.json` and what its task leaves follow, or `error.json`.
+FOLDER holds `cell.json`; `result.json` and what its task leaves follow, or `error.json`. With ``--with-parent`` the cell is
+asked to end when its standard input ends, whose other end the parent holds.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from xvolution.compare.grid import Cell, read_json
 from xvolution.compare.register import comparison_of
 from xvolution.compare.variants import Variant
+from xvolution.signals import ending_politely, status
 from xvolution.training.api import evaluate
 from xvolution.training.config import RunConfig
-from xvolution.training.errors import Interrupted, RunError
+from xvolution.training.errors import Interrupted
 from xvolution.training.files import write_text
+from xvolution.training.lock import locked
 from xvolution.training.memory import peak_memory
 from xvolution.training.metadata import provenance
 from xvolution.training.once import train_once
 from xvolution.training.tasks import config_from_dict
+
+#: Seconds that a cell waits for another process that runs it, and that a cell without a parent has to end.
+PATIENCE = 120.0
 
 
 def write_task(cell: Cell, threads: int | None, workers: int | None) -> None:
@@ -44,13 +53,14 @@ def run_task(folder: Path) -> int:
     """Run the cell that `cell.json` describes; whatever happens is written beside it.
 
     Returns:
-        The exit code: 0, 130 after Ctrl-C, else 1 or what the error asks for.
+        The exit code: 0; 128 and the signal's number where it was asked to end; else 1 or what the error asks for.
     """
     task = read_json(folder / "cell.json")
     if task is None:
         raise FileNotFoundError(f"{folder} holds no cell.json")
     try:
-        with FileLock(folder / ".lock", blocking=False):
+        # A cell whose comparison was killed takes a while to write its checkpoint.
+        with locked(folder, ".cell", patience=PATIENCE):
             if task["threads"] is not None:
                 torch.set_num_threads(task["threads"])
             train = config_from_dict(task["train"])
@@ -58,10 +68,8 @@ def run_task(folder: Path) -> int:
             cell = Cell(Variant(task["label"], **task["variant"]), train)
             if cell.result() is None:
                 write_text(folder / "result.json", json.dumps(run_cell(cell), indent=2) + "\n")
-    except (Interrupted, KeyboardInterrupt):
-        return 130
-    except Timeout:
-        return _fail(folder, RunError(f"another process trains in {folder}; wait for it, or end it."))
+    except (Interrupted, KeyboardInterrupt) as error:
+        return status(error)
     except Exception as error:  # whatever it is, the other cells go on and the report says it
         traceback.print_exc()
         return _fail(folder, error)
@@ -123,5 +131,21 @@ def _fail(folder: Path, error: Exception) -> int:
     return 1 if code is None else int(code)
 
 
+def end_with_parent() -> None:
+    """Ask this process to end as soon as standard input does, and end it, with all that it started, where it stays."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 if __name__ == "__main__":
-    sys.exit(run_task(Path(sys.argv[1])))
+    with ending_politely():
+        if sys.argv[2:] == ["--with-parent"]:
+            end_with_parent()
+        sys.exit(run_task(Path(sys.argv[1])))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ import torch
 from xvolution.compare.cell import write_task
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell
+from xvolution.signals import status
 from xvolution.training.errors import Interrupted
 
 POLL = 0.25  # seconds
@@ -56,7 +58,8 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, watcher: Watcher) -> No
     """Run all cells in their order.
 
     Raises:
-        Interrupted: Ctrl-C; the cells that ran have written checkpoints. A second Ctrl-C ends them at once.
+        Interrupted: Ctrl-C or another request to end; the cells that ran have written checkpoints. A second one ends them at
+            once.
     """
     waiting, running = deque(cells), dict[str, tuple[Cell, Job]]()
     try:
@@ -72,17 +75,17 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, watcher: Watcher) -> No
                     del running[cell.name]
                     watcher.ended(cell)
             time.sleep(POLL if running else 0)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as request:
         _leave([job for _, job in running.values()])
         raise Interrupted(
-            f"interrupted with {len(running)} cells running and {len(waiting)} waiting; the same command goes on from there."
+            f"interrupted with {len(running)} cells running and {len(waiting)} waiting; the same command goes on from there.",
+            status(request) - 128,
         ) from None
 
 
 def _leave(jobs: list[Job]) -> None:
-    print(
-        "Ctrl-C: the running cells write checkpoints; press again to leave without them.", file=sys.stderr, flush=True
-    )
+    with suppress(OSError):  # the terminal may be what has gone
+        print("The running cells write checkpoints; again to leave without them.", file=sys.stderr, flush=True)
     for job in jobs:
         job.interrupt()
     try:
@@ -95,12 +98,19 @@ def _leave(jobs: list[Job]) -> None:
 
 @dataclass
 class LocalJob:
-    """A process of its own, in a process group of its own so that Ctrl-C reaches it through its parent alone."""
+    """A process of its own, in a process group of its own so that Ctrl-C reaches it through its parent alone.
+
+    It ends with its parent, however that ends: the parent holds the other end of its standard input.
+    """
 
     process: subprocess.Popen[bytes]
 
     def running(self) -> bool:
-        return self.process.poll() is None
+        if self.process.poll() is None:
+            return True
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return False
 
     def interrupt(self) -> None:
         if self.running():
@@ -133,8 +143,8 @@ class LocalLauncher:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         with open(cell.folder / "log.txt", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "xvolution.compare.cell", str(cell.folder)],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "xvolution.compare.cell", str(cell.folder), "--with-parent"],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,

@@ -5,18 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-import signal
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from xvolution.bench.conditions import device_conditions, versions
 from xvolution.compare.config import CompareConfig
@@ -28,6 +23,7 @@ from xvolution.compare.results import as_csv, gather
 from xvolution.compare.timing import latencies
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.files import write_text
+from xvolution.training.lock import locked
 from xvolution.training.metadata import provenance
 
 PACKAGES = ("xvolution", "torch", "torchvision", "timm", "lightning", "pycocotools", "numpy", "scipy")
@@ -62,21 +58,15 @@ def compare(config: CompareConfig) -> Comparison:
 
     Raises:
         InputError: something in the configuration or the data cannot be used, or the folder holds another comparison.
-        RunError: a cell failed; the others are done and reported.
-        Interrupted: the user pressed Ctrl-C; the running cells have written checkpoints and the next call goes on.
+        RunError: a cell failed, and the others are done and reported; or another process writes to the folder.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; the running cells have written checkpoints and the next call goes on.
     """
     grid = cells(config)
     _check(grid)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(config.folder / ".lock", blocking=False), _terminable():
-            claim(config, grid)
-            reporter = Reporter(config, grid)
-            reporter.run()
-    except Timeout as error:
-        raise RunError(
-            f"another comparison is writing to {config.folder}; wait for it, or give another --output."
-        ) from error
+    with locked(config.folder):
+        claim(config, grid)
+        reporter = Reporter(config, grid)
+        reporter.run()
     return reporter.comparison
 
 
@@ -202,23 +192,6 @@ def _history(cell: Cell) -> list[dict[str, float]]:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a polite request to end (SIGTERM) do what Ctrl-C does."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _percent(row: dict[str, Any]) -> str:

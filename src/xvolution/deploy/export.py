@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layout
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.deploy.runtimes import ExportError, LoadedFile, Runtime, runtime_for
 from xvolution.deploy.runtimes.base import one_sentence
+from xvolution.files import written_whole
 from xvolution.operator import XVolution
 
 #: Axes of an image batch that stay open, the most general choice first.
@@ -98,6 +98,7 @@ def export(
         ValueError: an unknown ending, example inputs that are no tensors, or a layout that an operator does not have.
         ReparameterizationError: the deployed form differs from the training form.
         ExportError: train mode, a missing package, a model, dtype or opset that does not export, or outputs that differ.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     runtime = runtime_for(path)
@@ -108,7 +109,6 @@ def export(
             choice = choose_layouts(model, inputs, runtime.name, threads, progress)
         model = reparameterize(model, inputs, layout if choice is None else choice.layouts)
     allowed = (_tolerance(model, runtime, inputs) if rtol is None else rtol, atol)
-    path.parent.mkdir(parents=True, exist_ok=True)
     failure: ExportError | None = None
     for name in _DYNAMIC_AXES if dynamic and any(map(is_batch, inputs)) else ("none",):
         try:
@@ -176,12 +176,9 @@ def _write(
     # An export can succeed for sizes at which the network itself fails.
     expected = [_outputs(model, trial) for trial in trials]
     program = capture(model, inputs, axes)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
+    with written_whole(path) as temporary:
         runtime.write(program, temporary, opset_version)
         errors = _compared(runtime, temporary, trials, expected, allowed)
-        for written in sorted(Path(folder).iterdir()):
-            os.replace(written, path.parent / written.name)
     return Difference(max(error.absolute for error in errors), max(error.relative for error in errors))
 
 

@@ -16,6 +16,7 @@ from xvolution.deploy.export import export
 from xvolution.deploy.runtimes import ExportError, OnnxRuntime
 from xvolution.deploy.runtimes.base import first_line
 from xvolution.deploy.runtimes.onnx_files import write_properties
+from xvolution.files import written_whole
 
 
 class QuantizationError(RuntimeError):
@@ -72,23 +73,22 @@ def quantize(
         ValueError: an ending that is not ``.onnx``, an unknown method, or calibration without images.
         ExportError: ``source`` does not export.
         QuantizationError: a missing package, a file that cannot be read, or a quantized network that returns no finite numbers.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     batches = _checked(path, calibration, method)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with tempfile.TemporaryDirectory() as folder, written_whole(path) as quantized:
         if isinstance(source, nn.Module):
             original = Path(folder) / "fp32.onnx"
             export(source, original, example_inputs=batches[0])
         else:
             original = Path(source)
-        quantized = Path(folder) / path.name
         _quantize_file(original, quantized, Path(folder), batches, method)
         expected, actual = _run(original, batches), _run(quantized, batches)
         if not all(torch.isfinite(y).all() for y in actual):
             raise QuantizationError(f"{path.name} returns numbers that are not finite; nothing was written")
         pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if e.numel()]
-        report = QuantizationReport(
+        return QuantizationReport(
             path=path,
             calibration_images=sum(len(batch) for batch in batches),
             max_difference=max(float((a - e).abs().max()) for a, e in pairs),
@@ -96,8 +96,6 @@ def quantize(
             bytes_before=_size(original),
             bytes_after=_size(quantized),
         )
-        os.replace(quantized, path)
-    return report
 
 
 def _checked(path: Path, calibration: Iterable[Tensor], method: str) -> list[Tensor]:

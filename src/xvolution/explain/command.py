@@ -29,6 +29,12 @@ def explain_command(arguments: Sequence[str]) -> None:
         "--outside-images", action="store_true", help="read images that tables name outside of the data's folder too"
     )
     parser.add_argument("--output", default="explain", help="folder for the page and its figures (default: explain)")
+    parser.add_argument(
+        "--checksum",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare the checkpoint with the checksum in it (default: yes)",
+    )
     values = vars(parser.parse_args(list(arguments)))
     from xvolution.explain.run import explain
 

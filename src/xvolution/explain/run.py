@@ -81,6 +81,7 @@ def explain(
     max_pixels: int | None = None,
     outside_images: bool = False,
     output: str | os.PathLike[str] = "explain",
+    checksum: bool = True,
     say: Callable[[str], None] = print_at_once,
 ) -> Explanation:
     """Measure and draw what the attention in a trained classifier does.
@@ -98,6 +99,7 @@ def explain(
         max_pixels: the most that an image may have; Pillow's own limit when None.
         outside_images: read images that tables name outside of the data's folder too.
         output: folder for the page and the figures.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
         say: is told what comes next.
 
     Raises:
@@ -107,7 +109,7 @@ def explain(
     for name, value in (("number of images", images), ("batch size", batch_size)):
         if value < 1:
             raise InputError(f"the {name} is {value}; it must be at least 1.")
-    model, metadata = CLASSIFY.load(checkpoint, pick_device(device))
+    model, metadata = CLASSIFY.load(checkpoint, pick_device(device), checksum)
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} holds the deployed form, whose branches are merged; give what it was made of.")
     _require_operator(model, operator)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layout
 from xvolution.deploy.reparameterize import layouts_of
 from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxReader, OnnxRuntime
 from xvolution.deploy.runtimes.onnx_files import write_properties, write_traced
+from xvolution.files import written_whole
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_match import Agreement, match_detections
 from xvolution.operator import XVolution
@@ -89,6 +89,7 @@ def export_detector(
         ValueError: an unknown ending, an image of another shape, or a layout that an operator does not have.
         ReparameterizationError: the deployed detector finds something else than the trained one.
         ExportError: train mode, or a file that computes something else than the model.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     runtime = _runtime(path)
@@ -103,7 +104,6 @@ def export_detector(
             choice = choose_layouts(detector, ([image],), runtime.name, threads, progress)
         detector = deploy_detector(detector, [image], layout if choice is None else choice.layouts)
     layouts = layouts_of(detector)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if whole:
         try:
             agreement = _export_whole(detector, runtime, path, image, score_threshold, properties or {})
@@ -157,16 +157,13 @@ def _export_whole(
         _trace(detector, image, names, onnx_path)
         write_properties(onnx_path, {**properties, "content": "detector"})
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
+    with written_whole(path) as temporary:
         runtime.write_from(write_onnx, temporary)
         find = runtime.load(temporary)
         actual = [dict(zip(names, find(trial), strict=True)) for trial in trials]
         agreement = match_detections(expected, actual, threshold)
         if not agreement.holds():
             raise _Disagreement(f"{path.name} finds something else than the detector: {agreement}; nothing was written")
-        for written in sorted(Path(folder).iterdir()):
-            os.replace(written, path.parent / written.name)
     return agreement
 
 
@@ -189,7 +186,8 @@ def _export_pyramid(
     detector: Any, path: Path, image: Tensor, reason: str, properties: dict[str, str]
 ) -> DetectorExport:
     images, _ = detector.transform([image])
-    report = export(detector.backbone, path, images.tensors)
-    if path.suffix == OnnxRuntime.ending:
-        write_properties(path, {**properties, "content": "pyramid", "reason": reason})
+    with written_whole(path) as temporary:
+        report = export(detector.backbone, temporary, images.tensors)
+        if path.suffix == OnnxRuntime.ending:
+            write_properties(temporary, {**properties, "content": "pyramid", "reason": reason})
     return DetectorExport(path, report.format, "pyramid", report.dynamic, None, reason)

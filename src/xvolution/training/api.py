@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from xvolution.deploy.measure import TORCH
@@ -17,6 +19,7 @@ from xvolution.training.deployment import DeployResult, DeploySettings, runtime_
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, pick_device
 from xvolution.training.fit import TrainResult
+from xvolution.training.lock import locked
 from xvolution.training.metadata import Metadata
 from xvolution.training.tasks import own_options, task_of, task_of_file
 
@@ -27,23 +30,28 @@ def train(config: RunConfig) -> TrainResult:
     Raises:
         InputError: something in the configuration or the data cannot be used.
         ModelError: no such network can be built.
-        RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        RunError: the loss became no number, a file could not be written, or another process writes to the run's folder.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
-    return task_of(config).train(config)
+    first = getattr(rank_zero_only, "rank", 0) == 0  # the others of a distributed run write nothing
+    with locked(config.run_dir) if first else nullcontext():
+        return task_of(config).train(config)
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Metadata]:
+def load_model(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, checksum: bool = True
+) -> tuple[nn.Module, Metadata]:
     """Build the network that a file describes, in its training or its deployed form, in eval mode, with the file's weights.
 
     Args:
         path: a .ckpt, .safetensors or .onnx file of this library.
         device: where to put the network; ONNX runs on the CPU.
+        checksum: compare the file with the checksum in it, where it has one.
 
     Raises:
-        InputError: the file is none, or its weights do not fit the network that it describes.
+        InputError: the file is none or is damaged, or its weights do not fit the network that it describes.
     """
-    return task_of_file(path).load(path, device)
+    return task_of_file(path).load(path, device, checksum)
 
 
 def evaluate(
@@ -60,6 +68,7 @@ def evaluate(
     limit_batches: int | None = None,
     max_pixels: int | None = None,
     outside_images: bool = False,
+    checksum: bool = True,
     **options: Any,
 ) -> Evaluation:
     """Judge a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
@@ -77,6 +86,7 @@ def evaluate(
         limit_batches: evaluate at most so many batches.
         max_pixels: the most that an image may have; Pillow's own limit when None.
         outside_images: read images that annotations or tables name outside of the data's folder too.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
         **options: of a classifier ``image_size`` (side length in pixels; by default that of training) and ``predictions`` (CSV
             file for the prediction of every image); of a detector ``results`` (JSON file for the detections in COCO's submission
             format), ``page`` (HTML file with pictures) and ``pictures`` (how many; 24 by default).
@@ -92,7 +102,7 @@ def evaluate(
     own = own_options(task, "evaluate", options)
     batch_size = task.evaluation_batch if batch_size is None else batch_size
     place = pick_device(device)
-    model, metadata = task.load(checkpoint, place)
+    model, metadata = task.load(checkpoint, place, checksum)
     judged_by = metadata.data if data is None else data
     settings = EvaluationSettings(
         judged_by,
@@ -117,6 +127,7 @@ def deploy(
     fold_norms: bool = False,
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
+    checksum: bool = True,
     **options: Any,
 ) -> DeployResult[Any]:
     """Re-parameterize a checkpoint and write it.
@@ -130,6 +141,7 @@ def deploy(
         fold_norms: fold the other convolution and norm pairs too.
         threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
         progress: is told of each distinct operator what was timed and chosen.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
         **options: of a classifier ``image_size`` (side length of the example input; by default that of training),
             ``batch_size`` (images in the example, which ``auto`` measures; 1 by default) and ``fixed_size`` (fix batch and image
             size of exported files to the example's); of a detector ``image`` (file of the example, whose detections are compared;
@@ -151,7 +163,7 @@ def deploy(
                 f"{path} ends with {path.suffix or 'nothing'}; the endings are {', '.join(task.endings)} for "
                 f"{task.metadata.noun}."
             )
-    model, metadata = task.load(checkpoint)
+    model, metadata = task.load(checkpoint, checksum=checksum)
     if metadata.form == "deployed":
         raise InputError(f"{checkpoint} is in its deployed form already; give the checkpoint of the training form.")
     runtimes = tuple(dict.fromkeys(map(runtime_of, paths))) or (TORCH,)
@@ -170,6 +182,7 @@ def predict(
     score_threshold: float = 0.5,
     device: str = "auto",
     max_pixels: int | None = None,
+    checksum: bool = True,
 ) -> list[Path]:
     """Draw what a detector finds on images, and write it in COCO's format.
 
@@ -181,6 +194,7 @@ def predict(
         score_threshold: what scores less is neither drawn nor written.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
         max_pixels: the most that an image may have; Pillow's own limit when None.
+        checksum: compare the checkpoint with the checksum in it, where it has one.
 
     Returns:
         The files written, results.json last.
@@ -194,7 +208,7 @@ def predict(
     require_max_pixels(max_pixels)
     paths = list(_image_files(images))
     task = task_of_file(checkpoint)
-    model, metadata = task.load(checkpoint, pick_device(device))
+    model, metadata = task.load(checkpoint, pick_device(device), checksum)
     return task.predict(model, metadata, paths, Path(output), score_threshold, max_pixels)
 
 

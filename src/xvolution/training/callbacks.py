@@ -1,11 +1,13 @@
-"""What happens around the steps: checkpoints, Ctrl-C, a line for each epoch."""
+"""What happens around the steps: checkpoints, requests to end, a line for each epoch."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import signal
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +16,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from xvolution.signals import Ended, heeded
 from xvolution.training.checkpoint import save_weights
 from xvolution.training.errors import Interrupted
 from xvolution.training.files import write_text
@@ -22,7 +25,9 @@ from xvolution.training.module import TrainingModule
 
 
 class RunCheckpoints(Checkpoint):
-    """Writes `last.ckpt` after each epoch, every so many steps and on Ctrl-C, and `model.safetensors` after the best epoch.
+    """Writes `last.ckpt` after each epoch and every so many steps, and `model.safetensors` after the best epoch.
+
+    Ctrl-C, SIGTERM and SIGHUP have it write a checkpoint and leave.
 
     Args:
         run_dir: the folder.
@@ -30,40 +35,69 @@ class RunCheckpoints(Checkpoint):
         every_steps: optimizer steps between checkpoints inside an epoch, or None.
 
     Raises:
-        Interrupted: after Ctrl-C, when the checkpoint is written. A second Ctrl-C leaves at once.
+        Interrupted: after such a request, when the checkpoint is written. A second one leaves at once.
     """
 
     def __init__(self, run_dir: Path, metadata: Metadata, every_steps: int | None = None) -> None:
         self.run_dir, self.metadata, self.every_steps = run_dir, metadata, every_steps
         self.last = run_dir / "last.ckpt"
         self.weights = run_dir / "model.safetensors"
-        self._interrupted = False
-        self._previous_handler: Any = None
+        self._process = os.getpid()
+        self._signum: int | None = None
         self._saved_at = -1
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    @contextmanager
+    def heeding_requests(self) -> Iterator[None]:
+        """Take requests to end while the block runs: note the first one, leave at once at the second.
+
+        Raises:
+            Ended: at the second one.
+            Interrupted: the request ended the processes that load images as well.
+        """
+        before = {signum: signal.getsignal(signum) for signum in heeded()}
+        self._heed()
         try:
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_sigint)
-        except ValueError:  # signals reach the main thread alone; elsewhere Ctrl-C is the caller's
-            self._previous_handler = None
+            yield
+        except SystemExit as left:
+            if self._signum is None:
+                raise
+            raise Ended(self._signum) from left  # what Lightning makes of a second Ctrl-C
+        except RuntimeError as error:
+            if self._signum is None or "DataLoader worker" not in str(error):
+                raise
+            kept = f"the last checkpoint is {self.last}" if self.last.exists() else "there is no checkpoint yet"
+            raise Interrupted(
+                f"interrupted together with the processes that load images, before a checkpoint could be written; {kept}.",
+                self._signum,
+            ) from error
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._heed()  # Lightning has put a handler of its own in the place of SIGTERM's
 
-    def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        print("\nCtrl-C: a checkpoint follows after this step; press again to leave without one.", file=sys.stderr)
+    def _heed(self) -> None:
+        for signum in heeded():
+            signal.signal(signum, self._on_request)
+
+    def _on_request(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a process that loads images: the one that trains ends it
+        if self._signum is not None:
+            raise Ended(signum)
+        self._signum = signum
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+        # Not by print: the signal may have come inside of one.
+        with suppress(OSError):
+            os.write(2, f"\n{name}: a checkpoint follows after this step; again to leave without one.\n".encode())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx + 1 >= trainer.num_training_batches:
             return  # the epoch's own checkpoint follows, after its evaluation
-        stop = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self._signum is not None, all=False)
         step = trainer.global_step
         due = self.every_steps is not None and step > 0 and step % self.every_steps == 0 and step != self._saved_at
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -81,14 +115,15 @@ class RunCheckpoints(Checkpoint):
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:
             write_text(self.run_dir / "history.csv", _as_csv(history))
-        stop = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self._signum is not None, all=False)
         if stop and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             self._leave(trainer)
 
     def _leave(self, trainer: L.Trainer) -> None:
         raise Interrupted(
             f"interrupted in epoch {trainer.current_epoch + 1} at step {trainer.global_step}; the checkpoint is {self.last}, "
-            "and the same command with --resume last goes on from there."
+            "and the same command with --resume last goes on from there.",
+            self._signum or signal.SIGINT,  # another process may have been asked
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from xvolution.deploy.runtimes.onnx_files import CHECKSUM
 from xvolution.training.errors import InputError
 from xvolution.training.files import atomic_path
-from xvolution.training.metadata import HEADER, Metadata
+from xvolution.training.metadata import HEADER, SKIP_CHECKSUM, Metadata, read_description
 from xvolution.training.onnx_file import OnnxNetwork
 
 # What torch.load(weights_only=True) says of a pickle that is well-formed and holds more than tensors and plain values.
@@ -34,16 +37,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], checksum: bool = True) -> dict[str, Any]:
     """Read a Lightning checkpoint of this library, tensors on the CPU.
 
+    Args:
+        path: the file.
+        checksum: compare its parts with the checksums that the archive has of them.
+
     Raises:
-        InputError: there is no such file, it is no checkpoint of this library, or it holds code.
+        InputError: there is no such file, it is no checkpoint of this library, it is damaged, or it holds code.
     """
     path = Path(path)
     _require_file(path)
     try:
+        if checksum and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise InputError(f"{path} is damaged: its checksum is of other contents. {SKIP_CHECKSUM}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # zip, pickle, storage and memory errors of a file that may be anything
         if any(sign in str(error) for sign in _SIGNS_OF_CODE) or _is_bare_pickle(path):
             raise InputError(
@@ -53,6 +66,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} is no checkpoint, or it is damaged.") from error
     if not isinstance(checkpoint, dict) or HEADER not in checkpoint or "state_dict" not in checkpoint:
         raise InputError(f"{path} is no checkpoint of this library: it does not say which network it belongs to.")
+    state = checkpoint["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise InputError(f"{path} is no checkpoint of this library: what it calls its weights are none.")
     return checkpoint
 
 
@@ -64,76 +80,146 @@ def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Metad
     """
     # Tied parameters share storage, which safetensors refuses; each name gets a copy of its own.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    described = metadata.to_json()
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", HEADER: metadata.to_json()})
+        header = {"format": "pt", HEADER: described, CHECKSUM: digest_of(tensors, described)}
+        save_file(tensors, temporary, metadata=header)
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def digest_of(tensors: Mapping[str, torch.Tensor], described: str) -> str:
+    """SHA-256, in hexadecimal digits, of tensors on the CPU, with their names, types and shapes, and of their description."""
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_weights(path: str | os.PathLike[str], checksum: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save_weights` wrote, or the network in a Lightning checkpoint (the moving average where there is one).
+
+    Args:
+        path: the file.
+        checksum: compare the tensors with the checksum in the file, where it has one.
 
     Returns:
         The tensors, and `to_dict` of the metadata.
 
     Raises:
-        InputError: there is no such file, or it is neither.
+        InputError: there is no such file, it is neither, it is damaged, or it holds weights that no network has.
     """
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors(path, checksum)
     if header is None:
         raise InputError(f"{path} does not say which network it belongs to; it was not written by this library.")
     return tensors, header
 
 
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+def read_tensors(
+    path: str | os.PathLike[str], checksum: bool = True
+) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """`read_weights` of a safetensors file by anyone: the metadata is None where the file has none of ours.
 
     Raises:
-        InputError: there is no such file, or it is neither a checkpoint of this library nor a safetensors file.
+        InputError: there is no such file, it is neither a checkpoint of this library nor a safetensors file, it is damaged, or
+            it holds weights that no network has.
     """
     path = Path(path)
     _require_file(path)
     if path.suffix != ".safetensors":
-        checkpoint = read_checkpoint(path)
-        return _judged_weights(checkpoint["state_dict"]), checkpoint[HEADER]
+        checkpoint = read_checkpoint(path, checksum)
+        tensors = _judged_weights(checkpoint["state_dict"])
+        _require_numbers(tensors, path)
+        return tensors, checkpoint[HEADER]
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    described = header.get(HEADER)
+    if checksum and CHECKSUM in header and header[CHECKSUM] != digest_of(tensors, described or ""):
+        raise InputError(f"{path} is damaged: its checksum is of other contents. {SKIP_CHECKSUM}")
+    _require_numbers(tensors, path)
+    return tensors, None if described is None else read_description(described)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+            yield file
+    # What a header says may be anything, and comes back as errors of Python's own too.
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path} is no safetensors file, or it is damaged ({error}).") from error
-    return tensors, json.loads(header[HEADER]) if HEADER in header else None
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`to_dict` of the metadata of a .ckpt, .safetensors or .onnx file of this library.
+    """`to_dict` of the metadata of a .ckpt, .safetensors or .onnx file of this library; its weights are not looked at.
 
     Raises:
         InputError: it is none.
     """
-    return OnnxNetwork(path).header if Path(path).suffix == ".onnx" else read_weights(path)[1]
+    path = Path(path)
+    if path.suffix == ".onnx":
+        return OnnxNetwork(path, checksum=False).header
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path, checksum=False)[HEADER]
+    _require_file(path)
+    with _opened(path) as file:
+        described = (file.metadata() or {}).get(HEADER)
+    if described is None:
+        raise InputError(f"{path} does not say which network it belongs to; it was not written by this library.")
+    return read_description(described)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
     """Load a state dict strictly.
 
     Raises:
-        InputError: a name or a shape differs; the message tells the first of them.
+        InputError: a name, a shape or a kind of number differs; the message tells the first of them.
+    """
+    require_fitting(model, weights, name)
+    model.load_state_dict(weights, strict=True)
+
+
+def require_fitting(model: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """See that a state dict is of a network, which may be on the meta device.
+
+    Raises:
+        InputError: a name, a shape or a kind of number differs; the message tells the first of them.
     """
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape]
+    both = sorted(own.keys() & weights.keys())
+    shapes = [key for key in both if own[key].shape != weights[key].shape]
+    kinds = [key for key in both if own[key].is_floating_point() != weights[key].is_floating_point()]
     problems = []
     if missing:
         problems.append(f"{len(missing)} weights are missing ({missing[0]}, ...)")
     if unexpected:
         problems.append(f"{len(unexpected)} belong to nothing in it ({unexpected[0]}, ...)")
     if shapes:
-        key = min(shapes)
+        key = shapes[0]
         problems.append(
             f"{len(shapes)} have another shape ({key}: {tuple(weights[key].shape)}, not {tuple(own[key].shape)})"
         )
+    if kinds:
+        key = kinds[0]
+        problems.append(f"{len(kinds)} are of another type ({key}: {weights[key].dtype}, not {own[key].dtype})")
     if problems:
         raise InputError(f"the weights of {name} are of another architecture: {'; '.join(problems)}.")
-    model.load_state_dict(weights, strict=True)
+
+
+def _require_numbers(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """See that weights are numbers that a network can compute with."""
+    for name, tensor in tensors.items():
+        wanted = name.rpartition(".")[2] in ("weight", "bias", "running_mean", "running_var")
+        if tensor.is_complex() or (wanted and not tensor.is_floating_point()):
+            raise InputError(
+                f"{path} cannot be used: {name} is of type {tensor.dtype}, and weights are floating-point."
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path} cannot be used: {name} holds numbers that are NaN or infinite.")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise InputError(f"{path} cannot be used: {name} holds variances below 0.")
 
 
 def _judged_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

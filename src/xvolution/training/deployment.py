@@ -17,7 +17,7 @@ from xvolution.deploy.runtimes import runtime_for
 from xvolution.operator import ReparameterizationError
 from xvolution.training.checkpoint import save_weights
 from xvolution.training.errors import InputError, RunError
-from xvolution.training.files import write_text
+from xvolution.training.files import atomic_path
 from xvolution.training.metadata import Metadata
 
 #: Ending of the files that hold a form's weights.
@@ -151,14 +151,20 @@ class DeployResult(ABC, Generic[Compared]):
         if path.suffix == WEIGHTS:
             save_weights(path, form.model, form.metadata)
         else:
+            self.reports.append(replace(self._exported(form, path), path=path))
+        self.files.append(path)
+
+    def _exported(self, form: DeployedForm[Compared], path: Path) -> Any:
+        """Write an export and its metadata, both or none."""
+        with atomic_path(path) as temporary:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.reports.append(self.export(form, path))
-            except (ExportError, OSError) as error:
+                report = self.export(form, temporary)
+            except ExportError as error:
                 raise RunError(f"{path} was not written: {error}") from error
             if path.suffix != ".onnx":
-                write_text(path.with_suffix(path.suffix + ".json"), form.metadata.to_json() + "\n")
-        self.files.append(path)
+                described = temporary.with_suffix(temporary.suffix + ".json")
+                described.write_text(form.metadata.to_json() + "\n", encoding="utf-8")
+        return report
 
 
 def runtime_of(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class InputError(ValueError):
     """What was given cannot be used: a file, a flag, a data set."""
@@ -16,6 +18,14 @@ class RunError(RuntimeError):
 
 
 class Interrupted(RunError):
-    """The user pressed Ctrl-C and the run wrote a checkpoint."""
+    """The run was asked to end, by Ctrl-C, SIGTERM or SIGHUP, and wrote a checkpoint.
 
-    exit_code = 130
+    Args:
+        message: where it stopped.
+        signum: the signal.
+    """
+
+    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum

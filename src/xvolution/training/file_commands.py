@@ -40,6 +40,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     _add_outside_images(parser)
     parser.add_argument("--limit-batches", type=int | None, help="evaluate at most so many batches.")
     parser.add_argument("--json", type=str | None, help="file for the figures.")
+    _add_checksum(parser)
     _add_task_options(parser, "evaluate")
     values = parser.parse_args(list(arguments)).as_dict()
     report, checkpoint = values.pop("json"), values.pop("checkpoint")
@@ -74,6 +75,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
         default=False,
         help="fold the other norms into their convolutions.",
     )
+    _add_checksum(parser)
     _add_task_options(parser, "deploy")
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import deploy
@@ -85,6 +87,11 @@ def deploy_command(arguments: Sequence[str]) -> None:
 def _add_outside_images(parser: ArgumentParser) -> None:
     text = "read images that annotations or tables name outside of the data's folder too."
     parser.add_argument("--outside-images", action=ActionYesNo(no_prefix="no-"), default=False, help=text)
+
+
+def _add_checksum(parser: ArgumentParser) -> None:
+    text = "compare the checkpoint with the checksum in it."
+    parser.add_argument("--checksum", action=ActionYesNo(no_prefix="no-"), default=True, help=text)
 
 
 def _add_task_options(parser: ArgumentParser, command: Literal["evaluate", "deploy"]) -> None:
@@ -116,6 +123,7 @@ def predict_command(arguments: Sequence[str]) -> None:
     parser.add_argument("--score-threshold", type=float, default=0.5, help="what scores less is left out.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
     parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
+    _add_checksum(parser)
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import predict
 

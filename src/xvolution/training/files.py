@@ -1,45 +1,53 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and what to say where that fails."""
 
 from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from xvolution.files import written_whole
 from xvolution.training.errors import RunError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = {
+    **dict.fromkeys((*_FULL, errno.EIO), "free some space or take another folder"),
+    errno.EROFS: "the disk is read-only; take another folder",
+    errno.EACCES: "you may not write there; take another folder, or ask for the right to",
+    errno.EPERM: "you may not write there; take another folder, or ask for the right to",
+    errno.EEXIST: "a file is where a folder is needed; move it, or take another folder",
+    errno.ENOTDIR: "a file is where a folder is needed; move it, or take another folder",
+    errno.EISDIR: "a folder is where the file would be; give another name",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "links lead in a circle there; give another path",
+    errno.ENOENT: "the folder that it is in has been deleted; go to another one",
+}
+# torch's archive writer and safetensors report a short write in exceptions of their own.
+_SHORT_WRITE = (
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+    "No space left",
+    "File too large",
+    "I/O error",
+    "IoError",
+)
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in the same folder to write to; it takes the name `path` when the block ends well.
-
-    The temporary file keeps the path's ending and is removed when the block fails.
+    """`xvolution.files.written_whole`, with a sentence where a file cannot be written.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written to.
+        RunError: the disk is full, or the file cannot be written where it should be.
     """
-    path = Path(path)
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        _flush(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            yield temporary
     except BaseException as error:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
         if is_write_error(error):
-            raise RunError(
-                f"{path} could not be written ({_reason(error)}); free some space or take another folder."
-            ) from error
+            raise RunError(f"{path} could not be written ({why_unwritten(error)}).") from error
         raise
 
 
@@ -59,33 +67,22 @@ def write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (*_FULL, errno.EROFS):
             raise
-        raise RunError(
-            f"{folder} could not be written to ({error.strerror}); free some space or take another folder."
-        ) from error
+        raise RunError(f"{folder} could not be written to ({why_unwritten(error)}).") from error
 
 
 def is_write_error(error: BaseException) -> bool:
     """Whether an error says that a file could not be written: an OSError, or what torch and safetensors make of one."""
     if isinstance(error, OSError):
         return True
-    # torch's archive writer and safetensors report a short write in exceptions of their own.
     text = str(error)
-    kinds = ("PytorchStreamWriter failed", "unexpected pos", "No space left", "File too large", "I/O error", "IoError")
-    return type(error).__name__ in ("RuntimeError", "SafetensorError") and any(kind in text for kind in kinds)
+    return type(error).__name__ in ("RuntimeError", "SafetensorError") and any(kind in text for kind in _SHORT_WRITE)
 
 
-def _reason(error: BaseException) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "the disk took only a part of it"
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def why_unwritten(error: BaseException) -> str:
+    """The cause, and what to do about it."""
+    if not isinstance(error, OSError):
+        return f"the disk took only a part of it: {_ADVICE[errno.EIO]}"
+    cause, advice = error.strerror or str(error), _ADVICE.get(error.errno or 0)
+    return cause if advice is None else f"{cause}: {advice}"

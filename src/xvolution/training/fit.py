@@ -7,6 +7,7 @@ import logging
 import random
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,14 @@ from xvolution.training.errors import InputError
 from xvolution.training.files import write_errors, write_text
 from xvolution.training.metadata import HEADER, Metadata
 from xvolution.training.module import TrainingModule
+from xvolution.training.upgrade import upgrade_config
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+#: What the steps so far were counted by, or what the state of the run is of: a resumed run keeps it.
+_OF_THE_WHOLE_RUN = ("optimizer", "batch_size", "accumulate", "limit_train_batches", "holdout", "split_seed", "seed")
+#: What changes nothing that is computed.
+_CIRCUMSTANCES = ("output", "resume", "progress", "workers", "checkpoint_every")
 
 
 @dataclass
@@ -58,18 +65,19 @@ def fit(
     """Train a module into the run's folder, from a checkpoint on where one is given.
 
     Raises:
-        InputError: the checkpoint is of another network, or Lightning cannot use the machine as asked.
+        InputError: the checkpoint is of another network, or of a run that this configuration cannot go on with; or Lightning
+            cannot use the machine as asked.
         RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     if resume is not None:
-        _require_same_network(resume, module, metadata)
+        _require_resumable(resume, module, metadata, config)
     checkpoints = RunCheckpoints(config.run_dir, metadata, config.checkpoint_every)
     _write_config(config)
     with warnings.catch_warnings():
         _quiet_lightning()
         trainer = _trainer(config, checkpoints)
-        with write_errors(config.run_dir):
+        with checkpoints.heeding_requests(), write_errors(config.run_dir):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     best = best_row(module.history, module.judged_by)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)
@@ -99,12 +107,68 @@ def resume_from(config: RunConfig) -> Path | None:
     return path
 
 
-def _require_same_network(path: Path, module: TrainingModule, metadata: Metadata) -> None:
+def _require_resumable(path: Path, module: TrainingModule, metadata: Metadata, config: RunConfig) -> None:
+    """See that a checkpoint is of the same network and of a run that this configuration can go on with; say what changes."""
     checkpoint = read_checkpoint(path)
-    stored, own = type(metadata).from_dict(checkpoint[HEADER]).model.name, metadata.model.name
-    if stored != own:
-        raise InputError(f"{path} is a checkpoint of {stored}, not of {own}; give --model {stored}.")
-    load_weights(module, checkpoint["state_dict"], f"{path} ({stored})")
+    stored = type(metadata).from_dict(checkpoint[HEADER])
+    if stored.model.name != metadata.model.name:
+        raise InputError(
+            f"{path} is a checkpoint of {stored.model.name}, not of {metadata.model.name}; give --model {stored.model.name}."
+        )
+    if stored.class_names != metadata.class_names:
+        raise InputError(
+            f"{path} tells {_listed(stored.class_names)} apart, and the data {_listed(metadata.class_names)}."
+        )
+    before, now = _config_of(path, checkpoint), config.to_dict()
+    _require_unchanged(path, before, now)
+    with_average = any(name.startswith("ema.") for name in checkpoint["state_dict"])
+    if with_average != (config.ema_decay is not None):
+        kept, given = ("a", "leaves it out") if with_average else ("no", f"is {config.ema_decay}")
+        raise InputError(
+            f"{path} holds {kept} moving average, and --ema-decay {given}; that cannot change within a run. Give what it began "
+            "with, or begin a new run with another --output."
+        )
+    done = len(checkpoint.get("history", ()))
+    if config.epochs < done:
+        raise InputError(f"{path} has {done} epochs behind it, and --epochs is {config.epochs}; give {done} or more.")
+    load_weights(module, checkpoint["state_dict"], f"{path} ({stored.model.name})")
+    changed = [name for name in now if name in before and now[name] != before[name] and name not in _CIRCUMSTANCES]
+    if changed:
+        said = ", ".join(f"{_flag(name)} {now[name]} (was {before[name]})" for name in changed)
+        _say(f"going on after epoch {done} with {said}")
+
+
+def _config_of(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that a checkpoint was trained by; those of older versions have it beside them."""
+    values = checkpoint.get("config")
+    if values is None:
+        with suppress(OSError, ValueError):
+            values = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    return upgrade_config(values) if isinstance(values, dict) else {}
+
+
+def _require_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [name for name in _OF_THE_WHOLE_RUN if name in before and before[name] != now[name]]
+    if changed:
+        name = changed[0]
+        had = f"with {_flag(name)} {before[name]}" if before[name] is not None else f"without {_flag(name)}"
+        raise InputError(
+            f"{path} was trained {had}, and now it is {now[name]}; that cannot change within a run. Give what it began with, or "
+            "begin a new run with another --output."
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+@rank_zero_only
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:

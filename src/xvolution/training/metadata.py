@@ -17,12 +17,15 @@ import torch
 import xvolution
 from xvolution.conversion.upgrade import FORMAT
 from xvolution.training.errors import InputError
+from xvolution.training.schema import Schema, require_described
 from xvolution.training.upgrade import upgrade
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 HEADER = "xvolution"  # the metadata's key in safetensors headers, ONNX properties and Lightning checkpoints
+#: What to do about a checksum that differs.
+SKIP_CHECKSUM = "Fetch the file again; --no-checksum opens it all the same."
 
 
 class Spec(Protocol):
@@ -52,6 +55,8 @@ class Metadata(ABC):
     type: ClassVar[str]
     #: What sentences call the network, with its article.
     noun: ClassVar[str]
+    #: What a file may say; None leaves that to `fields`.
+    schema: ClassVar[Schema | None] = None
 
     model: Spec
     class_names: list[str]
@@ -70,12 +75,15 @@ class Metadata(ABC):
         """The inverse of `to_dict`, of an older version too.
 
         Raises:
-            InputError: something is missing or unknown, or it describes a network of another type.
+            InputError: something is missing, unknown or out of range, or it describes a network of another type.
         """
         found = type_of(values)
         if found != cls.type:
             raise InputError(f"the file holds a network of the type {found}, where {cls.noun} is needed.")
-        given = {name: value for name, value in upgrade(values).items() if name not in ("format", "type")}
+        upgraded = upgrade(values)
+        if cls.schema is not None:
+            require_described(upgraded, cls.schema)
+        given = {name: value for name, value in upgraded.items() if name not in ("format", "type")}
         try:
             return cls(**cls.fields(given))
         except (KeyError, TypeError) as error:
@@ -88,6 +96,21 @@ class Metadata(ABC):
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
+
+
+def read_description(text: str) -> dict[str, Any]:
+    """What `Metadata.to_json` wrote.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the file's description of its network cannot be read ({error}).") from error
+    if not isinstance(values, dict):
+        raise InputError("the file's description of its network cannot be read (it is no JSON object).")
+    return values
 
 
 def type_of(values: Mapping[str, Any]) -> str:

@@ -62,6 +62,8 @@ class TrainingModule(L.LightningModule, ABC):
         self.history: list[dict[str, float]] = []
         self._losses: list[torch.Tensor] = []
         self._epoch_began = 0.0
+        self._groups: list[dict[str, Any]] = []
+        self._is_resumed = False
 
     @property
     def judged(self) -> nn.Module:
@@ -74,6 +76,15 @@ class TrainingModule(L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self._epoch_began = time.perf_counter()
+        if self._is_resumed:
+            self._follow_config()
+
+    def _follow_config(self) -> None:
+        """Go on with the rates of this configuration: the checkpoint's optimizer has brought those of its own."""
+        for group, configured in zip(self.trainer.optimizers[0].param_groups, self._groups, strict=True):
+            group.update(configured)
+        # The schedules are functions of the step.
+        self.lr_scheduler_step(self.trainer.lr_scheduler_configs[0].scheduler, None)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_began = time.perf_counter()
@@ -122,7 +133,9 @@ class TrainingModule(L.LightningModule, ABC):
             raise InputError(
                 f"timm has no optimizer {config.optimizer!r} here ({error}); sgd and adamw are two."
             ) from error
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+        schedule = self._schedule(optimizer)
+        self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _schedule(self, optimizer: torch.optim.Optimizer) -> Scheduler:
         config = self.config
@@ -152,9 +165,12 @@ class TrainingModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[HEADER] = self.metadata
+        checkpoint["config"] = self.config.to_dict()
         checkpoint["history"] = self.history
         checkpoint["epoch_losses"] = [float(loss) for loss in self._losses]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lr_schedulers"] = []  # the schedule is this configuration's
+        self._is_resumed = True
         self.history = list(checkpoint["history"])
         self._losses = [torch.tensor(loss, device=self.device) for loss in checkpoint["epoch_losses"]]

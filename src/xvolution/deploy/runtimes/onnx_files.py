@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from xvolution.deploy.runtimes.base import ExportError, FileT_co, Runtime, one_sentence
+from xvolution.files import written_whole
 
+#: The metadata's key of a file's checksum.
+CHECKSUM = "sha256"
 #: Writes an ONNX file at the path it is given.
 OnnxWriter = Callable[[Path], None]
 
@@ -102,7 +105,9 @@ def write_traced(
 
 
 def write_properties(path: str | os.PathLike[str], properties: Mapping[str, str]) -> None:
-    """Put strings into an ONNX file's metadata, in the place of what was there; a data file beside it is left alone.
+    """Put strings into an ONNX file's metadata, in the place of what was there, and a checksum of the file.
+
+    A data file beside it, of weights above 2 GB, is left alone and not summed.
 
     Raises:
         ExportError: onnx is missing, or the file is no ONNX network.
@@ -112,12 +117,46 @@ def write_properties(path: str | os.PathLike[str], properties: Mapping[str, str]
         import onnx
 
         network = onnx.load(os.fspath(path), load_external_data=False)
-        onnx.helper.set_model_props(network, dict(properties))
-        # Into a folder of its own first, so that a file that cannot be written whole leaves the old one.
-        with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=f".{Path(path).name}.") as folder:
-            temporary = Path(folder) / Path(path).name
+        onnx.helper.set_model_props(network, {k: v for k, v in properties.items() if k != CHECKSUM})
+        with written_whole(path) as temporary:
             onnx.save(network, os.fspath(temporary))
-            os.replace(temporary, path)
+            record = _record(_sha256(temporary, temporary.stat().st_size))
+            with open(temporary, "ab") as file:
+                file.write(record)
+
+
+def is_intact(path: str | os.PathLike[str]) -> bool | None:
+    """Whether an ONNX file has the bytes that `write_properties` left; None where it has no checksum.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    length = len(_record("0" * 64))
+    size = os.stat(path).st_size
+    if size < length:
+        return None
+    with open(path, "rb") as file:
+        file.seek(size - length)
+        found = file.read()
+    if not found.startswith(_record("")):
+        return None
+    return found == _record(_sha256(path, size - length))
+
+
+def _record(digest: str) -> bytes:
+    """The checksum as the last entry of the metadata: fields that are appended to a protobuf message join it."""
+    key = CHECKSUM.encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([64]) + digest.encode()
+    return b"\x72" + bytes([2 + len(key) + 2 + 64]) + entry
+
+
+def _sha256(path: str | os.PathLike[str], size: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size > 0 and (block := file.read(min(size, 2**20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
 
 
 def _check_graph(path: Path, opset_version: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,12 @@ class OpenVino(OnnxReader[CompiledFile]):
             onnx_path = Path(folder) / "model.onnx"
             write_onnx(onnx_path)
             model = openvino.convert_model(onnx_path)
-            openvino.save_model(model, path, compress_to_fp16=False)
+            try:
+                openvino.save_model(model, path, compress_to_fp16=False)
+            except RuntimeError as error:
+                if "iostream" not in str(error):
+                    raise
+                raise OSError(errno.EIO, "the disk took only a part of it", str(path)) from error
 
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> CompiledFile:
         import openvino

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -48,7 +49,10 @@ class TorchExport(Runtime[LoadedProgram]):
             raise ExportError(
                 f"opset_version is {opset_version}, which is ONNX's, and a .pt2 file has none; leave it out"
             )
-        torch.export.save(program, path)
+        # torch's archive writer ends the process where the disk is full, and never where it writes to memory.
+        archive = io.BytesIO()
+        torch.export.save(program, archive)
+        path.write_bytes(archive.getbuffer())
 
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> LoadedProgram:
         return LoadedProgram(self, path, torch.export.load(path).module(), threads)

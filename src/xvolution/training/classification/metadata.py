@@ -11,6 +11,7 @@ from xvolution.models import ModelSpec
 from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.errors import InputError
 from xvolution.training.metadata import Metadata
+from xvolution.training.schema import ClassifierFile
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,7 @@ class ClassifierMetadata(Metadata):
 
     type = "classify"
     noun = "a classifier"
+    schema = ClassifierFile
 
     model: ModelSpec
     preprocessing: Preprocessing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import timm.data
 import torch
@@ -23,6 +24,7 @@ from xvolution.training.data.transforms import Augmentation, Preprocessing
 from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
 from xvolution.training.metadata import provenance
+from xvolution.training.schema import READING
 
 
 def train_classifier(config: TrainConfig) -> TrainResult:
@@ -31,7 +33,7 @@ def train_classifier(config: TrainConfig) -> TrainResult:
     Raises:
         InputError: something in the configuration or the data cannot be used.
         RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     resume = resume_from(config)
     splits = open_data(config.data, config.holdout, config.holdout_seed, config.max_pixels, config.outside_images)
@@ -50,8 +52,9 @@ def train_classifier(config: TrainConfig) -> TrainResult:
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
     announce(model)
     preprocessing = _preprocessing(model, size, spec.in_chans)
+    kept = {name: value for name, value in spec.kwargs.items() if name not in READING}  # the weights are in the file
     metadata = ClassifierMetadata(
-        model=spec,
+        model=replace(spec, kwargs=kept),
         preprocessing=preprocessing,
         class_names=splits.train.class_names,
         data=config.data,

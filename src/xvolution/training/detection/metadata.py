@@ -9,6 +9,7 @@ import torch
 
 from xvolution.models.detection import DetectorSpec
 from xvolution.training.metadata import Metadata
+from xvolution.training.schema import DetectorFile
 
 
 @dataclass(kw_only=True)
@@ -21,6 +22,7 @@ class DetectorMetadata(Metadata):
 
     type = "detect"
     noun = "a detector"
+    schema = DetectorFile
 
     model: DetectorSpec
     category_ids: list[int]

@@ -18,8 +18,8 @@ class OnnxDetector(OnnxNetwork):
         InputError: the file is no ONNX network, or it holds a feature pyramid alone.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | os.PathLike[str], checksum: bool = True) -> None:
+        super().__init__(path, checksum)
         if self.session.properties.get("content") == "pyramid":
             raise InputError(
                 f"{path} holds a detector's backbone and pyramid alone, which find nothing; give its checkpoint."

@@ -17,6 +17,8 @@ from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.module import Detection
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
 from xvolution.training.metadata import provenance
+from xvolution.training.schema import ClassifierFile, require_described
+from xvolution.training.upgrade import upgrade
 
 #: Sizes between the smallest and the largest of scale jitter.
 _SIZES = 5
@@ -29,7 +31,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         InputError: something in the configuration or the data cannot be used.
         ModelError: no such detector can be built.
         RunError: the loss became no number, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; a checkpoint was written.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     resume = resume_from(config)
     splits = opened(config)
@@ -118,9 +120,10 @@ def detector_spec(
 def _backbone_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file, and the mean and deviation of its images where it says them."""
     tensors, header = read_tensors(path)
-    preprocessing = (header or {}).get("preprocessing", {})
-    names = {"image_mean": "mean", "image_std": "std"}
-    return tensors, {name: preprocessing[key] for name, key in names.items() if key in preprocessing}
+    if header is None or "preprocessing" not in (described := upgrade(header)):
+        return tensors, {}
+    require_described(described, ClassifierFile)
+    return tensors, {f"image_{name}": described["preprocessing"][name] for name in ("mean", "std")}
 
 
 def _jitter_scale(model: Any, config: DetectionConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -90,32 +90,35 @@ class Task(ABC, Generic[Config, Meta]):
         """
 
     @abstractmethod
-    def onnx_network(self, path: str | os.PathLike[str]) -> OnnxNetwork:
-        """The network in an ONNX file, which answers what the network itself does.
+    def onnx_network(self, path: str | os.PathLike[str], checksum: bool = True) -> OnnxNetwork:
+        """The network in an ONNX file, which answers what the network itself does; the file compared with its checksum.
 
         Raises:
             InputError: there is none.
         """
 
-    def load(self, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[nn.Module, Meta]:
+    def load(
+        self, path: str | os.PathLike[str], device: str | torch.device = "cpu", checksum: bool = True
+    ) -> tuple[nn.Module, Meta]:
         """See `xvolution.training.load_model`.
 
         Raises:
             InputError: as there, and where the file holds a network of another type.
         """
-        from xvolution.models import ModelError
+        from xvolution.training.building import build_for
         from xvolution.training.checkpoint import load_weights, read_weights
 
         if Path(path).suffix == ".onnx":
-            network = self.onnx_network(path)
+            network = self.onnx_network(path, checksum)
             return network, self.metadata.from_dict(network.header)
-        weights, header = read_weights(path)
+        weights, header = read_weights(path, checksum)
         metadata = self.metadata.from_dict(header)
-        try:
-            model = self.build(metadata)
-        except ModelError as error:
-            raise InputError(f"the network of {path} cannot be built: {error}") from error
-        load_weights(model, weights, f"{path} ({metadata.model.name})")
+        name, deployed = f"{path} ({metadata.model.name})", metadata.form == "deployed"
+        training = replace(metadata, form="training")
+        model = build_for(
+            weights, name, lambda: self.build(training), (lambda: self.build(metadata)) if deployed else None
+        )
+        load_weights(model, weights, name)
         return model.to(device).eval(), metadata
 
     @abstractmethod

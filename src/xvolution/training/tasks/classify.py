@@ -62,10 +62,10 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         example = metadata.example_images() if fold_norms else None
         return reparameterize(model, example, layout=metadata.layouts, fold_norms=fold_norms, inplace=True)
 
-    def onnx_network(self, path: str | os.PathLike[str]) -> OnnxClassifier:
+    def onnx_network(self, path: str | os.PathLike[str], checksum: bool = True) -> OnnxClassifier:
         from xvolution.training.classification.onnx_classifier import OnnxClassifier
 
-        return OnnxClassifier(path)
+        return OnnxClassifier(path, checksum)
 
     def train(self, config: TrainConfig) -> TrainResult:
         from xvolution.training.classification.train import train_classifier

@@ -69,10 +69,10 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
             return model
         return deploy_detector(model, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True)
 
-    def onnx_network(self, path: str | os.PathLike[str]) -> OnnxDetector:
+    def onnx_network(self, path: str | os.PathLike[str], checksum: bool = True) -> OnnxDetector:
         from xvolution.training.detection.onnx_detector import OnnxDetector
 
-        return OnnxDetector(path)
+        return OnnxDetector(path, checksum)
 
     def train(self, config: DetectionConfig) -> TrainResult:
         from xvolution.training.detection.train import train_detector
