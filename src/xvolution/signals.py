@@ -40,6 +40,26 @@ def heeded() -> list[int]:
     return [s for s in REQUESTS if s == signal.SIGINT or signal.getsignal(s) != signal.SIG_IGN]
 
 
+#: Seconds that a process which loads images outlives a request to end, when nobody ends it before.
+_OUTLIVED = 60
+
+
+def end_with_parent(worker: int) -> None:
+    """Have a process that loads images leave requests to end to the process that it works for.
+
+    Schedulers send them to all processes of a run at once. Without its loaders the training could not finish the step, and so
+    write no checkpoint. Passed to ``DataLoader`` as ``worker_init_fn``.
+    """
+
+    def wait(signum: int, frame: FrameType | None) -> None:
+        signal.alarm(_OUTLIVED)
+
+    if hasattr(signal, "alarm"):
+        for signum in REQUESTS:
+            if signum != signal.SIGINT:
+                signal.signal(signum, wait)
+
+
 @contextmanager
 def ending_politely() -> Iterator[None]:
     """Raise `Ended` where the process is asked to end."""

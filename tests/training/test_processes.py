@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-c", "import sys; from xvolution.cli import main; sy
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 ASKED = """
-import os, sys
+import os, subprocess, sys
 import torch
 from xvolution import cli
 from xvolution.training.classification.module import Classification
@@ -38,7 +38,10 @@ step = Classification.training_step
 def asked(self, batch, batch_idx):
     if self.global_step == at_step:
         for _ in range(times):
-            os.kill(os.getpid(), signum)
+            if os.getpgrp() == os.getpid():  # from outside: torch's loaders take a signal of their parent as the end
+                subprocess.run(["kill", f"-{signum}", "--", f"-{os.getpgrp()}"])
+            else:
+                os.kill(os.getpid(), signum)
     return step(self, batch, batch_idx)
 
 Classification.training_step = asked
@@ -46,9 +49,26 @@ sys.exit(cli.main(sys.argv[4:]))
 """
 
 
-def asked(signum: int, at_step: int, times: int, config: TrainConfig) -> subprocess.CompletedProcess[str]:
+def asked(
+    signum: int, at_step: int, times: int, config: TrainConfig, whole_group: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """A training that is sent a signal as it begins a step, alone or with the processes that it has started."""
     command = [sys.executable, "-c", ASKED, str(int(signum)), str(at_step), str(times), "train", *train_flags(config)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    options: Any = {"capture_output": True, "text": True, "timeout": 300, "env": ENVIRONMENT}
+    return subprocess.run(command, start_new_session=whole_group, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_all_processes_of_a_run_writes_a_checkpoint(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, signum: signal.Signals
+) -> None:
+    ended = asked(signum, 3, 1, tiny(output=str(tmp_path / "cut"), workers=2), whole_group=True)
+    assert ended.returncode == 128 + signum
+    assert "--resume last goes on from there" in ended.stderr
+    train(tiny(output=str(tmp_path / "cut"), workers=0, resume="last"))
+    train(tiny(output=str(tmp_path / "whole")))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ CRAFTED: list[tuple[str, Any, str]] = [
     ("model.conversion.operator.attention.magic", 1, "has no option 'magic'"),
     ("model.conversion.where.stages", [0], "Expected `int` >= 1"),
     ("model.conversion.where.stages", "3", "Expected `array"),
-    ("preprocessing.image_size", 10**6, "Expected `int` <= 16384"),
+    ("preprocessing.image_size", 10**6, "Expected `int` <= 10000"),
     ("preprocessing.std", [0.0, 1.0, 1.0], "Expected `float` > 0"),
     ("preprocessing.interpolation", "magic", "Invalid enum value 'magic'"),
     ("class_names", "abc", "Expected `array`, got `str`"),

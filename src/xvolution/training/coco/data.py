@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from xvolution.signals import end_with_parent
 from xvolution.training.coco.dataset import Batch, DetectionDataset, collate, training_transform
 from xvolution.training.coco.source import DetectionSource, DetectionSplits
 from xvolution.training.data.module import ResumableData
@@ -97,6 +98,7 @@ class DetectionData(ResumableData):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            worker_init_fn=end_with_parent,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -122,4 +124,5 @@ def detection_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=end_with_parent,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from xvolution.signals import end_with_parent
 from xvolution.training.data.reading import BadImage
 from xvolution.training.data.sampler import Draw, EvaluationBatches
 from xvolution.training.data.sources import ImageSource
@@ -103,4 +104,5 @@ def evaluation_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=end_with_parent,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from xvolution.signals import end_with_parent
 from xvolution.training.data.catalog import DataSplits
 from xvolution.training.data.dataset import Batch, ClassificationDataset, evaluation_loader
 from xvolution.training.data.memory import ImagesInMemory
@@ -93,6 +94,7 @@ class ClassificationData(ResumableData):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            worker_init_fn=end_with_parent,
         )
 
     def statistics_batches(self, images: int) -> DataLoader[Batch]:
