@@ -240,3 +240,26 @@ def test_query_and_key_are_parts_where_they_would_be_one_convolution(place, expe
     assert ("query_key.weight" in weights["split"]) == ("parts" in expected)
     if "parts" in expected:
         assert {"query.weight", "key.weight"} <= weights["parts"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layout", ["split", "parts"])
+@pytest.mark.parametrize("pooled_query", [False, True])
+def test_weights_that_pooled_keys_by_a_convolution_load(layout, groups, pooled_query):
+    if layout == "parts" and groups > 1:
+        return
+    attention = PixelShift(pooled_query=pooled_query)
+    options = {"padding": 1, "groups": groups, "attention": attention, "dtype": torch.float64}
+    operator = randomize(XVolution2d(8, 16, 3, **options)).double().eval()
+    folded, deployed = fold(operator), reparameterize(operator, layout=layout)
+    of_sum = folded.mean_weight.unsqueeze(1) * folded.key_weight
+    rows = [part.unflatten(0, (groups, -1)) for part in (folded.context_weight, of_sum) if part is not None]
+    stored = deployed.state_dict()
+    del stored["mean_weight"]
+    stored["context.weight"] = torch.cat(rows, 1).flatten(0, 1)[..., None, None]
+    fresh, x = reparameterize(XVolution2d(8, 16, 3, **options).eval(), layout=layout), torch.randn(2, 8, 9, 9).double()
+    fresh.load_state_dict(stored)
+    torch.testing.assert_close(fresh(x), deployed(x), rtol=1e-12, atol=1e-12)
+    stored["context.weight"] = stored["context.weight"][:-1]
+    with pytest.raises(RuntimeError, match="mean_weight"):
+        fresh.load_state_dict(stored)

@@ -59,7 +59,7 @@ CRAFTED: list[tuple[str, Any, str]] = [
     ("model.conversion.operator.attention.window", 10**9, "the largest number that is taken"),
     ("model.conversion.operator.attention.window", {"a": 1}, "the option window of pixel_shift"),
     ("model.conversion.operator.attention.attention_ratio", 1e6, "its description is not of its weights|another arch"),
-    ("model.conversion.operator.attention.attention_ratio", "much", "Expected `float`, got `str`"),
+    ("model.conversion.operator.attention.attention_ratio", "much", r"Expected `float \| null`, got `str`"),
     ("model.conversion.operator.attention.magic", 1, "has no option 'magic'"),
     ("model.conversion.where.stages", [0], "Expected `int` >= 1"),
     ("model.conversion.where.stages", "3", "Expected `array"),

@@ -31,7 +31,7 @@ def test_a_run_leaves_weights_checkpoint_history_and_logs(trained: TrainResult) 
     assert list((folder / "tensorboard").glob("events*"))
     assert list((folder / "csv").rglob("metrics.csv"))
     assert json.loads((folder / "config.json").read_text())["model"] == "resnet18"
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
 
 
 def test_checkpoints_hold_plain_values_only(trained: TrainResult) -> None:

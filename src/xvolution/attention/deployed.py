@@ -51,6 +51,13 @@ class DeployedOperator(InPlaceOfConvolution, SpatialModule):
     def _bias_like(self) -> Tensor | None:
         return self.conv.weight.new_empty(()).expand(self.out_channels) if self.has_bias else None
 
+    def upgrade_weights_(self, weights: dict[str, Tensor], prefix: str) -> None:
+        """Bring what an older version stored of this module into today's form, in a state dict of names with ``prefix``."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.upgrade_weights_(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def parts_to_equalize(self, x: Tensor) -> Mapping[str, Tensor]:
         """Maps (N, C, ...) by name, of which ``equalize_`` wants to know the range of each channel; none by default."""
         return {}
@@ -64,6 +71,15 @@ class DeployedOperator(InPlaceOfConvolution, SpatialModule):
 
     def extra_repr(self) -> str:
         return f"layout={self.layout}"
+
+
+def upgraded_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of a deployed network, as its operators of today store it; that of any other network as it is."""
+    upgraded = dict(weights)
+    for name, module in model.named_modules():
+        if isinstance(module, DeployedOperator):
+            module.upgrade_weights_(upgraded, f"{name}." if name else "")
+    return upgraded
 
 
 class MergedConv(DeployedOperator):

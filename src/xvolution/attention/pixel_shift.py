@@ -535,6 +535,23 @@ class SplitGatedConv(GatedConv):
             mean_weight = per_channel(mean_weight, self.conv.weight).to(self.conv.weight)
         self.register_buffer("mean_weight", mean_weight)
 
+    def upgrade_weights_(self, weights: dict[str, Tensor], prefix: str) -> None:
+        """0.1.0 stored ``[W^m ; g ⊙ W^k]`` as one convolution of ``mean(x)``, of which ``g`` follows from ``W^k``."""
+        stored = weights.get(f"{prefix}context.weight")
+        key = weights.get(f"{prefix}{'query_key' if self.merged else 'key'}.weight")
+        if self.mean_weight is None or f"{prefix}mean_weight" in weights or stored is None or key is None:
+            return
+        channels, parts = len(self.mean_weight), 1 if self.context is None else 2
+        if stored.shape[1:] != key.shape[1:] or len(stored) != parts * channels:
+            return  # of another network
+        *of_query, of_sum = (part.flatten(0, 1) for part in stored.unflatten(0, (self.groups, -1)).chunk(parts, 1))
+        keys, scaled = double(key[-channels:]).flatten(1), double(of_sum).flatten(1)
+        mean_weight = (scaled * keys).sum(1) / keys.square().sum(1).clamp(min=torch.finfo(keys.dtype).tiny)
+        weights[f"{prefix}mean_weight"] = per_channel(mean_weight, stored).to(stored)
+        del weights[f"{prefix}context.weight"]
+        if of_query:
+            weights[f"{prefix}context.weight"] = of_query[0]
+
     def query_and_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(q, k): (N, A, H', W') at the centres of the windows and (N, A, H, W) everywhere."""
         if self.merged:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from xvolution.attention.deployed import upgraded_weights
 from xvolution.deploy.runtimes.onnx_files import CHECKSUM
 from xvolution.training.errors import InputError
 from xvolution.training.files import atomic_path
@@ -186,7 +187,7 @@ def require_fitting(model: nn.Module, weights: Mapping[str, torch.Tensor], name:
     Raises:
         InputError: a name, a shape or a kind of number differs; the message tells the first of them.
     """
-    own = model.state_dict()
+    own, weights = model.state_dict(), upgraded_weights(model, weights)
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     both = sorted(own.keys() & weights.keys())
     shapes = [key for key in both if own[key].shape != weights[key].shape]

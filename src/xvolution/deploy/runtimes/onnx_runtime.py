@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xvolution.deploy.runtimes.base import LoadedFile, register
-from xvolution.deploy.runtimes.onnx_files import OnnxReader, OnnxWriter
+from xvolution.deploy.runtimes.onnx_files import CHECKSUM, OnnxReader, OnnxWriter
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -23,7 +23,7 @@ class OnnxSession(LoadedFile):
         input_names: of the graph, in its order.
         input_shapes: of the inputs; None for an open axis.
         output_names: of the graph, in its order.
-        properties: the file's metadata.
+        properties: the file's metadata, without its checksum.
     """
 
     def __init__(self, runtime: OnnxRuntime, path: Path, session: InferenceSession) -> None:
@@ -35,7 +35,8 @@ class OnnxSession(LoadedFile):
             tuple(size if isinstance(size, int) else None for size in node.shape) for node in inputs
         )
         self.output_names: tuple[str, ...] = tuple(node.name for node in session.get_outputs())
-        self.properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+        stored = session.get_modelmeta().custom_metadata_map
+        self.properties: Mapping[str, str] = {key: value for key, value in stored.items() if key != CHECKSUM}
 
     def _run(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         arrays = [x.detach().cpu().contiguous().numpy() for x in inputs]
