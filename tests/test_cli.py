@@ -217,3 +217,19 @@ def test_another_broken_pipe_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("xvolution.training.commands.train_command", loses_a_worker)
     with pytest.raises(BrokenPipeError, match="a worker is gone"):
         main(["train"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "a" * 5000],
+        ["deploy", "a" * 5000, "--output", "model.onnx"],
+        ["train", "--data", "digits", "--output", "a" * 5000],
+        ["train", "--data", "digits", "--resume", "a" * 5000],
+    ],
+)
+def test_a_path_that_no_file_can_have_is_a_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "a... is longer than a path can be; give a shorter one" in said
+    assert len(said) < 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -73,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lost = _output_failure(failure)
     if lost is not None and (failure is None or _is_of(failure, lost)):
         return _lost_output(lost)
+    if isinstance(failure, OSError) and failure.errno == errno.ENAMETOOLONG:
+        _say(f"{str(failure.filename)[:60]}... is longer than a path can be; give a shorter one.")
+        return 2
     if failure is not None:
         if code is None:
             raise failure
