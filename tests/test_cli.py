@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -233,3 +234,20 @@ def test_a_path_that_no_file_can_have_is_a_sentence(arguments: list[str], capsys
     said = capsys.readouterr().err
     assert "a... is longer than a path can be; give a shorter one" in said
     assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    ("block", "expected", "options"),
+    [
+        ("{stages: [3]}", "pixel_shift", {"attention_ratio": 0.25, "pooled_query": True, "window": "conv"}),
+        ("{stages: [3], attention: linear, heads: 4}", "linear", {"num_heads": 4}),
+        ("{stages: [3], attention: pssa, window: 5, num_conv_branches: 2}", "pixel_shift", {"window": 5}),
+    ],
+)
+def test_recipes_of_0_1_0_are_read(tmp_path: Path, block: str, expected: str, options: dict[str, Any]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: resnet18\noperator: xvolution\nxvolution: {block}\nepochs: 7\n")
+    config = parse_run(["--config", str(recipe), "--epochs", "3"])
+    assert (config.operator, config.stages, config.epochs, config.at_projections) == (expected, [3], 3, False)
+    assert options.items() <= config.operator_options.items()
+    assert parse_run([f"--config={recipe}"]).epochs == 7

@@ -6,18 +6,17 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.preset_files import preset, preset_names
 from xvolution.compare.variants import parse_variants, variants_from
 from xvolution.conversion.register import operator_names, options_of
-from xvolution.training.commands import HelpFormatter, add_run_flags, configured, operators_help, said
+from xvolution.training.commands import HelpFormatter, add_run_flags, configured, operators_help, said, with_recipes
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 from xvolution.training.tasks import CLASSIFY, task_called
@@ -46,7 +45,7 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     given = _preset_of(arguments)
     recipe = given.get("recipe") or {}
     defaults = task_called(said(arguments, "task") or str(recipe.get("task", CLASSIFY.name))).defaults()
-    arguments = _with_recipes(arguments, defaults)
+    arguments = with_recipes(arguments, partial(_without_the_cells, defaults))
     parsed = compare_parser(defaults).parse_args(["--config", json.dumps(recipe), *arguments])
     values: dict[str, Any] = parsed.as_dict()
     values.pop("preset")
@@ -109,33 +108,14 @@ def _preset_of(arguments: Sequence[str]) -> dict[str, Any]:
     return {} if name is None else preset(name)
 
 
-def _with_recipes(arguments: Sequence[str], defaults: RunConfig) -> list[str]:
-    """The arguments with the recipes themselves in the place of their files, without what is said for each cell."""
-    given, result = list(arguments), []
-    while given:
-        argument = given.pop(0)
-        path = given.pop(0) if argument == "--config" and given else argument.removeprefix("--config=")
-        if path == argument:
-            result.append(argument)
-        else:
-            result += ["--config", _recipe_in(path, defaults)]
-    return result
-
-
-def _recipe_in(path: str, defaults: RunConfig) -> str:
-    """What a recipe's file says, but for what is said for each cell; the path where it is no file of settings."""
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return path  # the parser says what is wrong with it
-    if not isinstance(settings, dict):
-        return path
+def _without_the_cells(defaults: RunConfig, path: str, settings: dict[str, Any]) -> Mapping[str, Any]:
+    """What a recipe says, but for what is said for each cell, which is named."""
     fields = {field.name for field in dataclasses.fields(defaults)}
     options = {option.name for name in operator_names() for option in options_of(name)} - fields
     left_out = [name for name in settings if name in OF_EACH_CELL or name in options]
     if left_out:
         print(f"{path}: {', '.join(left_out)} left out, which the comparison says for each cell", file=sys.stderr)
-    return yaml.safe_dump({name: value for name, value in settings.items() if name not in left_out})
+    return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def _seeds(given: Any) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import functools
 import json
 import operator
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from xvolution.conversion.register import Option, operator_names, options_of, su
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 from xvolution.training.tasks import CLASSIFY, TASKS, Task, task_called, task_of
+from xvolution.training.upgrade import upgrade_config
 
 ALIASES = {"model": ("--backbone",)}
 
@@ -44,6 +45,7 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
         InputError: a value is not allowed, or there is no such task.
         SystemExit: a flag is unknown or of the wrong type; the parser has said so.
     """
+    arguments = with_recipes(arguments, lambda path, recipe: recipe)
     defaults = task_called(said(arguments, "task") or CLASSIFY.name).defaults()
     operator = said(arguments, "operator") or defaults.operator
     parser = ArgumentParser(
@@ -72,14 +74,40 @@ def said(arguments: Sequence[str], setting: str) -> str | None:
     known, _ = parser.parse_known_args(list(arguments))
     if known.value is not None:
         return known.value
-    for path in reversed(known.config):
-        try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            continue  # the parser proper says what is wrong with it
-        if isinstance(settings, dict) and setting in settings:
+    for given in reversed(known.config):
+        settings = _recipe(given)
+        if settings is not None and setting in settings:
             return str(settings[setting])
     return None
+
+
+def with_recipes(arguments: Sequence[str], rewrite: Callable[[str, dict[str, Any]], Mapping[str, Any]]) -> list[str]:
+    """The arguments with recipes in the place of the YAML files that hold them.
+
+    Args:
+        arguments: of the command line.
+        rewrite: makes what is read of a path and the settings in it, which are in the names of this version.
+    """
+    given, result = list(arguments), []
+    while given:
+        argument = given.pop(0)
+        path = given.pop(0) if argument == "--config" and given else argument.removeprefix("--config=")
+        if path == argument:
+            result.append(argument)
+        else:
+            settings = _recipe(path)
+            result += ["--config", path if settings is None else yaml.safe_dump(dict(rewrite(path, settings)))]
+    return result
+
+
+def _recipe(given: str) -> dict[str, Any] | None:
+    """The settings of a YAML file, or of its text; None where these are none, of which the parser says what is wrong."""
+    try:
+        text = given if "\n" in given else Path(given).read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+        return upgrade_config(settings) if isinstance(settings, dict) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return None
 
 
 def add_run_flags(parser: ArgumentParser, defaults: RunConfig, leave_out: Collection[str] = ()) -> None:
