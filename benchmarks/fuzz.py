@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.randomize import randomize_norms, randomize_scales
+from benchmarks.record import write_record
 from benchmarks.reparameterization_error import relative_error
 from xvolution import reparameterize
 from xvolution.attention import (
@@ -263,6 +264,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--output", type=Path, default=Path("fuzz.jsonl"))
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--record", type=Path, help="JSON file for the figures of all cases, with versions and commit")
     parser.add_argument("--case", type=int, help="check this case alone and print it")
     options = parser.parse_args()
     if options.case is not None:
@@ -272,6 +274,9 @@ def main() -> None:
         total = run(options.cases, options.output, options.processes)
     for name, error in sorted(total.worst.items()):
         print(f"{name}: {error:.1e}")
+    if options.record:
+        figures = {"cases": total.cases, "different": total.failures, "largest_relative_error": total.worst}
+        write_record(options.record, figures)
     if total.failures:
         sys.exit("\n".join(f"case {seed}: {failure}" for seed, failure in sorted(total.failures.items())))
 
