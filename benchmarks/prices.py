@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from xvolution.bench.network_forms import plain_network
+from xvolution.bench.network_forms import is_detector, plain_network
 from xvolution.bench.networks import SQUEEZE_EXCITATION, forms_of
 from xvolution.conversion import budget
 from xvolution.conversion.budget import Work, work_of_network
@@ -46,10 +46,15 @@ class Point:
 
 
 def points(cases: Iterable[Mapping[str, Any]]) -> list[Point]:
-    """X-volution in a runtime, one image and one thread, from the cases of a record."""
+    """X-volution in a runtime, one image and one thread, from the cases of a record; classifiers, which need timm alone."""
     found, works = [], {}
     for case in cases:
-        if case["runtime"] not in RUNTIMES or case["batch"] != 1 or case["threads"] != 1:
+        if (
+            case["runtime"] not in RUNTIMES
+            or case["batch"] != 1
+            or case["threads"] != 1
+            or is_detector(case["network"])
+        ):
             continue
         images = torch.randn(1, 3, case["image_size"], case["image_size"])
         name = case["network"]

@@ -22,3 +22,13 @@ def test_estimates_are_near_what_was_measured():
     numbers, operations = fit(found)
     assert budget.NUMBERS / 4 <= numbers <= 4 * budget.NUMBERS
     assert operations <= 4 * budget.OPERATIONS
+
+
+def test_the_whole_record_is_read_without_the_detectors_package():
+    pytest.importorskip("timm")
+    from benchmarks.prices import points
+
+    cases = json.loads(RECORD.read_text())["cases"].values()
+    detectors = [case for case in cases if case["network"] == "yolo11n"]
+    assert detectors
+    assert points(detectors) == []

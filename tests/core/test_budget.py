@@ -93,3 +93,11 @@ def test_where_nothing_fits_the_cheapest_is_named():
         ValueError, match=r"no convolution fits into budget=1.000001: the cheapest, \d, is estimated at 1\.\d+"
     ):
         convert(network(), budget=1.000001, example_inputs=X)
+
+
+def test_convolutions_that_do_not_run_have_no_price():
+    model = network()
+    model.idle = nn.Identity()
+    model.idle.conv = nn.Conv2d(8, 8, 3)
+    with pytest.raises(ValueError, match=r"none of idle.conv runs on these inputs; give example_inputs"):
+        within_budget(model, ["idle.conv"], XVolutionConfig(), 1.1, X)

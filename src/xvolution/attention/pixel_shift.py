@@ -102,11 +102,9 @@ class PixelShift(AttentionConfig):
 
     def narrower(self) -> PixelShift | None:
         """With an eighth of the output channels as attention channels, where their number was left open."""
-        return (
-            replace(self, attention_ratio=_RATIO / 2)
-            if self.attention_ratio == self.attention_channels is None
-            else None
-        )
+        if self.attention_ratio is not None or self.attention_channels is not None:
+            return None
+        return replace(self, attention_ratio=_RATIO / 2)
 
     def channels_at(self, site: ConvSite) -> int:
         """How many attention channels there are beside a convolution."""

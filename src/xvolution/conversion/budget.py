@@ -76,7 +76,7 @@ def within_budget(
 ) -> Choice:
     """The convolutions, cheapest first, whose operators fit into the budget.
 
-    Where not all of them fit, operators with fewer attention channels are tried too, and what takes the most places is chosen.
+    Where not all of them fit, what ``config.narrower`` returns is tried too, and what takes the most places is chosen.
 
     Args:
         model: the network.
@@ -86,7 +86,7 @@ def within_budget(
         inputs: what the network takes; its size is that for which the time is estimated.
 
     Raises:
-        ValueError: a budget that allows nothing, or no inputs.
+        ValueError: a budget that allows nothing, no inputs, or convolutions of which none runs on these.
     """
     if not budget > 1:
         raise ValueError(
@@ -95,8 +95,13 @@ def within_budget(
     if inputs is None:
         raise ValueError("budget needs the size of the images to estimate times; give example_inputs")
     sites, plain = _sites(model, names, inputs)
+    if not sites:
+        raise ValueError(
+            f"budget needs the sizes of the maps, and none of {', '.join(names[:3])} runs on these inputs; give example_inputs "
+            "on which they do, or leave budget out"
+        )
     best: Choice | None = None
-    cheapest = None
+    cheapest = ("", 0.0)
     for candidate in _and_narrower(config):
         extra = {name: _extra(site, candidate).time / plain.time for name, site in sites.items()}
         cheapest = min(extra.items(), key=lambda item: item[1])
@@ -109,7 +114,7 @@ def within_budget(
         if taken and (best is None or len(taken) > len(best.names)):
             best = Choice(candidate, [name for name in names if name in taken], estimate)
     if best is None:
-        name, price = cheapest or ("", 0.0)
+        name, price = cheapest
         raise ValueError(
             f"no convolution fits into budget={budget}: the cheapest, {name}, is estimated at {1 + price:.3f}; give a larger one"
         )

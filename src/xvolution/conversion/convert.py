@@ -57,8 +57,8 @@ def convert(
         filter_fn: ``filter_fn(module, name) -> bool`` chooses among these; with it the default restriction to spatial
             convolutions behind the stem is off.
         budget: the most time that the deployed network may take over the plain one, such as 1.05: of what the other arguments
-            select, the convolutions are taken whose operators are estimated to fit (``within_budget``), cheapest first, with
-            half the attention channels where more fit so. The estimate is for batches like ``example_inputs``.
+            select, the convolutions are taken whose operators are estimated to fit (``within_budget``), cheapest first. Where
+            more fit with fewer attention channels, they have these. The estimate is for batches like ``example_inputs``.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments, to check the outputs with;
             when None, an image batch of noise of a size that the model takes. Not zeros, which hide differences.
         verify: run the network before and after, and compare. Without it no forward pass is run, unless ``torch.fx`` cannot read
