@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +157,35 @@ def test_a_preset_that_is_something_else(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             preset(str(file))
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ([{"operator": "conv"}], "list of variants holds {'operator': 'conv'}"),
+        ({"plain": ""}, "the variant 'plain' is ''; give one operator"),
+        ({"plain": "conv,xvolution"}, "give one operator"),
+        (
+            {"wide": {"operator": "xvolution", "options": [5]}},
+            "options of the variant 'wide' are [5]; give them by name",
+        ),
+    ],
+)
+def test_variants_that_cannot_be_read(variants: object, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        variants_from(variants)
+
+
+@pytest.mark.parametrize("command", [parse_run, parse_compare])
+def test_recipes_that_are_no_text_and_settings_that_are_null(tmp_path: Path, command: Callable[..., object]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    grid = ["--operators", "conv,xvolution"] if command is parse_compare else []
+    recipe.write_bytes(b"epochs: 3\n\xff\xfe")
+    with pytest.raises(InputError, match=r"recipe\.yaml is no text in UTF-8"):
+        command([*grid, "--config", str(recipe)])
+    recipe.write_text("epochs: null\n", encoding="utf-8")
+    with pytest.raises(InputError, match="--epochs is null; leave it out for its default, 10"):
+        command([*grid, "--config", str(recipe)])
 
 
 def test_a_dry_run_prints_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

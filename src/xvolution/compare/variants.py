@@ -96,9 +96,16 @@ def variants_from(given: Any) -> tuple[Variant, ...]:
     if isinstance(given, str):
         return parse_variants(given)
     if isinstance(given, Sequence):
-        return tuple(variant for text in given for variant in parse_variants(str(text)))
+        if unwritten := [each for each in given if not isinstance(each, str)]:
+            raise InputError(
+                f"the list of variants holds {_short(unwritten[0])}; give texts, such as xvolution:window=5, or a mapping from "
+                "labels to operators in the place of the list."
+            )
+        return tuple(variant for text in given for variant in parse_variants(text))
     if not isinstance(given, Mapping):
-        raise InputError(f"variants are {given!r}; give a mapping from labels to operators, or a list of operators.")
+        raise InputError(
+            f"variants are {_short(given)}; give a mapping from labels to operators, or a list of operators."
+        )
     return tuple(_described(str(label), values) for label, values in given.items())
 
 
@@ -150,11 +157,21 @@ def _value(text: str) -> Any:
 def _described(label: str, values: Any) -> Variant:
     """A variant from its fields; what is no field of its own is an option of the operator."""
     if isinstance(values, str):
-        return replace(parse_variants(values)[0], label=label)
+        written = parse_variants(values)
+        if len(written) != 1:
+            raise InputError(f"the variant {label!r} is {_short(values)}; give one operator and its options.")
+        return replace(written[0], label=label)
     if not isinstance(values, Mapping) or "operator" not in values:
         raise InputError(f"the variant {label!r} names no operator; give operator: and its options.")
+    if not isinstance(values.get("options", {}), Mapping):
+        raise InputError(f"the options of the variant {label!r} are {_short(values['options'])}; give them by name.")
     options = {**values.get("options", {}), **values}
     placement = {name: options.pop(name) for name in PLACEMENT if name in options}
     operator = str(options.pop("operator"))
     options.pop("options", None)
     return Variant(label, operator, options, placement)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -101,12 +101,21 @@ def with_recipes(arguments: Sequence[str], rewrite: Callable[[str, dict[str, Any
 
 
 def _recipe(given: str) -> dict[str, Any] | None:
-    """The settings of a YAML file, or of its text; None where these are none, of which the parser says what is wrong."""
+    """The settings of a YAML file, or of its text; None where these are none, of which the parser says what is wrong.
+
+    Raises:
+        InputError: the file is no text.
+    """
     try:
         text = given if "\n" in given else Path(given).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"--config {given} is no text in UTF-8; give a YAML file of settings.") from None
+    except (OSError, ValueError):
+        return None
+    try:
         settings = yaml.safe_load(text)
         return upgrade_config(settings) if isinstance(settings, dict) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
         return None
 
 
@@ -211,6 +220,12 @@ def configured(defaults: Config, values: Mapping[str, Any]) -> Config:
         InputError: a value is not allowed.
     """
     values = {name: value for name, value in values.items() if name not in ("config", "task")}
+    hints = typing.get_type_hints(type(defaults))
+    for name, value in values.items():
+        if value is None and type(None) not in typing.get_args(hints[name]):
+            raise InputError(
+                f"{flag(name)} is null; leave it out for its default, {getattr(defaults, name)}, or give a value."
+            )
     return dataclasses.replace(defaults, **values)
 
 

@@ -1,0 +1,1 @@
+"""Files that are damaged or crafted, of every kind that the library reads."""
