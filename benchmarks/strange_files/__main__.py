@@ -4,7 +4,7 @@
 
 File i is made from the number i alone. It is damaged (a flipped bit, a block of random bytes or of zeros, an end that is missing
 or too much), or crafted (a value in the place of another one in what it says). Each is read in a process of its own, so that a
-crash is seen. A file with a checksum must not be read as something else when it is damaged. What has none, such as a picture, may.
+crash is seen. A damaged file with a checksum must not be read as something else. What has none, such as a picture, may.
 """
 
 from __future__ import annotations

@@ -127,7 +127,10 @@ def _copy_into(source: Path, target: Path) -> None:
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Move the files to their places, the one that was asked for last."""
+    """Move the files to their places, the one that was asked for last.
+
+    It is missing while the others change, so that no kill leaves it among files of another one.
+    """
     written = sorted(folder.iterdir(), key=lambda file: (file.name == target.name, file.name))
     for file in written:
         _flush(file)
@@ -135,6 +138,8 @@ def _move(folder: Path, target: Path) -> None:
     for place in places:
         if place.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+    if len(written) > 1:
+        _target(target).unlink(missing_ok=True)
     for file, place in zip(written, places, strict=True):
         os.replace(file, _target(place))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -75,6 +76,32 @@ def test_files_beside_it_come_with_it_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"m.xml": "graph", "m.bin": "weights"}
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_kill_leaves_no_graph_among_the_weights_of_another_one(tmp_path: Path, moved: int) -> None:
+    graph, weights, notes = (tmp_path / name for name in ("net.xml", "net.bin", "net.json"))
+    for path in (graph, weights, notes):
+        path.write_text("old", encoding="utf-8")
+    script = """
+import os, signal, sys
+from xvolution import files
+replace, left = os.replace, int(sys.argv[2])
+def replace_some(*places):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    replace(*places)
+os.replace = replace_some
+with files.written_whole(sys.argv[1]) as path:
+    for name in ("net.xml", "net.bin", "net.json"):
+        path.with_name(name).write_text("new", encoding="utf-8")
+"""
+    run = subprocess.run([sys.executable, "-c", script, str(graph), str(moved)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert not graph.exists()
+    assert [path.read_text(encoding="utf-8") for path in (weights, notes)].count("new") == moved
 
 
 def test_temporaries_of_killed_processes_are_swept(tmp_path: Path) -> None:
