@@ -22,10 +22,10 @@ from tests.training import coco_folder
 from xvolution.training import InputError
 from xvolution.training.coco import CocoMetrics, DetectionData, check_folder, open_detection
 from xvolution.training.coco.annotations import run_lengths
+from xvolution.training.coco.catalog import open_part
 from xvolution.training.coco.data import AspectBatches, detection_loader
 from xvolution.training.coco.dataset import DetectionDataset, training_transform
 from xvolution.training.coco.metrics import IOU_TYPES
-from xvolution.training.coco.source import open_part
 from xvolution.training.data.sampler import Draw
 
 

@@ -18,7 +18,8 @@ from xvolution.cli import main
 from xvolution.training import DetectionConfig, InputError, train
 from xvolution.training.coco import CocoMetrics, check_folder, open_detection
 from xvolution.training.coco.annotations import run_lengths
-from xvolution.training.coco.source import DetectionSource, open_part
+from xvolution.training.coco.catalog import open_part
+from xvolution.training.coco.source import DetectionSource
 
 datasets = pytest.importorskip("datasets")
 

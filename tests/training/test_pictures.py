@@ -21,7 +21,7 @@ from tests.training import coco_folder
 from tests.training.conftest import write_folder
 from xvolution.training import InputError, TrainConfig, deploy, evaluate, load_model, open_data, train
 from xvolution.training.coco import check_folder
-from xvolution.training.coco.source import open_part
+from xvolution.training.coco.catalog import open_part
 from xvolution.training.data.reading import IMAGE_ENDINGS, BadImage, printable, read_picture
 from xvolution.training.data.sources import FolderImages
 from xvolution.training.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform

@@ -11,9 +11,9 @@ import pytest
 
 from tests.training import coco_folder
 from tests.training.test_coco import guesses
+from xvolution.training.coco.catalog import open_part
 from xvolution.training.coco.metrics import CocoMetrics, evaluate_results
 from xvolution.training.coco.resampling import resampled_precision
-from xvolution.training.coco.source import open_part
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from xvolution.training.api import train as train
     from xvolution.training.classification.deploy import ClassifierDeployment as ClassifierDeployment
     from xvolution.training.classification.evaluate import EvaluationResult as EvaluationResult
+    from xvolution.training.coco.catalog import open_detection as open_detection
     from xvolution.training.coco.check import check_folder as check_folder
-    from xvolution.training.coco.source import open_detection as open_detection
     from xvolution.training.config import DetectionConfig as DetectionConfig
     from xvolution.training.config import TrainConfig as TrainConfig
     from xvolution.training.data import open_data as open_data
@@ -46,7 +46,7 @@ _HOMES = {
     "evaluate": "api",
     "load_model": "api",
     "open_data": "data",
-    "open_detection": "coco.source",
+    "open_detection": "coco.catalog",
     "predict": "api",
     "train": "api",
 }

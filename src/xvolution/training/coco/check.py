@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from xvolution.training.coco.annotations import Annotations, Problem, Severity, read_annotations
-from xvolution.training.coco.source import annotation_file, decode_mask, image_root, missing_images, open_image_file
+from xvolution.training.coco.folder import annotation_file, image_root, missing_images, open_image_file
+from xvolution.training.coco.masks import decode_mask
 from xvolution.training.data.reading import NOTES, BadImage, look_at, printable, read_picture, require_max_pixels
 from xvolution.training.errors import InputError
 

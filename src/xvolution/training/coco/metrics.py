@@ -15,7 +15,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from xvolution.training.coco.annotations import Annotations
-from xvolution.training.coco.source import DetectionSource, checked_mask
+from xvolution.training.coco.masks import checked_mask
+from xvolution.training.coco.source import DetectionSource
 
 #: pycocotools' twelve figures, in its order: average precision over IoU 0.50 to 0.95, at 0.50, at 0.75, of small (below 32²
 #: pixels), medium and large (above 96²) objects; average recall with 1, 10 and 100 detections of an image, and by size.

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from xvolution.training.coco.catalog import open_detection, open_part
 from xvolution.training.coco.data import detection_loader
 from xvolution.training.coco.metrics import CocoMetrics
-from xvolution.training.coco.source import DetectionSource, open_detection, open_part
+from xvolution.training.coco.source import DetectionSource
 from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.pictures import Pictured, draw, write_page
 from xvolution.training.errors import InputError

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from xvolution.models.detection import DetectorSpec, build_detector
 from xvolution.training.checkpoint import read_tensors
+from xvolution.training.coco.catalog import open_detection
 from xvolution.training.coco.data import DetectionData
-from xvolution.training.coco.source import DetectionSplits, open_detection
+from xvolution.training.coco.source import DetectionSplits
 from xvolution.training.config import DetectionConfig
 from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.module import Detection
