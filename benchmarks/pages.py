@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage.page import write_page as write_coverage
+from benchmarks.results_page.figures import draw
 from xvolution.bench.page import write_page as write_performance
 from xvolution.compare import page as comparison
 from xvolution.explain import page as explanation
@@ -24,18 +25,22 @@ EXPLANATION = {"operators", "drawn", "static"}
 
 
 def write_pages(results: Path, output: Path) -> None:
-    """Write ``performance.md`` with its picture, ``coverage.md``, and a report for each comparison and explanation.
+    """Write ``performance.md`` and ``coverage.md``, the pictures, a copy of each record, and a report for each comparison.
 
     Args:
-        results: folder of the JSON records; ``results/a/b.json`` becomes ``reports/a-b.html``.
+        results: folder of the JSON records; ``results/a/b.json`` becomes ``records/a/b.json`` and, where it is a comparison or an
+            explanation, ``reports/a-b.html``.
         output: folder of the pages.
     """
     write_performance(results, output / "performance.md")
     write_coverage(results / "coverage.json", output / "coverage.md")
+    draw(results, output / "images")
     for path in sorted(results.rglob("*.json")):
-        report = report_of(json.loads(path.read_text(encoding="utf-8")))
+        text, place = path.read_text(encoding="utf-8"), path.relative_to(results)
+        write_text(output / "records" / place, text)
+        report = report_of(json.loads(text))
         if report is not None:
-            name = "-".join(path.relative_to(results).with_suffix("").parts)
+            name = "-".join(place.with_suffix("").parts)
             write_text(output / "reports" / f"{name}.html", report)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pages import report_of, write_pages
+from benchmarks.results_page.__main__ import filled, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +23,7 @@ def test_every_page_that_a_text_links_to_is_made(pages):
     linked = {
         link
         for text in (ROOT / "docs").rglob("*.md")
-        for link in re.findall(r"\]\(((?:reports|images)/[^)#]+)", text.read_text(encoding="utf-8"))
+        for link in re.findall(r"\]\(((?:reports|images|records)/[^)#]+)", text.read_text(encoding="utf-8"))
     }
     assert len(linked) > 5
     assert [link for link in sorted(linked) if not (pages / link).is_file()] == []
@@ -55,3 +56,19 @@ def test_an_explanation_without_its_network_leaves_those_pictures_out(pages):
 
 def test_other_records_have_no_page():
     assert report_of({"rows": [], "seeds": 1}) is None
+
+
+def test_the_tables_of_the_results_are_those_of_the_records():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    found = tables(ROOT / "results")
+    assert [name for name in found if f"<!-- table: {name} -->" not in text] == []
+    assert filled(text, found) == text, "write them anew: python -m benchmarks.results_page"
+    assert filled(text.replace("+1.31", "+1.32"), found) != text.replace("+1.31", "+1.32")
+
+
+def test_the_story_of_the_results_is_short():
+    lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert max(len(line) for line in lines if not line.startswith("|")) <= 120
+    for path in (ROOT / "results" / "notebook").glob("*.md"):
+        assert path.name == "README.md" or f"]({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")

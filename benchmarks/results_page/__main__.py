@@ -1,0 +1,92 @@
+"""Write the tables of `docs/results.md` anew: ``python -m benchmarks.results_page``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.results_page.rows import RUNTIMES, Cost, Gain, Trial, costs, gains, trials
+from xvolution.bench.tables import table
+from xvolution.training.files import write_text
+
+
+def tables(results: Path) -> dict[str, str]:
+    """The tables by name, in Markdown."""
+    return {
+        "gains": gain_table(list(gains(results))),
+        "costs": cost_table(list(costs(results))),
+        "trials": trial_table(list(trials(results))),
+    }
+
+
+def gain_table(rows: list[Gain]) -> str:
+    """Gains in top-1 on the small network."""
+    lines, before = [], ""
+    for row in rows:
+        gain = (
+            f"{row.mean:+.2f}, no claim"
+            if row.top1 is None
+            else f"{row.top1[0]:+.2f} ({row.top1[1]:+.2f} to {row.top1[2]:+.2f})"
+        )
+        latency = "" if row.latency is None else f"{row.latency:.2f}"
+        recipe, before = ("" if row.recipe == before else row.recipe), row.recipe
+        figures = (f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", latency, _link(row.record))
+        lines.append((recipe, row.operator, gain, *figures))
+    return table(("recipe", "operator", "top-1, points", "loss", "seeds", "FLOPs", "latency", "record"), lines)
+
+
+def cost_table(rows: list[Cost]) -> str:
+    """Latencies of deployed networks."""
+    header = ("network", *RUNTIMES.values(), *(f"SE, {title}" for title in RUNTIMES.values()), "FLOPs")
+    lines = [
+        (
+            row.network,
+            *(f"{row.ours[runtime]:.2f}" for runtime in RUNTIMES),
+            *(f"{row.theirs[runtime]:.2f}" for runtime in RUNTIMES),
+            f"{row.flops:.2f}",
+        )
+        for row in rows
+    ]
+    return table(header, lines)
+
+
+def trial_table(rows: list[Trial]) -> str:
+    """Single runs."""
+    lines = [
+        (row.what, row.figure, f"{row.plain:.2f}", f"{row.ours:.2f}", f"{row.ours - row.plain:+.2f}", _link(row.record))
+        for row in rows
+    ]
+    return table(("network and data", "figure", "plain", "X-volution", "difference", "record"), lines)
+
+
+def _link(record: str) -> str:
+    return f"[{Path(record).stem}](records/{record})"
+
+
+def filled(text: str, found: Mapping[str, str]) -> str:
+    """A page with each table between its comments, ``<!-- table: NAME -->`` and ``<!-- end -->``.
+
+    Raises:
+        KeyError: the page asks for a table that there is not.
+    """
+
+    def between(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{found[match[2]]}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", between, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.results_page", description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON records")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page whose tables are written anew")
+    options = parser.parse_args()
+    text = options.page.read_text(encoding="utf-8")
+    write_text(options.page, filled(text, tables(options.results)))
+
+
+if __name__ == "__main__":
+    main()

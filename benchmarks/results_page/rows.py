@@ -1,0 +1,164 @@
+"""What the tables and the pictures show: rows of the records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xvolution.bench.networks import ALL, SQUEEZE_EXCITATION
+
+#: Recipe, record, and the rows that are shown of it: what they are called here, and what they are called there.
+COMPARISONS = (
+    (
+        "random crops",
+        "crops-default",
+        {
+            "**pixel shift attention, the default**": "xvolution",
+            "the default in stages 3 and 4 alone": "xvolution in stages 3 and 4",
+            "two convolutions without attention, its control": "conv-conv",
+            "exact global attention in stages 3 and 4": "global in stages 3 and 4",
+        },
+    ),
+    (
+        "random crops",
+        "small-crops",
+        {"`gated_depthwise`": "xvolution-shared", "its window alone, the control": "conv-window"},
+    ),
+    (
+        "shifts",
+        "small-gpu",
+        {
+            "the default": "xvolution",
+            "`channel_gate`": "xvolution-image",
+            "`linear`": "xvolution-linear",
+            "two convolutions without attention": "conv-conv",
+            "`involution`": "involution",
+        },
+    ),
+    ("shifts", "shift-distances", {"the default with dilations 1, 2 and 4": "shift distances 1 and 2 and 4"}),
+    ("shifts", "channel-keys", {"`channel_gate` with channel keys": "image attention with channel keys"}),
+    ("shifts", "shared-values", {"`gated_depthwise`": "xvolution-shared"}),
+)
+
+#: The networks whose cost is shown, by their names in the record.
+NETWORKS = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "mobilenetv2_100": "MobileNetV2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "convnext_atto": "ConvNeXt-atto",
+}
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One variant of a comparison against the plain convolution.
+
+    Attributes:
+        recipe: of the augmentation.
+        operator: what it is called on the page.
+        record: file under ``results/``.
+        top1: difference in points, and its 95 % interval over seeds and images; None where a seed is missing to say one.
+        loss: difference in validation loss, mean over seeds.
+        seeds: that both have.
+        flops, latency: of the deployed network, as ratios; None where it was not timed.
+    """
+
+    recipe: str
+    operator: str
+    record: str
+    top1: tuple[float, float, float] | None
+    mean: float
+    loss: float
+    seeds: int
+    flops: float
+    latency: float | None
+
+
+def gains(results: Path) -> Iterator[Gain]:
+    """The rows of `COMPARISONS`."""
+    for recipe, name, shown in COMPARISONS:
+        record = f"tiny-imagenet/{name}.json"
+        by_label = {row["label"]: row for row in _read(results / record)["variants"]}
+        for operator, label in shown.items():
+            row = by_label[label]
+            interval = row["bootstrap"] if row["difference"]["seeds"] >= 3 else None
+            yield Gain(
+                recipe,
+                operator,
+                record,
+                interval and (100 * interval["estimate"], 100 * interval["low"], 100 * interval["high"]),
+                100 * row["difference"]["estimate"],
+                row["differences"]["loss"]["estimate"],
+                row["difference"]["seeds"],
+                row["deployed_flops_ratio"],
+                (row["latency"] or {}).get("ratio"),
+            )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The time of a deployed network, as ratios to the plain one's.
+
+    Attributes:
+        network: its name.
+        ours: X-volution in all stages, by runtime.
+        theirs: squeeze-and-excitation behind the same convolutions, by runtime.
+        flops: of ours, as a ratio.
+    """
+
+    network: str
+    ours: dict[str, float]
+    theirs: dict[str, float]
+    flops: float
+
+
+def costs(results: Path) -> Iterator[Cost]:
+    """The networks of `NETWORKS`: one image, one thread, fp32."""
+    cases = _read(results / "bench-networks.json")["cases"].values()
+    for network, title in NETWORKS.items():
+        found = {
+            runtime: case["forms"]
+            for case in cases
+            for runtime in RUNTIMES
+            if (case["network"], case["runtime"], case["batch"], case["dtype"]) == (network, runtime, 1, "float32")
+        }
+        forms = next(iter(found.values()))
+        yield Cost(
+            title,
+            {runtime: forms[ALL]["ratio"] for runtime, forms in found.items()},
+            {runtime: forms[SQUEEZE_EXCITATION]["ratio"] for runtime, forms in found.items()},
+            forms[ALL]["flops"] / forms["conv"]["flops"],
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A single run beside the plain network."""
+
+    what: str
+    figure: str
+    plain: float
+    ours: float
+    record: str
+
+
+def trials(results: Path) -> Iterator[Trial]:
+    """Networks that people use, with one seed."""
+    runs = _read(results / "tiny-imagenet/resnet18.json")["runs"]
+    judged = runs["conv"]["val"], runs["xvolution, stage 3"]["val deployed form"]
+    for name, key, scale in (("top-1, %", "top1", 100), ("loss", "loss", 1)):
+        plain, ours = (scale * figures[key] for figures in judged)
+        yield Trial("ResNet-18, stage 3, Tiny-ImageNet at 64 pixels", name, plain, ours, "tiny-imagenet/resnet18.json")
+    rows = {row["operator"]: row["forms"]["training"]["figures"] for row in _read(results / "penn-fudan.json")["rows"]}
+    for name, key in (("box AP", "box_ap"), ("mask AP", "mask_ap")):
+        plain, ours = (100 * rows[operator][key] for operator in ("conv", "xvolution"))
+        yield Trial("Mask R-CNN, Penn-Fudan, 120 images", name, plain, ours, "penn-fudan.json")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
