@@ -1,4 +1,4 @@
-"""Write the tables of `docs/results.md` anew: ``python -m benchmarks.results_page``."""
+"""Write the tables of `docs/results.md` and of `README.md` anew: ``python -m benchmarks.results_page``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from benchmarks.results_page.rows import RUNTIMES, Cost, Gain, Trial, costs, gai
 from xvolution.bench.tables import table
 from xvolution.training.files import write_text
 
+#: The pages whose tables are written.
+PAGES = (Path("docs/results.md"), Path("README.md"))
+
 
 def tables(results: Path) -> dict[str, str]:
     """The tables by name, in Markdown."""
     return {
         "gains": gain_table(list(gains(results))),
+        "readme": short_table(list(gains(results))[:3] + list(gains(results))[4:5]),
         "costs": cost_table(list(costs(results))),
         "trials": trial_table(list(trials(results))),
     }
@@ -25,16 +29,23 @@ def gain_table(rows: list[Gain]) -> str:
     """Gains in top-1 on the small network."""
     lines, before = [], ""
     for row in rows:
-        gain = (
-            f"{row.mean:+.2f}, no claim"
-            if row.top1 is None
-            else f"{row.top1[0]:+.2f} ({row.top1[1]:+.2f} to {row.top1[2]:+.2f})"
-        )
         latency = "" if row.latency is None else f"{row.latency:.2f}"
         recipe, before = ("" if row.recipe == before else row.recipe), row.recipe
         figures = (f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", latency, _link(row.record))
-        lines.append((recipe, row.operator, gain, *figures))
+        lines.append((recipe, row.operator, _gain(row), *figures))
     return table(("recipe", "operator", "top-1, points", "loss", "seeds", "FLOPs", "latency", "record"), lines)
+
+
+def short_table(rows: list[Gain]) -> str:
+    """Gains and costs of a few rows."""
+    lines = [(row.operator, _gain(row), f"{row.flops:.2f}", f"{row.latency:.2f}") for row in rows]
+    return table(("operator", "top-1, points, 95 % interval over three seeds and images", "FLOPs", "latency"), lines)
+
+
+def _gain(row: Gain) -> str:
+    if row.top1 is None:
+        return f"{row.mean:+.2f}, no claim"
+    return f"{row.top1[0]:+.2f} ({row.top1[1]:+.2f} to {row.top1[2]:+.2f})"
 
 
 def cost_table(rows: list[Cost]) -> str:
@@ -82,10 +93,9 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results_page", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON records")
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page whose tables are written anew")
     options = parser.parse_args()
-    text = options.page.read_text(encoding="utf-8")
-    write_text(options.page, filled(text, tables(options.results)))
+    for page in PAGES:
+        write_text(page, filled(page.read_text(encoding="utf-8"), tables(options.results)))
 
 
 if __name__ == "__main__":
