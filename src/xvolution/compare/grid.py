@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xvolution.compare.config import CompareConfig
-from xvolution.compare.variants import Variant
+from xvolution.compare.variants import PLACEMENT, TRAINING, Variant
 from xvolution.training.commands import train_flags
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
@@ -28,7 +28,7 @@ CIRCUMSTANCES = (
     "num_nodes",
     "strategy",
 )
-PER_CELL = ("seed", "operator", "operator_options", "stages", "kernel_sizes", "names", "at_projections")
+PER_CELL = ("seed", "operator", "operator_options", *PLACEMENT, *TRAINING)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class RunConfig(ABC):
         accumulate: batches whose gradients make one step.
         optimizer: timm's name of an optimizer, such as sgd, adamw, lamb.
         lr: learning rate at its peak.
+        new_lr_factor: learning rate of the parameters that conversion adds, as a multiple of that of the others.
         momentum: of the optimizers that have one.
         weight_decay: on weights; biases and norms get none.
         schedule: timm's name of a schedule, such as cosine, step, multistep, linear.
@@ -95,6 +96,7 @@ class RunConfig(ABC):
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.05
+    new_lr_factor: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine"
@@ -123,7 +125,7 @@ class RunConfig(ABC):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("limit_train_batches", "limit_val_batches", "checkpoint_every", "max_pixels"):
             require(self, name, (value := getattr(self, name)) is None or value >= 1, "at least 1, or left out")
-        for name in ("lr", "decay_epochs", "decay_rate"):
+        for name in ("lr", "new_lr_factor", "decay_epochs", "decay_rate"):
             require(self, name, 0 < getattr(self, name) < math.inf, "more than 0")
         for name in ("weight_decay", "min_lr"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
