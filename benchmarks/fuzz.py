@@ -102,6 +102,7 @@ class Case:
         place: the arguments of ``nn.Conv2d`` after the channels.
         attention: configuration of the branch.
         branches: convolutions of the convolution branch.
+        diverse: whether it has diverse branches too.
     """
 
     seed: int
@@ -110,6 +111,7 @@ class Case:
     place: dict[str, Any]
     attention: AttentionConfig
     branches: int
+    diverse: bool
 
     @classmethod
     def draw(cls, seed: int) -> Case:
@@ -133,15 +135,15 @@ class Case:
         }
         attention = _OPTIONS[name](rng) if name in _OPTIONS else ATTENTION[name]()
         several = norm != "group" and name != "gated_depthwise"
-        return cls(seed, dims, norm, place, attention, rng.choice([1, 1, 2, 3]) if several else 1)
+        branches = rng.choice([1, 1, 2, 3]) if several else 1
+        return cls(seed, dims, norm, place, attention, branches, several and rng.random() < 0.5)
 
     def operator(self) -> XVolution:
         """8 -> 16 channels in fp64, in eval mode, with random statistics and scales."""
         torch.manual_seed(self.seed)
         options: dict[str, Any] = {"norm_layer": _NORMS[self.norm], "zero_init": False, "dtype": torch.float64}
-        operator = OPERATOR_OF_DIMS[self.dims](
-            8, 16, **self.place, attention=self.attention, num_conv_branches=self.branches, **options
-        )
+        options |= {"num_conv_branches": self.branches, "diverse_branches": self.diverse}
+        operator = OPERATOR_OF_DIMS[self.dims](8, 16, **self.place, attention=self.attention, **options)
         randomize_scales(operator)
         randomize_norms(operator)
         return operator

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from xvolution import functional
-from xvolution.attention.reference import centres, image_average, mixed
+from xvolution.attention.reference import centres, image_average, mixed, windows
+from xvolution.conv_branches import NormalizedConvolution, PointwiseThenConvolution
 from xvolution.convolutions import geometry_of
 from xvolution.geometry import Geometry
 
@@ -112,6 +113,39 @@ def gated_depthwise(operator: Any, x: Tensor) -> Tensor:
         x, operator.conv(x), *query, branch.window.weight.squeeze(1), branch.mean_weight, gate=GATES[branch.gate],
         groups=operator.groups,
     )  # fmt: skip
+
+
+def convolution_branch(operator: Any, x: Tensor) -> Tensor:
+    """The sum of the convolutions in eval mode, tap by tap: each branch by the shape of its formula."""
+    geometry, groups = geometry_of(operator.conv), operator.groups
+
+    def over_window(maps: Tensor, weight: Tensor, groups: int) -> Tensor:
+        pixels = windows(maps, geometry.kernel_size, geometry.stride, geometry.dilation)
+        matrices = weight.flatten(2)
+        terms = [mixed(pixels[:, :, tap], matrices[..., tap], None, groups) for tap in range(matrices.shape[2])]
+        return torch.stack(terms).sum(0)
+
+    def normed(norm: Any, maps: Tensor, bias: Tensor | None = None) -> Tensor:
+        scale, shift = affine(norm, x.new_zeros(maps.shape[1]))
+        maps = maps if bias is None else maps + bias.reshape(-1, *(1,) * (x.dim() - 2))
+        return maps * scale.reshape(-1, *(1,) * (x.dim() - 2)) + shift.reshape(-1, *(1,) * (x.dim() - 2))
+
+    padded = geometry.pad(x)
+    total = normed(operator.conv_norm, over_window(padded, operator.conv.weight, groups), operator.conv.bias)
+    for branch in operator.parallel:
+        if isinstance(branch, NormalizedConvolution):
+            weight = branch.conv.weight
+            alike = weight.shape[2:] == operator.conv.weight.shape[2:]
+            maps = over_window(padded, weight, groups) if alike else at_centres(operator, branch.conv, x)
+            total = total + normed(branch.norm, maps, branch.conv.bias if alike else None)
+            continue
+        inner = normed(branch.inner_norm, mixed(padded, branch.inner.weight, None, groups))
+        if isinstance(branch, PointwiseThenConvolution):
+            maps = over_window(inner, branch.conv.weight, groups)
+        else:
+            maps = windows(inner, geometry.kernel_size, geometry.stride, geometry.dilation).mean(2)
+        total = total + normed(branch.norm, maps)
+    return total
 
 
 def affine(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:
