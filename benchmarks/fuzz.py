@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ _NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 
 
 def _pixel_shift(rng: random.Random) -> AttentionConfig:
-    return PixelShift(
+    config = PixelShift(
         attention_ratio=rng.choice([0.25, 0.5]),
         gate=rng.choice(["identity", "sigmoid", "tanh"]),
         window=rng.choice([None, 3, 5]),
@@ -63,6 +63,7 @@ def _pixel_shift(rng: random.Random) -> AttentionConfig:
         query_norm=rng.choice([None, True, False]),
         window_norm=rng.choice([None, True, False]),
     )
+    return replace(config, reduction=rng.choice([None, 1, 4]) if config.pooled_query else None)
 
 
 def _pixel_shift_dot(rng: random.Random) -> AttentionConfig:
@@ -72,7 +73,8 @@ def _pixel_shift_dot(rng: random.Random) -> AttentionConfig:
 
 def _channel_gate(rng: random.Random) -> AttentionConfig:
     gate = rng.choice(["identity", "sigmoid", "tanh"])
-    return ChannelGate(gate=gate, separable=rng.random() < 0.5, channel_keys=rng.random() < 0.5)
+    separable, keys = rng.random() < 0.5, rng.random() < 0.5
+    return ChannelGate(gate=gate, separable=separable, channel_keys=keys, reduction=rng.choice([None, 1, 4]))
 
 
 def _gated_depthwise(rng: random.Random) -> AttentionConfig:
