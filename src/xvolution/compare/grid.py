@@ -95,7 +95,10 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     path = config.folder / "comparison.json"
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
     shared["task"] = config.recipe.task
-    variants = {cell.variant.label: {name: identity(cell.train)[name] for name in PER_CELL[1:]} for cell in grid}
+    variants = {
+        cell.variant.label: {name: value for name, value in identity(cell.train).items() if name in PER_CELL[1:]}
+        for cell in grid
+    }
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
     changes = _changes(earlier["recipe"], shared)
     for label in variants.keys() & earlier["variants"].keys():

@@ -219,6 +219,9 @@ class TrainConfig(RunConfig):
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off.
         label_smoothing: probability mass taken from the true class.
+        teacher: a checkpoint or weights file of a classifier of the same classes, whose logits the network learns from too.
+        teacher_weight: of the teacher in the loss; the labels have the rest.
+        teacher_temperature: by which the logits of both are divided.
         recalibrate_norms: before each judging, measure the statistics of batch norms again over so many training images, as they
             are judged: what is averaged while training is of augmented images. 0 keeps that.
         channels_last: keep images and weights in the channels-last memory format.
@@ -241,6 +244,9 @@ class TrainConfig(RunConfig):
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.0
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
     recalibrate_norms: int = 0
     channels_last: bool = False
     compile: bool = False
@@ -251,6 +257,8 @@ class TrainConfig(RunConfig):
         sides = f"from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
         require(self, "image_size", self.image_size is None or SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE, sides)
         require(self, "recalibrate_norms", self.recalibrate_norms >= 0, "0 or a number of images")
+        require(self, "teacher_weight", 0 < self.teacher_weight <= 1, "more than 0 and at most 1")
+        require(self, "teacher_temperature", 0 < self.teacher_temperature < math.inf, "more than 0")
         require(self, "crop_scale", 0 < self.crop_scale <= 1, "more than 0 and at most 1")
         require(self, "random_erase", 0 <= self.random_erase <= 1, "from 0 to 1")
         for name in ("mixup", "cutmix", "color_jitter"):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
+from xvolution.training.classification.distillation import Teacher, distilled
 from xvolution.training.classification.metrics import ClassificationMetrics
 from xvolution.training.config import TrainConfig
 from xvolution.training.data.dataset import BAD, Batch
@@ -25,12 +26,20 @@ class Classification(TrainingModule):
         num_classes: of the model.
         config: the run.
         metadata: what a checkpoint says about its network; plain JSON values.
+        teacher: whose logits it learns from too.
     """
 
     judged_by = "val_top1"
     config: TrainConfig
 
-    def __init__(self, model: nn.Module, num_classes: int, config: TrainConfig, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        config: TrainConfig,
+        metadata: dict[str, Any],
+        teacher: Teacher | None = None,
+    ) -> None:
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         super().__init__(model.to(memory_format=memory_format), config, metadata)
         self._memory_format = memory_format
@@ -39,6 +48,7 @@ class Classification(TrainingModule):
         self.loss = (
             SoftTargetCrossEntropy() if self.mixup else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         )
+        self._teacher = () if teacher is None else (teacher,)  # no part of what checkpoints hold
         self._skipped = 0
         self._statistics_batches: DataLoader[Batch] | None = None
         if config.compile:
@@ -50,6 +60,10 @@ class Classification(TrainingModule):
             return None
         return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)
 
+    def on_fit_start(self) -> None:
+        for teacher in self._teacher:
+            teacher.to(self.device, memory_format=self._memory_format)
+
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._skipped = 0
@@ -60,7 +74,11 @@ class Classification(TrainingModule):
             images, target = self.mixup(images, target)
         with norms_of_one_value():
             logits = self.model(images)
-        loss = self.checked(self.loss(logits, target), batch_idx)
+        loss = self.loss(logits, target)
+        for teacher in self._teacher:
+            weight, temperature = self.config.teacher_weight, self.config.teacher_temperature
+            loss = distilled(loss, logits, teacher(images), weight, temperature)
+        self.checked(loss, batch_idx)
         self._skipped += int((batch["status"] == BAD).sum())
         return loss
 

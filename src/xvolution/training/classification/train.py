@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from xvolution.models import ModelSpec, build_model
+from xvolution.training.classification.distillation import teacher_of
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.classification.module import Classification
 from xvolution.training.config import TrainConfig
@@ -27,8 +28,12 @@ from xvolution.training.metadata import provenance
 from xvolution.training.schema import READING
 
 
-def train_classifier(config: TrainConfig) -> TrainResult:
+def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMetadata] | None = None) -> TrainResult:
     """Train a classifier.
+
+    Args:
+        config: the run.
+        teacher: the network of its teacher, where it has one.
 
     Raises:
         InputError: something in the configuration or the data cannot be used.
@@ -60,7 +65,8 @@ def train_classifier(config: TrainConfig) -> TrainResult:
         data=config.data,
         provenance=provenance(config.seed),
     )
-    module = Classification(model, spec.num_classes, config, metadata.to_dict())
+    taught = None if teacher is None else teacher_of(str(config.teacher), *teacher, metadata)
+    module = Classification(model, spec.num_classes, config, metadata.to_dict(), taught)
     return fit(config, module, _data_module(config, splits, preprocessing), metadata, resume)
 
 

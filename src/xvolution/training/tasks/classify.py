@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xvolution.training.config import TrainConfig
+from xvolution.training.errors import InputError
 from xvolution.training.tasks.base import Option, Task
 
 if TYPE_CHECKING:
@@ -70,7 +72,11 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
     def train(self, config: TrainConfig) -> TrainResult:
         from xvolution.training.classification.train import train_classifier
 
-        return train_classifier(config)
+        if config.teacher is None:
+            return train_classifier(config)
+        if Path(config.teacher).suffix == ".onnx":
+            raise InputError(f"--teacher is {config.teacher}; give a .ckpt or a .safetensors file of a classifier.")
+        return train_classifier(config, self.load(config.teacher))
 
     def figures(self, metrics: Mapping[str, float]) -> str:
         return f"top-1 {metrics['val_top1']:.2%}, top-5 {metrics['val_top5']:.2%}, loss {metrics['val_loss']:.4f}"
