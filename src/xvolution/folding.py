@@ -161,6 +161,11 @@ class FoldedConvolution:
         """Output channels C_out."""
         return len(self.weight)
 
+    def merged(self, geometry: Geometry, weight: Tensor, bias: Tensor) -> FoldedConvolution:
+        """A convolution in the place of this one, where no norm is left."""
+        one, zero = torch.ones_like(bias), torch.zeros_like(bias)
+        return FoldedConvolution(geometry, self.groups, weight, bias, nn.Identity(), weight, bias, one, zero)
+
     def absorb(self, norm: nn.Module) -> tuple[Tensor | None, nn.Module]:
         """Take the shift of a norm whose output is added to the branch's into the bias.
 

@@ -10,14 +10,14 @@ arXiv 2209.07947, 2022.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xvolution.attention.base import AttentionBranch, AttentionConfig, check_gate, register
+from xvolution.attention.base import AttentionBranch, AttentionConfig, check_gate, fix_, register
 from xvolution.attention.deployed import ContentConv, DeployedOperator
 from xvolution.attention.folded import Folded, StaysAttention, pixel_of
 from xvolution.attention.low_rank import LowRank, affine_map, check_reduction
@@ -104,9 +104,23 @@ class ChannelGateAttention(AttentionBranch):
         value = value if self.window is None else convolve_window(self.window, bounded(value))
         return bounded(of_outputs * bounded(value))
 
+    def gates(self) -> Mapping[str, int]:
+        layers = {"query": self.query, "key": self.key}
+        return {name: _last(layer).out_channels for name, layer in layers.items() if layer is not None}
+
+    def settle_(self, logits: Mapping[str, Tensor]) -> None:
+        for name, constant in logits.items():
+            layer: Any = getattr(self, name)
+            fix_(layer, _last(layer).bias, constant)
+
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
         scale, norm = convolution.absorb(norm)
         return FoldedChannelGate(convolution, self, scale, norm)
+
+
+def _last(layer: Any) -> Any:
+    """The convolution whose outputs are those of what maps a mean."""
+    return layer.outer if isinstance(layer, LowRank) else layer
 
 
 def scaled_kernels(weight: Tensor, of_outputs: Tensor, of_inputs: Tensor | None, groups: int) -> Tensor:
@@ -185,7 +199,7 @@ class FoldedChannelGate(StaysAttention):
 
     def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``W^c_δ + diag(φ(q)) W^v_δ diag(φ(k))``, the same at every pixel of an image."""
-        scale, convolution, attention = self.kernel_scale(), self.convolution, self.attention
+        convolution, attention = self.convolution, self.attention
         # Refuses a position outside of the output, which is as large as the convolution's.
         pixel_of(convolution.geometry.convolve(x, convolution.weight, groups=convolution.groups), position)
         mean, gate, groups = x.mean(spatial(x), keepdim=True), GATES[attention.gate].apply, convolution.groups
@@ -194,13 +208,31 @@ class FoldedChannelGate(StaysAttention):
             weight, bias, of_groups = affine_map(conv, groups)
             return gate(CONVOLVE[attention.dims](mean, weight, bias, groups=of_groups))
 
+        keys = None if attention.key is None else of_mean(attention.key)
+        kernel = convolution.weight + self._kernels(of_mean(attention.query), keys)
+        return kernel, convolution.bias.expand(len(x), -1)
+
+    def static(self) -> FoldedConvolution | None:
+        """The convolution that it is where query and keys are the same for every image."""
+        attention, convolution = self.attention, self.convolution
+        layers = [layer for layer in (attention.query, attention.key) if layer is not None]
+        folds = type(self.norm) is nn.Identity and type(convolution.norm) is nn.Identity
+        maps = [affine_map(layer, convolution.groups) for layer in layers]
+        if not folds or any(weight.any() for weight, _, _ in maps):
+            return None
+        biases = [per_channel(bias, convolution.weight).unsqueeze(0) for _, bias, _ in maps]
+        of_outputs, *keys = (GATES[attention.gate].apply(bias) for bias in biases)
+        kernel = convolution.weight + self._kernels(of_outputs, keys[0] if keys else None)[0]
+        return convolution.merged(convolution.geometry, kernel, convolution.bias)
+
+    def _kernels(self, of_outputs: Tensor, of_inputs: Tensor | None) -> Tensor:
+        """``diag(φ(q)) W^v diag(φ(k))`` with the norm's scale, (N, C_out, C_in / groups, kh, kw)."""
+        attention, scale = self.attention, self.kernel_scale()
         value = kernel_of(attention.value).weight
         if attention.window is not None:
             value = per_channel(value.flatten(1), value) * kernel_of(attention.window).weight
         value = value * per_channel(scale[:, None], value)
-        keys = None if attention.key is None else of_mean(attention.key)
-        kernel = convolution.weight + scaled_kernels(value, of_mean(attention.query), keys, groups)
-        return kernel, convolution.bias.expand(len(x), -1)
+        return scaled_kernels(value, of_outputs, of_inputs, self.convolution.groups)
 
 
 class WeightedConv(ContentConv):

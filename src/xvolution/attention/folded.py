@@ -71,6 +71,10 @@ class Folded(ABC):
             f"{self.description} is no dynamic convolution over a window, so there is no kernel at a pixel to read"
         )
 
+    def static(self) -> FoldedConvolution | None:
+        """The one convolution that the operator is, whatever the image; None where it is none, or where it is not known."""
+        return None
+
     @property
     def description(self) -> str:
         """What errors call the operator."""
@@ -95,6 +99,9 @@ class FoldedWithoutAttention(Folded):
 
     def build(self, layout: str, factory: dict[str, Any]) -> DeployedOperator:
         return MergedConv(self.convolution, factory)
+
+    def static(self) -> FoldedConvolution | None:
+        return self.convolution if type(self.convolution.norm) is nn.Identity else None
 
     def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
         raise ValueError(

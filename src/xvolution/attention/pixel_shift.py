@@ -29,6 +29,7 @@ from xvolution.attention.base import (
     check_gate,
     check_ratio,
     check_window,
+    fix_,
     pooled_weight,
     register,
     window_of,
@@ -193,6 +194,27 @@ class PixelShiftAttention(AttentionBranch):
         if type(self) is PixelShiftAttention and fused.serves(self, norm, y):
             return fused.add_branch(y, x, self, norm)
         return super().add_onto(y, x, value, norm)
+
+    def gates(self) -> Mapping[str, int]:
+        return {"query_norm": self.channels}
+
+    def image_terms(self) -> tuple[nn.Parameter, ...]:
+        return () if self.mean_weight is None else (self.mean_weight,)
+
+    def settle_(self, logits: Mapping[str, Tensor]) -> None:
+        norm: Any = self.query_norm
+        for layer in (self.query, self.context):
+            if layer is not None:
+                fix_(layer)
+        if isinstance(norm, nn.Identity):
+            fix_(self.query, self.query.bias, logits["query_norm"])
+        else:
+            fix_(norm, norm.bias, logits["query_norm"])
+            if getattr(norm, "running_mean", None) is not None:
+                norm.running_mean.zero_()
+        for term in self.image_terms():
+            term.detach().zero_()
+            term.requires_grad_(False)
 
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
         return FoldedPixelShift.of(self, convolution, norm)
@@ -405,13 +427,28 @@ class FoldedPixelShift(Folded):
             query = query + of_mean(self.context_weight @ self.context_inner, 1)
         elif self.context_weight is not None:
             query = query + of_mean(self.context_weight)
+        constant = self.window_bias.expand(len(x), -1)
+        if self.mean_weight is not None:
+            constant = constant + self.mean_weight * of_mean(self.key_weight)
+        return self._kernels(query, constant)
+
+    def static(self) -> FoldedConvolution | None:
+        """The convolution that it is where the query is the same at every pixel of every image, and no mean of keys is added."""
+        norms = (self.convolution.norm, self.norm, self.query_norm, self.window_norm)
+        varying = (self.query_weight, self.context_weight, self.mean_weight)
+        folds = all(type(norm) is nn.Identity for norm in norms)
+        if not folds or any(weight is not None and weight.any() for weight in varying):
+            return None
+        kernel, bias = self._kernels(self.query_bias.unsqueeze(0), self.window_bias.unsqueeze(0))
+        return self.convolution.merged(self.union, kernel[0], bias[0])
+
+    def _kernels(self, query: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernels and biases of the queries (N, A), where ``constant`` (N, A) adds to the window's sum."""
+        convolution, union, groups = self.convolution, self.union, self.convolution.groups
         query = GATES[self.gate].apply(query).unflatten(1, (groups, -1))
         value = self.value_weight.unflatten(0, (groups, -1))
         keys = self.shifted_keys.unflatten(0, (groups, -1))
         attended = torch.einsum("goa,nga,gait->ngoit", value, query, keys.flatten(3)).flatten(1, 2)
-        constant = self.window_bias.expand(len(x), -1)
-        if self.mean_weight is not None:
-            constant = constant + self.mean_weight * of_mean(self.key_weight)
         bias = torch.einsum("goa,nga,nga->ngo", value, query, constant.unflatten(1, (groups, -1))).flatten(1)
         kernel = union.embed(convolution.weight, convolution.geometry) + attended.unflatten(3, union.kernel_size)
         return kernel, convolution.bias + bias

@@ -222,6 +222,8 @@ class TrainConfig(RunConfig):
         teacher: a checkpoint or weights file of a classifier of the same classes, whose logits the network learns from too.
         teacher_weight: of the teacher in the loss; the labels have the rest.
         teacher_temperature: by which the logits of both are divided.
+        anneal_to_conv: anneal the gates to their means in so many epochs at the end, with the network from before as its own
+            teacher; then every operator is one plain convolution exactly. For pixel_shift and channel_gate; 0 is off.
         recalibrate_norms: before each judging, measure the statistics of batch norms again over so many training images, as they
             are judged: what is averaged while training is of augmented images. 0 keeps that.
         channels_last: keep images and weights in the channels-last memory format.
@@ -247,6 +249,7 @@ class TrainConfig(RunConfig):
     teacher: str | None = None
     teacher_weight: float = 0.5
     teacher_temperature: float = 2.0
+    anneal_to_conv: int = 0
     recalibrate_norms: int = 0
     channels_last: bool = False
     compile: bool = False
@@ -257,6 +260,9 @@ class TrainConfig(RunConfig):
         sides = f"from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
         require(self, "image_size", self.image_size is None or SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE, sides)
         require(self, "recalibrate_norms", self.recalibrate_norms >= 0, "0 or a number of images")
+        require(self, "anneal_to_conv", 0 <= self.anneal_to_conv <= self.epochs, f"from 0 to epochs ({self.epochs})")
+        alone = not self.anneal_to_conv or (self.ema_decay is None and not self.compile)
+        require(self, "anneal_to_conv", alone, "left out with --ema-decay or --compile")
         require(self, "teacher_weight", 0 < self.teacher_weight <= 1, "more than 0 and at most 1")
         require(self, "teacher_temperature", 0 < self.teacher_temperature < math.inf, "more than 0")
         require(self, "crop_scale", 0 < self.crop_scale <= 1, "more than 0 and at most 1")

@@ -37,6 +37,7 @@ PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-m
 #: What the steps so far were counted by, or what the state of the run is of: a resumed run keeps it.
 _OF_THE_WHOLE_RUN = (
     "optimizer",
+    "anneal_to_conv",
     "new_lr_factor",
     "batch_size",
     "accumulate",
@@ -89,7 +90,7 @@ def fit(
         trainer = _trainer(config, checkpoints)
         with checkpoints.heeding_requests(), write_errors(config.run_dir):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    best = best_row(module.history, module.judged_by)
+    best = best_row(module.eligible, module.judged_by)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)
 
 
@@ -159,7 +160,7 @@ def _config_of(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [name for name in _OF_THE_WHOLE_RUN if before[name] != now[name]]
+    changed = [name for name in _OF_THE_WHOLE_RUN if name in now and before[name] != now[name]]
     if changed:
         name = changed[0]
         had = f"with {_flag(name)} {before[name]}" if before[name] is not None else f"without {_flag(name)}"
@@ -171,7 +172,7 @@ def _require_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) 
 
 def _defaults(config: RunConfig) -> dict[str, Any]:
     """What a version did that had no such settings yet."""
-    return {name: getattr(type(config), name) for name in _OF_THE_WHOLE_RUN}
+    return {name: getattr(type(config), name, None) for name in _OF_THE_WHOLE_RUN}
 
 
 def _flag(name: str) -> str:

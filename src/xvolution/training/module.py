@@ -71,6 +71,11 @@ class TrainingModule(L.LightningModule, ABC):
         """The network that is evaluated and exported: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
+    @property
+    def eligible(self) -> list[dict[str, float]]:
+        """The rows of the history among which the best epoch is chosen."""
+        return self.history
+
     @abstractmethod
     def line(self, row: dict[str, float]) -> str:
         """What one epoch of the history says, in a line."""
