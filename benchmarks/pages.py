@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage.page import write_page as write_coverage
+from benchmarks.mechanisms import write_page as write_mechanisms
 from xvolution.bench.page import write_page as write_performance
 from xvolution.compare import page as comparison
 from xvolution.explain import page as explanation
@@ -24,7 +25,8 @@ EXPLANATION = {"operators", "drawn", "static"}
 
 
 def write_pages(results: Path, output: Path) -> None:
-    """Write ``performance.md`` with its picture, ``coverage.md``, and a report for each comparison and explanation.
+    """Write ``performance.md`` with its picture, ``coverage.md``, ``mechanisms.md``, and a report for each record of a
+    comparison or an explanation.
 
     Args:
         results: folder of the JSON records; ``results/a/b.json`` becomes ``reports/a-b.html``.
@@ -32,6 +34,7 @@ def write_pages(results: Path, output: Path) -> None:
     """
     write_performance(results, output / "performance.md")
     write_coverage(results / "coverage.json", output / "coverage.md")
+    write_mechanisms(results, output / "mechanisms.md")
     for path in sorted(results.rglob("*.json")):
         report = report_of(json.loads(path.read_text(encoding="utf-8")))
         if report is not None:

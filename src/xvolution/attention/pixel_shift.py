@@ -547,10 +547,11 @@ class SingleGatedConv(GatedConv):
     def _shifts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.context is None and self.mixed is None:
             return None, None
-        mean, found = image_mean(x), iter(())
+        mean, parted = image_mean(x), list[Tensor]()
         if self.context is not None:
             sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
-            found = iter(_parted(bounded(self.context(mean)), sizes, self.groups))
+            parted = list(_parted(bounded(self.context(mean)), sizes, self.groups))
+        found = iter(parted)
         of_query, of_sum = (next(found) if there else None for there in self.shifted)
         return of_query if self.mixed is None else bounded(self.mixed(mean)), of_sum
 

@@ -74,7 +74,7 @@ def parameter_groups(
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
     new = set() if new_lr_factor == 1 else {id(parameter) for parameter in new_parameters(model).values()}
-    exempt = getattr(model, "no_weight_decay", tuple)()
+    exempt: Iterable[str] = getattr(model, "no_weight_decay", tuple)()
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -54,8 +54,8 @@ class AroundConvolution2d(nn.Module, ABC):
         self._add(conv, {"device": conv.weight.device, "dtype": conv.weight.dtype}, **options)
 
     @abstractmethod
-    def _add(self, conv: nn.Conv2d, factory: dict[str, Any], **options: Any) -> None:
-        """Build the further parts.
+    def _add(self, conv: nn.Conv2d, factory: dict[str, Any], *args: Any, **options: Any) -> None:
+        """Build the further parts; a subclass has its options in the place of ``args`` and ``options``.
 
         Raises:
             ValueError: an option that is not allowed.

@@ -65,7 +65,7 @@ class Classification(TrainingModule):
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
-            teacher.to(self.device, memory_format=self._memory_format)
+            teacher.to(self.device).to(memory_format=self._memory_format)
         if self.annealing is not None and self.trainer.world_size > 1:
             raise InputError(
                 "--anneal-to-conv trains on one device; leave it out, or give --devices 1 and --num-nodes 1."
