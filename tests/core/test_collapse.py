@@ -92,7 +92,12 @@ def test_an_operator_with_constant_gates_is_one_convolution_exactly(attention, g
     assert type(static) is nn.Conv2d or type(static).__mro__[2] is nn.Conv2d
     assert list(report.layers.values()) == [0.0]
     torch.testing.assert_close(static(x), operator(x), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(reparameterize(operator)(x), operator(x), rtol=1e-12, atol=1e-12)
+    for layout in fold(operator).layouts:
+        deployed = reparameterize(operator, layout=layout)
+        torch.testing.assert_close(deployed(x), operator(x), rtol=1e-12, atol=1e-12)
+    plain = reparameterize(operator)
+    assert plain.layout == "conv"
+    assert sum(parameter.numel() for parameter in plain.parameters()) == sum(p.numel() for p in static.parameters())
 
 
 def test_a_branch_that_no_constant_gate_makes_a_convolution_says_so():

@@ -13,7 +13,7 @@ from tests.core.networks import SmallNet, randomize
 from xvolution import XVolutionConfig, collapse, convert
 from xvolution.attention import ChannelGate, PixelShift
 from xvolution.numerics import GATES
-from xvolution.training import InputError, TrainConfig, load_model, train
+from xvolution.training import InputError, TrainConfig, deploy, load_model, train
 from xvolution.training.classification.annealing import Annealing
 
 RUN: dict[str, Any] = {"epochs": 3, "anneal_to_conv": 2, "stages": [3], "limit_train_batches": 5}
@@ -34,6 +34,10 @@ def test_a_run_ends_with_plain_convolutions(
         assert report.layers
         assert set(report.layers.values()) == {0.0}
         torch.testing.assert_close(static(images), model(images), rtol=1e-4, atol=1e-5)
+    deploy(result.weights, [tmp_path / "plain.safetensors"], layout="conv")
+    plain, metadata = load_model(tmp_path / "plain.safetensors")
+    assert set(metadata.layouts.values()) == {"conv"}
+    torch.testing.assert_close(plain(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_end(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from xvolution.attention.folded import Folded, StaysAttention
+from xvolution.attention.folded import Folded, FoldedConstant, StaysAttention
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, Geometry, as_tuple, per_channel
 from xvolution.numerics import GATES, add, double
@@ -227,7 +227,9 @@ def methods_of(attention: nn.Module) -> AttentionBranch | _AnyModule:
 def fold_attention(attention: nn.Module, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
     """The folded operator. A branch whose formula a subclass or a patch has changed stays attention, as any module does."""
     if isinstance(attention, AttentionBranch) and not is_changed(attention):
-        return attention.fold(convolution, norm)
+        folded = attention.fold(convolution, norm)
+        static = folded.static()
+        return folded if static is None else FoldedConstant(static, folded)
     return _AnyModule(attention).fold(convolution, norm)
 
 

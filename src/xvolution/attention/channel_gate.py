@@ -218,7 +218,7 @@ class FoldedChannelGate(StaysAttention):
         layers = [layer for layer in (attention.query, attention.key) if layer is not None]
         folds = type(self.norm) is nn.Identity and type(convolution.norm) is nn.Identity
         maps = [affine_map(layer, convolution.groups) for layer in layers]
-        if not folds or any(weight.any() for weight, _, _ in maps):
+        if not folds or any(weight.is_meta or weight.any() for weight, _, _ in maps):
             return None
         biases = [per_channel(bias, convolution.weight).unsqueeze(0) for _, bias, _ in maps]
         of_outputs, *keys = (GATES[attention.gate].apply(bias) for bias in biases)

@@ -437,7 +437,7 @@ class FoldedPixelShift(Folded):
         norms = (self.convolution.norm, self.norm, self.query_norm, self.window_norm)
         varying = (self.query_weight, self.context_weight, self.mean_weight)
         folds = all(type(norm) is nn.Identity for norm in norms)
-        if not folds or any(weight is not None and weight.any() for weight in varying):
+        if not folds or any(weight is not None and (weight.is_meta or weight.any()) for weight in varying):
             return None
         kernel, bias = self._kernels(self.query_bias.unsqueeze(0), self.window_bias.unsqueeze(0))
         return self.convolution.merged(self.union, kernel[0], bias[0])

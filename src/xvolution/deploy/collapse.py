@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvolution.attention import AttentionBranch
 from xvolution.conversion.modules import call, replace_module
 from xvolution.conversion.outputs import tensors_in
 from xvolution.convolutions import conv_of
@@ -78,6 +79,20 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
     error = sum(((a - e).square().sum() for a, e in zip(actual, expected, strict=True)), start=torch.zeros(()))
     norm = sum((e.square().sum() for e in expected), start=torch.zeros(()))
     return static, CollapseReport({name: fit.error for name, fit in fits.items()}, _ratio(error, norm))
+
+
+def settle(operator: nn.Module) -> None:
+    """Let the gates of an operator be constant, whatever they say: the form that the weights of layout ``conv`` are of.
+
+    Raises:
+        ValueError: no constant gate makes it a convolution.
+    """
+    branch = getattr(operator, "attention", None)
+    if not isinstance(branch, AttentionBranch) or not branch.gates():
+        raise ValueError(
+            f"{type(operator).__name__} has no layout 'conv', since no constant gate makes it a convolution"
+        )
+    branch.settle_({name: torch.zeros(channels) for name, channels in branch.gates().items()})
 
 
 def _run(model: nn.Module, batches: list[Any], fits: dict[str, _Fit]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,6 +65,30 @@ class AroundConvolution2d(nn.Module, ABC):
     def convolved(self, x: Tensor) -> Tensor:
         """The convolution with its norm: (N, C_in, H, W) -> (N, C_out, H', W')."""
         return self.conv_norm(self.conv(x))
+
+
+class WithBottleneck2d(AroundConvolution2d):
+    """The same where the one option is the ``reduction`` of channels in a bottleneck."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reduction: int = 16,
+    ) -> None:
+        super().__init__()
+        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        self._assemble(nn.Conv2d(in_channels, out_channels, *geometry), nn.Identity(), reduction=reduction)
 
 
 def hidden_channels(channels: int, reduction: int) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from xvolution.conversion.register import register
-from xvolution.operators.around_convolution import AroundConvolution2d, hidden_channels
+from xvolution.operators.around_convolution import WithBottleneck2d, hidden_channels
 
 
 @register(
@@ -16,7 +15,7 @@ from xvolution.operators.around_convolution import AroundConvolution2d, hidden_c
     "A convolution, and a vector added to its outputs that is computed from an attended mean of its pixels: global context.",
     "Cao, Xu, Lin, Wei, Hu: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, arXiv 1904.11492, 2019",
 )
-class GlobalContext2d(AroundConvolution2d):
+class GlobalContext2d(WithBottleneck2d):
     """``y = z + W² relu(norm(W¹ Σ_t softmax_t(<w, z_t>) z_t)) `` with ``z = conv(x)`` and a layer norm.
 
     In the place of a convolution of a network it keeps the convolution with its weights, and the norm that follows, which then is
@@ -34,26 +33,6 @@ class GlobalContext2d(AroundConvolution2d):
     Raises:
         ValueError: ``reduction`` below 1.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        reduction: int = 16,
-    ) -> None:
-        super().__init__()
-        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
-        self._assemble(nn.Conv2d(in_channels, out_channels, *geometry), nn.Identity(), reduction=reduction)
 
     def _add(self, conv: nn.Conv2d, factory: dict[str, Any], reduction: int = 16) -> None:
         channels, hidden = conv.out_channels, hidden_channels(conv.out_channels, reduction)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -15,7 +14,7 @@ from xvolution.conversion.register import register
 from xvolution.convolutions import kernel_of
 from xvolution.geometry import spatial
 from xvolution.numerics import double
-from xvolution.operators.around_convolution import AroundConvolution2d
+from xvolution.operators.around_convolution import WithBottleneck2d
 
 #: Fewest channels that the weights are computed from, as the official code has it.
 _LEAST = 16
@@ -26,7 +25,7 @@ _LEAST = 16
     "One kernel whose input channels, output channels and positions each image weighs: ODConv with a single kernel.",
     "Li, Zhou, Yao: Omni-Dimensional Dynamic Convolution, ICLR 2022, arXiv 2209.07947",
 )
-class ODConv2d(AroundConvolution2d):
+class ODConv2d(WithBottleneck2d):
     """``y = α_f ⊙ Σ_δ α_δ W_δ (α_c ⊙ x_δ) + b``: weights α of output channels, positions and input channels for each image.
 
     Each is ``sigmoid(V relu(norm(U mean(x))) + v)`` with U and a batch norm in common. As in the official code, a 1x1 kernel has
@@ -47,26 +46,6 @@ class ODConv2d(AroundConvolution2d):
     Raises:
         ValueError: ``reduction`` below 1, or a convolution that computes its weights anew in every call.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        reduction: int = 16,
-    ) -> None:
-        super().__init__()
-        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
-        self._assemble(nn.Conv2d(in_channels, out_channels, *geometry), nn.Identity(), reduction=reduction)
 
     def _add(self, conv: nn.Conv2d, factory: dict[str, Any], reduction: int = 16) -> None:
         if reduction < 1:

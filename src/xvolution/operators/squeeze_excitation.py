@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from xvolution.conversion.register import register
 from xvolution.geometry import spatial
-from xvolution.operators.around_convolution import AroundConvolution2d, hidden_channels
+from xvolution.operators.around_convolution import WithBottleneck2d, hidden_channels
 
 
 @register(
@@ -18,7 +17,7 @@ from xvolution.operators.around_convolution import AroundConvolution2d, hidden_c
     "A convolution whose output channels are weighted by the mean of each over the image: squeeze-and-excitation.",
     "Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018, arXiv 1709.01507",
 )
-class SqueezeExcitation2d(AroundConvolution2d):
+class SqueezeExcitation2d(WithBottleneck2d):
     """``y = z ⊙ sigmoid(W² relu(W¹ mean(z) + b¹) + b²)`` with ``z = conv(x)``.
 
     In the place of a convolution of a network it keeps the convolution with its weights, and the norm that follows, which then is
@@ -35,26 +34,6 @@ class SqueezeExcitation2d(AroundConvolution2d):
     Raises:
         ValueError: ``reduction`` below 1.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        reduction: int = 16,
-    ) -> None:
-        super().__init__()
-        geometry: tuple[Any, ...] = (kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
-        self._assemble(nn.Conv2d(in_channels, out_channels, *geometry), nn.Identity(), reduction=reduction)
 
     def _add(self, conv: nn.Conv2d, factory: dict[str, Any], reduction: int = 16) -> None:
         channels, hidden = conv.out_channels, hidden_channels(conv.out_channels, reduction)

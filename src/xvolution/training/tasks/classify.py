@@ -54,12 +54,16 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         return ClassifierMetadata
 
     def build(self, metadata: ClassifierMetadata) -> nn.Module:
+        from xvolution.deploy.collapse import settle
         from xvolution.deploy.reparameterize import reparameterize
         from xvolution.models import build_model
 
         model, fold_norms = build_model(metadata.model).eval(), metadata.fold_norms
         if metadata.form != "deployed":
             return model
+        for name, layout in metadata.layouts.items():
+            if layout == "conv":  # its gate is constant, which random weights are not
+                settle(model.get_submodule(name))
         # Which norms follow which convolutions is found, and checked, by running an example.
         example = metadata.example_images() if fold_norms else None
         return reparameterize(model, example, layout=metadata.layouts, fold_norms=fold_norms, inplace=True)
