@@ -58,6 +58,7 @@ bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench operators --operators xvolution se --batches 1 --dtypes float32 \
 		--passes inference --memory-formats contiguous channels_last --runtimes torch onnxruntime openvino
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench options --memory-formats contiguous
+	OMP_NUM_THREADS=1 $(BIN)/xvolution bench mechanisms
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench scaling
 
 clean:

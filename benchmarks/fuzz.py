@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ _NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 
 
 def _pixel_shift(rng: random.Random) -> AttentionConfig:
-    return PixelShift(
+    config = PixelShift(
         attention_ratio=rng.choice([0.25, 0.5]),
         gate=rng.choice(["identity", "sigmoid", "tanh"]),
         window=rng.choice([None, 3, 5]),
@@ -63,6 +63,7 @@ def _pixel_shift(rng: random.Random) -> AttentionConfig:
         query_norm=rng.choice([None, True, False]),
         window_norm=rng.choice([None, True, False]),
     )
+    return replace(config, reduction=rng.choice([None, 1, 4]) if config.pooled_query else None)
 
 
 def _pixel_shift_dot(rng: random.Random) -> AttentionConfig:
@@ -72,7 +73,8 @@ def _pixel_shift_dot(rng: random.Random) -> AttentionConfig:
 
 def _channel_gate(rng: random.Random) -> AttentionConfig:
     gate = rng.choice(["identity", "sigmoid", "tanh"])
-    return ChannelGate(gate=gate, separable=rng.random() < 0.5, channel_keys=rng.random() < 0.5)
+    separable, keys = rng.random() < 0.5, rng.random() < 0.5
+    return ChannelGate(gate=gate, separable=separable, channel_keys=keys, reduction=rng.choice([None, 1, 4]))
 
 
 def _gated_depthwise(rng: random.Random) -> AttentionConfig:
@@ -102,6 +104,7 @@ class Case:
         place: the arguments of ``nn.Conv2d`` after the channels.
         attention: configuration of the branch.
         branches: convolutions of the convolution branch.
+        diverse: whether it has diverse branches too.
     """
 
     seed: int
@@ -110,6 +113,7 @@ class Case:
     place: dict[str, Any]
     attention: AttentionConfig
     branches: int
+    diverse: bool
 
     @classmethod
     def draw(cls, seed: int) -> Case:
@@ -133,15 +137,15 @@ class Case:
         }
         attention = _OPTIONS[name](rng) if name in _OPTIONS else ATTENTION[name]()
         several = norm != "group" and name != "gated_depthwise"
-        return cls(seed, dims, norm, place, attention, rng.choice([1, 1, 2, 3]) if several else 1)
+        branches = rng.choice([1, 1, 2, 3]) if several else 1
+        return cls(seed, dims, norm, place, attention, branches, several and rng.random() < 0.5)
 
     def operator(self) -> XVolution:
         """8 -> 16 channels in fp64, in eval mode, with random statistics and scales."""
         torch.manual_seed(self.seed)
         options: dict[str, Any] = {"norm_layer": _NORMS[self.norm], "zero_init": False, "dtype": torch.float64}
-        operator = OPERATOR_OF_DIMS[self.dims](
-            8, 16, **self.place, attention=self.attention, num_conv_branches=self.branches, **options
-        )
+        options |= {"num_conv_branches": self.branches, "diverse_branches": self.diverse}
+        operator = OPERATOR_OF_DIMS[self.dims](8, 16, **self.place, attention=self.attention, **options)
         randomize_scales(operator)
         randomize_norms(operator)
         return operator

@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from benchmarks.mechanisms import write_page as write_mechanisms
 from xvolution.bench import bars, network_forms, networks, written
 from xvolution.bench.forms import SLOW_ROUNDS, peak_bytes, refusal, timed, training
+from xvolution.bench.mechanisms import MECHANISMS, MechanismBench
 from xvolution.bench.networks import NetworkBench, forms_of
 from xvolution.bench.operators import RESNET, OperatorBench
 from xvolution.bench.options import CHANGES, OptionBench
@@ -251,6 +253,28 @@ def test_every_option_has_its_price(tmp_path: Path) -> None:
     text = (tmp_path / "performance.md").read_text()
     assert "mobilenetv2_050, all stages, 1 image of 32x32, 1 thread:" in text
     assert f"| window=5 | {forms['window=5']['ratio']:.2f} |" in text
+
+
+def test_every_mechanism_has_its_price_and_the_page_says_it(tmp_path: Path) -> None:
+    bench = MechanismBench(("mobilenetv2_050",), ("torch",), image_size=32, memory_formats=("contiguous",), rounds=1)
+    assert list(bench.forms()) == list(MECHANISMS)
+    results = Results(tmp_path / "bench-mechanisms.json", "mechanisms")
+    measure_all(bench.cases(), results, Console(quiet=True))
+    (case,) = results.cases.values()
+    forms = case["forms"]
+    assert forms.keys() == {"conv", *MECHANISMS}
+    plain = forms["conv"]
+    assert (forms["conv-diverse"]["flops"], forms["conv-diverse"]["parameters"]) == (
+        plain["flops"],
+        plain["parameters"],
+    )
+    write_mechanisms(tmp_path, tmp_path / "mechanisms.md")
+    text = (tmp_path / "mechanisms.md").read_text()
+    figures = forms["odconv"]
+    assert (
+        f"| odconv | {figures['parameters']:,} | {figures['flops'] / 1e6:,.0f} | {figures['median_ms']:.2f} |" in text
+    )
+    assert "Not run yet." in text
 
 
 def operator_results() -> list[dict[str, Any]]:

@@ -38,6 +38,14 @@ def test_options_follow_a_colon() -> None:
     assert far == Variant("far", "xvolution", {"dilation": [1, 2, 4]}, {"stages": [2, 3]})
 
 
+def test_a_variant_can_be_trained_in_its_own_way() -> None:
+    (fast,) = parse_variants("xvolution:window=5,new_lr_factor=4,label=fast")
+    assert fast == Variant("fast", "xvolution", {"window": 5}, {}, {"new_lr_factor": 4})
+    config = CompareConfig(TrainConfig(new_lr_factor=2.0), (fast,), seeds=(0,))
+    assert [cell.train.new_lr_factor for cell in cells(config)] == [2.0, 4]
+    assert Variant("fast", **fast.to_dict()) == fast
+
+
 def test_the_grid_is_seed_major_with_the_baseline_first() -> None:
     config = CompareConfig(TrainConfig(), parse_variants("xvolution,conv-conv"), seeds=(3, 5))
     assert [cell.name for cell in cells(config)] == [

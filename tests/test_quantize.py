@@ -30,8 +30,9 @@ def unbalanced(layout: str, attention: PixelShift, operator: type = XVolution2d,
 
 @pytest.mark.parametrize("gate", ["identity", "sigmoid", "tanh"])
 @pytest.mark.parametrize(("layout", "groups"), [("single", 1), ("single", 2), ("split", 1), ("split", 2), ("parts", 1)])
-def test_equalization_changes_nothing(layout: str, gate: str, groups: int) -> None:
-    deployed = unbalanced(layout, PixelShift(gate=gate), groups=groups)
+@pytest.mark.parametrize("reduction", [None, 4])
+def test_equalization_changes_nothing(layout: str, gate: str, groups: int, reduction: int | None) -> None:
+    deployed = unbalanced(layout, PixelShift(gate=gate, reduction=reduction), groups=groups)
     x = torch.randn(4, 8, 9, 7, dtype=torch.float64)
     before = {name: tensor.clone() for name, tensor in deployed.state_dict().items()}
     equal = equalize(deployed, [x])

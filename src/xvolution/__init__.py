@@ -13,6 +13,7 @@ from xvolution import operators as operators  # registers what convert() takes b
 from xvolution.conversion.checkpoints import load_unconverted
 from xvolution.conversion.config import XVolutionConfig
 from xvolution.conversion.convert import ConversionError, convert
+from xvolution.conversion.parameters import parameter_groups
 from xvolution.conversion.register import OperatorConfig
 from xvolution.conversion.summary import ConversionSummary, conversion_summary
 from xvolution.deploy.collapse import CollapseReport, collapse
@@ -48,6 +49,7 @@ __all__ = [
     "functional",
     "layouts_of",
     "load_unconverted",
+    "parameter_groups",
     "reparameterize",
     "unfolded_of",
 ]

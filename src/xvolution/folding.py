@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.convolutions import kernel_of
+from xvolution.convolutions import Kernel, kernel_of
 from xvolution.copying import CopyError, copied
 from xvolution.geometry import Geometry, per_channel
 from xvolution.numerics import double, in_float64
@@ -128,6 +128,12 @@ class FoldingError(ValueError):
     """The convolutions of an operator cannot become one."""
 
 
+_APART = (
+    "the convolutions of this operator cannot become one, because a norm of theirs does not fold; each needs a batch norm with "
+    "running statistics, or none"
+)
+
+
 @dataclass
 class FoldedConvolution:
     """A convolution branch in eval mode: ``norm(conv2d(x, weight, bias))``.
@@ -155,6 +161,11 @@ class FoldedConvolution:
         """Output channels C_out."""
         return len(self.weight)
 
+    def merged(self, geometry: Geometry, weight: Tensor, bias: Tensor) -> FoldedConvolution:
+        """A convolution in the place of this one, where no norm is left."""
+        one, zero = torch.ones_like(bias), torch.zeros_like(bias)
+        return FoldedConvolution(geometry, self.groups, weight, bias, nn.Identity(), weight, bias, one, zero)
+
     def absorb(self, norm: nn.Module) -> tuple[Tensor | None, nn.Module]:
         """Take the shift of a norm whose output is added to the branch's into the bias.
 
@@ -169,13 +180,25 @@ class FoldedConvolution:
         return scale, nn.Identity()
 
 
-def fold_convolutions(convs: Iterable[tuple[Any, nn.Module]]) -> FoldedConvolution:
-    """The sum of convolutions of one window, each with the norm behind it, as one convolution.
+def normalized(kernel: Kernel, norm: nn.Module) -> Kernel:
+    """A convolution and the norm behind it as one.
 
     Raises:
-        FoldingError: there are several, and a norm of theirs does not fold.
+        FoldingError: the norm does not fold.
     """
-    (conv, first_norm), *others = convs
+    if not is_foldable(norm):
+        raise FoldingError(_APART)
+    scale, shift = affine_of(norm, len(kernel.weight), kernel.weight)
+    weight = kernel.weight * per_channel(scale[:, None], kernel.weight)
+    return Kernel(kernel.geometry, weight, kernel.bias * scale + shift)
+
+
+def fold_convolutions(conv: Any, first_norm: nn.Module, others: Iterable[Kernel]) -> FoldedConvolution:
+    """A convolution with the norm behind it, and others whose taps its window has, as one convolution.
+
+    Raises:
+        FoldingError: there are others, and the norm does not fold.
+    """
     kernel = kernel_of(conv)
     weight, channels = kernel.weight, len(kernel.weight)
     scale, shift, norm = split_norm(first_norm, channels, weight)
@@ -190,14 +213,9 @@ def fold_convolutions(convs: Iterable[tuple[Any, nn.Module]]) -> FoldedConvoluti
         scale=scale,
         shift=shift,
     )
-    for other, other_norm in others:
-        if not (type(norm) is nn.Identity and is_foldable(other_norm)):
-            raise FoldingError(
-                "the convolutions of this operator cannot become one, because a norm of theirs does not fold; each needs a "
-                "batch norm with running statistics, or none"
-            )
-        kernel = kernel_of(other)
-        scale, shift = affine_of(other_norm, channels, weight)
-        folded.weight = folded.weight + kernel.weight * per_channel(scale[:, None], weight)
-        folded.bias = folded.bias + kernel.bias * scale + shift
+    for other in others:
+        if type(norm) is not nn.Identity:
+            raise FoldingError(_APART)
+        folded.weight = folded.weight + folded.geometry.embed(other.weight, other.geometry)
+        folded.bias = folded.bias + other.bias
     return folded

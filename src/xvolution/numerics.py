@@ -28,17 +28,27 @@ class Gate:
         apply: φ(x).
         apply_: the same in the memory of x.
         backward: the gradient of x from that of φ(x) and from φ(x).
+        inverse: x from φ(x); of a limit of φ a large finite number.
     """
 
     apply: Callable[[Tensor], Tensor]
     apply_: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+
+
+#: How close to a limit of a gate its inverse looks.
+_CLOSEST = 1e-6
+
+
+def _atanh(y: Tensor) -> Tensor:
+    return y.clamp(_CLOSEST - 1, 1 - _CLOSEST).atanh()
 
 
 GATES: dict[str, Gate] = {
-    "identity": Gate(lambda x: x, lambda x: x, lambda grad, y: grad),
-    "sigmoid": Gate(torch.sigmoid, torch.Tensor.sigmoid_, torch.ops.aten.sigmoid_backward),
-    "tanh": Gate(torch.tanh, torch.Tensor.tanh_, torch.ops.aten.tanh_backward),
+    "identity": Gate(lambda x: x, lambda x: x, lambda grad, y: grad, lambda y: y),
+    "sigmoid": Gate(torch.sigmoid, torch.Tensor.sigmoid_, torch.ops.aten.sigmoid_backward, lambda y: y.logit(_CLOSEST)),
+    "tanh": Gate(torch.tanh, torch.Tensor.tanh_, torch.ops.aten.tanh_backward, _atanh),
 }
 
 

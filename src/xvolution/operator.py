@@ -17,6 +17,7 @@ from xvolution.attention.base import fold_attention, methods_of, zero_
 from xvolution.attention.deployed import DeployedOperator
 from xvolution.attention.folded import Folded, FoldedWithoutAttention, LayoutError
 from xvolution.capture import SpatialModule
+from xvolution.conv_branches import branches_beside
 from xvolution.convolutions import CONVOLUTIONS, conv_over, geometry_of
 from xvolution.copying import compute_weights, hand_over_hooks, hand_over_notes
 from xvolution.exactness import ReparameterizationError, refusal, require_exact, require_finite, require_unaltered
@@ -27,21 +28,10 @@ from xvolution.numerics import add, on_float64_device
 from xvolution.standin import InPlaceOfConvolution
 
 
-class NormalizedConvolution(nn.Module):
-    """``norm(conv(x))``: one more convolution of a convolution branch. (N, C_in, H, W) -> (N, C_out, H', W')."""
-
-    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.norm = conv, norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
-
-
 class XVolution(InPlaceOfConvolution, SpatialModule):
     """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
 
-        y = conv_norm(conv(x)) + attention_norm(attention(x))     (with num_conv_branches, a sum of such convolutions and norms)
+        y = conv_norm(conv(x)) + attention_norm(attention(x))     (with several branches, a sum of convolutions and norms)
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: those of
@@ -51,6 +41,9 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
             (N, C_out, H', W'). None leaves the convolution branch alone, which tells what attention adds.
         num_conv_branches: convolutions of the convolution branch, each with a norm, that are added up in training and are one
             convolution once deployed, at no cost there.
+        diverse_branches: sum up a 1x1 convolution, a 1x1 before a convolution, and a 1x1 before average pooling too, each with
+            its norms (Ding et al., 2021): one convolution with the others once deployed. Beside a 1x1 convolution they are all
+            the same, and two in sequence are added.
         norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
             drops them all.
         zero_init: start the attention, and every convolution but the first, at zero effect, so that the operator starts as its
@@ -90,6 +83,7 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         *,
         attention: AttentionConfig | str | nn.Module | None = DEFAULT_ATTENTION,
         num_conv_branches: int = 1,
+        diverse_branches: bool = False,
         norm_layer: NormLayer | None = nn.BatchNorm2d,
         zero_init: bool = True,
         device: torch.device | str | None = None,
@@ -103,7 +97,8 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         else:
             place = (kernel_size, stride, padding, dilation, groups, bias, padding_mode)
             conv = CONVOLUTIONS[self.dims](in_channels, out_channels, *place, **factory)
-        self._assemble(conv, None, attention, num_conv_branches, norm_layer, zero_init, factory)
+        branches = (num_conv_branches, diverse_branches)
+        self._assemble(conv, None, attention, branches, norm_layer, zero_init, factory)
 
     @classmethod
     def from_conv(
@@ -113,6 +108,7 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         conv_norm: nn.Module | None = None,
         attention: AttentionConfig | str | nn.Module | None = DEFAULT_ATTENTION,
         num_conv_branches: int = 1,
+        diverse_branches: bool = False,
         norm_layer: NormLayer | None = nn.BatchNorm2d,
         zero_init: bool = True,
     ) -> XVolution:
@@ -122,7 +118,7 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
             conv: the convolution, in as many dimensions as the operator; its geometry, weights, device, dtype and memory format
                 become the operator's. A subclass or a parametrized convolution is kept as it is (see ``xvolution.convolutions``).
             conv_norm: the norm of the convolution branch; none when None. It keeps its mode: a frozen norm stays frozen.
-            attention, num_conv_branches, norm_layer, zero_init: those of ``XVolution2d``.
+            attention, num_conv_branches, diverse_branches, norm_layer, zero_init: those of ``XVolution2d``.
 
         Raises:
             ValueError: a convolution of another number of dimensions, or one that computes no plain convolution.
@@ -134,7 +130,8 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         nn.Module.__init__(operator)
         factory: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         norm = nn.Identity().train(conv.training) if conv_norm is None else conv_norm
-        operator._assemble(conv, norm, attention, num_conv_branches, norm_layer, zero_init, factory)
+        branches = (num_conv_branches, diverse_branches)
+        operator._assemble(conv, norm, attention, branches, norm_layer, zero_init, factory)
         operator.training = conv.training
         for added in (operator.parallel, operator.attention, operator.attention_norm):
             if added is not None:
@@ -146,28 +143,27 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         conv: Any,
         conv_norm: nn.Module | None,
         attention: AttentionConfig | str | nn.Module | None,
-        num_conv_branches: int,
+        branches: tuple[int, bool],
         norm_layer: NormLayer | None,
         zero_init: bool,
         factory: dict[str, Any],
     ) -> None:
         """Build everything around ``conv``; a norm of ``norm_layer`` follows it when ``conv_norm`` is None."""
+        num_conv_branches, diverse = branches
         if num_conv_branches < 1:
             raise ValueError(f"num_conv_branches is {num_conv_branches}; it must be at least 1")
-        geometry, channels, bias = geometry_of(conv), (conv.in_channels, conv.out_channels), conv.bias is not None
+        site = ConvSite(conv.in_channels, conv.out_channels, geometry_of(conv), conv.groups, **factory)
 
         def norm() -> nn.Module:
             return build_norm(norm_layer, conv.out_channels, self.dims, factory)
 
         self.conv, self.conv_norm = conv, norm() if conv_norm is None else conv_norm
         self.parallel = nn.ModuleList(
-            NormalizedConvolution(conv_over(geometry, *channels, groups=conv.groups, bias=bias, **factory), norm())
-            for _ in range(num_conv_branches - 1)
+            branches_beside(site, num_conv_branches - 1, diverse, conv.bias is not None, norm_layer)
         )
         if attention is None or isinstance(attention, nn.Module):
             self.attention = attention
         else:
-            site = ConvSite(*channels, geometry, conv.groups, **factory)
             self.attention = attention_config(attention).build(site, norm_layer)
         self.attention_norm = nn.Identity() if attention is None else norm()
         self._check_branches_merge()
@@ -179,23 +175,23 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         if not self.parallel:
             return
         branches: Any = self.parallel
-        norms = [self.conv_norm, *(branch.norm for branch in branches)]
+        norms = [self.conv_norm, *(norm for branch in branches for norm in branch.norms)]
         apart = [type(norm).__name__ for norm in norms if not becomes_foldable(norm)]
         if apart:
             raise ValueError(
                 f"several convolutions cannot become one with a {apart[0]} that depends on the whole map; use a batch norm with "
-                "running statistics, or num_conv_branches=1"
+                "running statistics, or num_conv_branches=1 without diverse_branches"
             )
         if getattr(self.attention, "reads_convolution", False):
             raise ValueError(
-                f"{type(self.attention).__name__} reads the outputs of one convolution, and num_conv_branches is "
-                f"{1 + len(self.parallel)}; use 1"
+                f"{type(self.attention).__name__} reads the outputs of one convolution, and there are "
+                f"{1 + len(self.parallel)}; use num_conv_branches=1 without diverse_branches"
             )
 
     def _start_at_the_convolution(self) -> None:
         branch: Any
         for branch in self.parallel:
-            zero_(branch.conv if isinstance(branch.norm, nn.Identity) else branch.norm)
+            branch.zero_init_()
         if not isinstance(self.attention_norm, nn.Identity):
             zero_(self.attention_norm)
         elif self.attention is not None:
@@ -314,9 +310,7 @@ def fold(operator: XVolution) -> Folded:
     require_finite(operator)
     operator = on_float64_device(compute_weights(operator))
     branches: Any = operator.parallel
-    convolution = fold_convolutions(
-        [(operator.conv, operator.conv_norm), *((branch.conv, branch.norm) for branch in branches)]
-    )
+    convolution = fold_convolutions(operator.conv, operator.conv_norm, [branch.kernel() for branch in branches])
     if operator.attention is None:
         return FoldedWithoutAttention(convolution)
     return fold_attention(operator.attention, convolution, operator.attention_norm)

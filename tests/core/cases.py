@@ -6,7 +6,7 @@ Whoever adds a branch adds its case here; a registered branch without one fails 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -56,10 +56,19 @@ class Case:
 RATIO = ({"attention_ratio": 0}, "attention_ratio is 0; it must be a positive number")
 GATE = ({"gate": "relu"}, "gate is 'relu'; allowed are 'identity', 'sigmoid', 'tanh'")
 WINDOW = ({"window": 0}, "window is 0; it must be a positive integer")
+REDUCTION = ({"reduction": 0}, "reduction is 0; it must be a positive integer, or None")
 HEADS = ({"num_heads": 3}, "num_heads is 3; it must be positive and divide the 16 output channels")
 gates = st.sampled_from(["identity", "sigmoid", "tanh"])
 heads = st.sampled_from([1, 2])
 ratios = st.sampled_from([0.25, 0.5])
+reductions = st.sampled_from([None, None, 1, 4])
+
+
+def _mixing(config: PixelShift) -> st.SearchStrategy[PixelShift]:
+    """The same, with a pooled query of low rank where it has one at all."""
+    return (
+        st.just(config) if config.pooled_query is False else st.builds(replace, st.just(config), reduction=reductions)
+    )
 
 
 CASES: dict[str, Case] = {
@@ -67,6 +76,7 @@ CASES: dict[str, Case] = {
         variants={
             "default": PixelShift(),
             "windows": PixelShift(gate="tanh", window=5, dilation=(1, 2), pooled_query=False, pooled_key=False),
+            "mixing": PixelShift(reduction=4),
             "plain": PixelShift(
                 gate="identity", pooled_query=False, pooled_key=False, query_norm=False, window_norm=False
             ),
@@ -82,7 +92,7 @@ CASES: dict[str, Case] = {
             pooled_key=st.booleans(),
             query_norm=st.sampled_from([None, True, False]),
             window_norm=st.sampled_from([None, True, False]),
-        ),
+        ).flatmap(_mixing),
         reference=references.pixel_shift,
         refused=(
             RATIO,
@@ -91,6 +101,8 @@ CASES: dict[str, Case] = {
             ({"window": "full"}, "window is 'full'; it must be a positive integer, one for each dimension, or 'conv'"),
             ({"attention_channels": 0}, "attention_channels is 0; it must be a positive integer"),
             ({"dilation": 0}, "dilation is 0; it must be a positive integer or several of them"),
+            REDUCTION,
+            ({"reduction": 4, "pooled_query": False}, "reduction is 4, but pooled_query is off; switch it on"),
             (
                 {"pooled_key": False, "pooled_key_init": 2.0},
                 "pooled_key_init is 2.0, but pooled_key is off; switch it on",
@@ -132,10 +144,13 @@ CASES: dict[str, Case] = {
             "default": ChannelGate(),
             "separable": ChannelGate(separable=True),
             "keys": ChannelGate(channel_keys=True),
+            "mixing": ChannelGate(channel_keys=True, reduction=2),
         },
-        configs=st.builds(ChannelGate, gate=gates, separable=st.booleans(), channel_keys=st.booleans()),
+        configs=st.builds(
+            ChannelGate, gate=gates, separable=st.booleans(), channel_keys=st.booleans(), reduction=reductions
+        ),
         reference=references.channel_gate,
-        refused=(GATE,),
+        refused=(GATE, REDUCTION),
         window=lambda operator: geometry_of(operator.conv),
         captured=("default", "separable"),
     ),

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from xvolution import functional
-from xvolution.attention.reference import centres, image_average, mixed
+from xvolution.attention.low_rank import LowRank
+from xvolution.attention.reference import centres, image_average, mixed, windows
+from xvolution.conv_branches import NormalizedConvolution, PointwiseThenConvolution
 from xvolution.convolutions import geometry_of
 from xvolution.geometry import Geometry
 
@@ -31,7 +33,10 @@ def pixel_shift(operator: Any, x: Tensor) -> Tensor:
     query_scale, query_shift = affine(branch.query_norm, branch.query.bias)
     sum_scale, sum_shift = affine(branch.window_norm, branch.query.bias)
     query_weight, query_bias = scaled(branch.query.weight, query_scale), branch.query.bias * query_scale + query_shift
-    context = None if branch.context is None else scaled(branch.context.weight, query_scale)
+    inner = getattr(branch.context, "inner", None)
+    outer = branch.context if inner is None else branch.context.outer
+    context = None if outer is None else scaled(outer.weight, query_scale)
+    inner = None if inner is None else inner.weight
     total: Any = 0
     for index, window in enumerate(branch.windows):
         weight = scaled(window.weight, sum_scale).squeeze(1)
@@ -42,7 +47,7 @@ def pixel_shift(operator: Any, x: Tensor) -> Tensor:
         if symmetric := symmetric_padding(geometry):
             total = total + functional.pixel_shift_attention(
                 x, query_weight, branch.key.weight, branch.value.weight, weight, query_bias, window_bias, mean_weight, context,
-                stride=geometry.stride, padding_mode=geometry.padding_mode, padding=symmetric, **options,
+                inner, stride=geometry.stride, padding_mode=geometry.padding_mode, padding=symmetric, **options,
             )  # fmt: skip
             continue
         # The reference pads as nn.Conv2d does. Elsewhere the image comes padded, with its means as biases of its own.
@@ -50,7 +55,7 @@ def pixel_shift(operator: Any, x: Tensor) -> Tensor:
         for image in x.split(1):
             mean, query, constant = image_average(image), query_bias, window_bias
             if context is not None:
-                query = query + mixed(mean, context, None, operator.groups).flatten()
+                query = query + of_mean(mean, context, None, inner, operator.groups).flatten()
             if mean_weight is not None:
                 constant = constant + mean_weight * mixed(mean, branch.key.weight, None, operator.groups).flatten()
             weights = (query_weight, branch.key.weight, branch.value.weight, weight, query, constant)
@@ -88,21 +93,38 @@ def channel_gate(operator: Any, x: Tensor) -> Tensor:
         value = value * branch.window.weight
     options = {"gate": GATES[branch.gate], "stride": geometry.stride, "dilation": geometry.dilation, "groups": groups}
     if symmetric := symmetric_padding(geometry):
-        keys = () if key is None else (key.weight, key.bias)
+        query_weight, query_bias, query_inner = of_layer(branch.query)
+        keys = (None, None, None) if key is None else of_layer(key)
         options |= {"padding": symmetric, "padding_mode": geometry.padding_mode}
-        return functional.channel_gate_attention(x, branch.query.weight, branch.query.bias, value, *keys, **options)
+        return functional.channel_gate_attention(
+            x, query_weight, query_bias, value, *keys[:2], query_inner, keys[2], **options
+        )
     maps = []
     for image in x.split(1):
         mean = image_average(image)
-        of_mean = [
-            (0 * part.weight, mixed(mean, part.weight, part.bias, groups).flatten())
-            for part in (branch.query, key)
-            if part is not None
+        vectors = [
+            (
+                mean.new_zeros(len(bias), x.shape[1] // groups, *mean.shape[2:]),
+                of_mean(mean, weight, bias, inner, groups).flatten(),
+            )
+            for weight, bias, inner in (of_layer(part) for part in (branch.query, key) if part is not None)
         ]
-        (query, bias), *keys = of_mean
+        (query, bias), *keys = vectors
         flat = [tensor for pair in keys for tensor in pair]
         maps.append(functional.channel_gate_attention(geometry.pad(image), query, bias, value, *flat, **options))
     return torch.cat(maps)
+
+
+def of_layer(layer: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Weight, bias and V of what maps a mean: a 1x1 convolution, or one behind V where it is of low rank."""
+    if isinstance(layer, LowRank):
+        return layer.outer.weight, layer.outer.bias, layer.inner.weight
+    return layer.weight, layer.bias, None
+
+
+def of_mean(mean: Tensor, weight: Tensor, bias: Tensor | None, inner: Tensor | None, groups: int) -> Tensor:
+    """What it maps the mean to: (N, C, 1, 1)."""
+    return mixed(mean, weight, bias, groups) if inner is None else mixed(mixed(mean, inner), weight, bias)
 
 
 def gated_depthwise(operator: Any, x: Tensor) -> Tensor:
@@ -112,6 +134,39 @@ def gated_depthwise(operator: Any, x: Tensor) -> Tensor:
         x, operator.conv(x), *query, branch.window.weight.squeeze(1), branch.mean_weight, gate=GATES[branch.gate],
         groups=operator.groups,
     )  # fmt: skip
+
+
+def convolution_branch(operator: Any, x: Tensor) -> Tensor:
+    """The sum of the convolutions in eval mode, tap by tap: each branch by the shape of its formula."""
+    geometry, groups = geometry_of(operator.conv), operator.groups
+
+    def over_window(maps: Tensor, weight: Tensor, groups: int) -> Tensor:
+        pixels = windows(maps, geometry.kernel_size, geometry.stride, geometry.dilation)
+        matrices = weight.flatten(2)
+        terms = [mixed(pixels[:, :, tap], matrices[..., tap], None, groups) for tap in range(matrices.shape[2])]
+        return torch.stack(terms).sum(0)
+
+    def normed(norm: Any, maps: Tensor, bias: Tensor | None = None) -> Tensor:
+        scale, shift = affine(norm, x.new_zeros(maps.shape[1]))
+        maps = maps if bias is None else maps + bias.reshape(-1, *(1,) * (x.dim() - 2))
+        return maps * scale.reshape(-1, *(1,) * (x.dim() - 2)) + shift.reshape(-1, *(1,) * (x.dim() - 2))
+
+    padded = geometry.pad(x)
+    total = normed(operator.conv_norm, over_window(padded, operator.conv.weight, groups), operator.conv.bias)
+    for branch in operator.parallel:
+        if isinstance(branch, NormalizedConvolution):
+            weight = branch.conv.weight
+            alike = weight.shape[2:] == operator.conv.weight.shape[2:]
+            maps = over_window(padded, weight, groups) if alike else at_centres(operator, branch.conv, x)
+            total = total + normed(branch.norm, maps, branch.conv.bias if alike else None)
+            continue
+        inner = normed(branch.inner_norm, mixed(padded, branch.inner.weight, None, groups))
+        if isinstance(branch, PointwiseThenConvolution):
+            maps = over_window(inner, branch.conv.weight, groups)
+        else:
+            maps = windows(inner, geometry.kernel_size, geometry.stride, geometry.dilation).mean(2)
+        total = total + normed(branch.norm, maps)
+    return total
 
 
 def affine(norm: Any, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ def operators(
     options: dict[str, Any] = {"attention": draw(CASES[branch].configs), "norm_layer": NORMS[norm], "zero_init": False}
     several = norm in ("batch", "none") and branch != "gated_depthwise"
     options["num_conv_branches"] = draw(st.sampled_from([1, 1, 2, 3])) if several else 1
+    options["diverse_branches"] = several and draw(st.booleans())
     torch.manual_seed(seed)
     return randomize(kind(8, 16, **geometry, **options, dtype=torch.float64).eval(), seed)
 

@@ -14,6 +14,8 @@ from xvolution.attention import PixelShift
 from xvolution.attention.folded import LayoutError
 from xvolution.operator import ReparameterizationError
 
+SEVERAL = [{"num_conv_branches": 2}, {"attention": None, "num_conv_branches": 2}, {"diverse_branches": True}]
+
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
@@ -51,7 +53,7 @@ def test_a_module_stays_attention_and_exact(norm_layer):
         reparameterize(layer, layout="single")
 
 
-@pytest.mark.parametrize("options", [{"num_conv_branches": 2}, {"attention": None, "num_conv_branches": 2}], ids=str)
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
 @pytest.mark.parametrize("norm_layer", [nn.BatchNorm2d, None], ids=["batch", "none"])
 def test_zero_init_starts_at_the_first_convolution(options, norm_layer):
     layer, x = XVolution2d(8, 16, 3, padding=1, norm_layer=norm_layer, **options).eval(), torch.randn(2, 8, 9, 9)
@@ -82,9 +84,6 @@ def test_every_parameter_of_several_convolutions_learns():
     layer = XVolution2d(8, 16, 3, padding=1, num_conv_branches=3, zero_init=False)
     layer(torch.randn(4, 8, 9, 9)).square().sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in layer.parameters())
-
-
-SEVERAL = [{"num_conv_branches": 2}, {"attention": None, "num_conv_branches": 2}]
 
 
 @pytest.mark.parametrize("options", SEVERAL, ids=str)
@@ -150,7 +149,7 @@ def test_several_convolutions_in_half_precision_stay_finite(attention, dtype):
     assert torch.isfinite(reparameterize(layer)(x)).all()
 
 
-@pytest.mark.parametrize("options", [{"num_conv_branches": 2}, {"attention": None, "num_conv_branches": 2}], ids=str)
+@pytest.mark.parametrize("options", SEVERAL, ids=str)
 def test_operators_of_several_convolutions_compile(options):
     torch._dynamo.reset()
     layer, x = XVolution2d(8, 16, 3, padding=1, zero_init=False, **options).eval(), torch.randn(2, 8, 9, 9)

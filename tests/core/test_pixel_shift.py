@@ -260,3 +260,31 @@ def test_weights_that_pooled_keys_by_a_convolution_load(layout, groups, pooled_q
     stored["context.weight"] = stored["context.weight"][:-1]
     with pytest.raises(RuntimeError, match="mean_weight"):
         fresh.load_state_dict(stored)
+
+
+@pytest.mark.parametrize("attention", [PixelShift, ChannelGate])
+def test_a_pooled_query_of_low_rank_sees_the_channels_of_other_groups(attention):
+    """In a depthwise convolution: another channel's mean changes what a channel answers with it, and nothing without."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 32, 6, 6, dtype=torch.float64)
+    other = x.clone()
+    other[:, 5] += 1.0
+    for reduction in (None, 4):
+        options = {"groups": 32, "norm_layer": None, "zero_init": False, "dtype": torch.float64}
+        layer = XVolution2d(32, 32, 3, padding=1, attention=attention(reduction=reduction), **options).eval()
+        for module in (layer, reparameterize(layer)):
+            changed = (module(other) - module(x)).abs().amax((0, 2, 3)) > 1e-9
+            assert changed[5]
+            assert changed.sum() == (1 if reduction is None else 32)
+
+
+def test_the_parameters_of_a_pooled_query_of_low_rank():
+    """C_in R + R A in the place of C_in A / groups, where R is C_in / reduction, at least 8 and at most A."""
+    sizes = {}
+    for reduction in (None, 4, 16):
+        layer = XVolution2d(64, 64, 3, padding=1, groups=64, attention=PixelShift(reduction=reduction))
+        sizes[reduction] = sum(parameter.numel() for parameter in layer.attention.context.parameters())
+    assert sizes == {None: 64, 4: 2 * 64 * 16, 16: 2 * 64 * 8}
+    beside_projection = XVolution2d(64, 16, 1, attention=PixelShift(reduction=4)).attention
+    assert sum(parameter.numel() for parameter in beside_projection.context.parameters()) == 64 * 8 + 8 * 8
+    assert XVolution2d(64, 16, 1).attention.context is None

@@ -8,6 +8,14 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+#: Arguments of ``nn.Conv2d`` behind the channels, for 8 -> 12 of them and images of 9x9 pixels.
+GEOMETRIES = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 4, "bias": False},
+    {"kernel_size": (1, 5), "stride": (2, 1), "dilation": 2, "padding_mode": "reflect", "padding": (0, 4)},
+    {"kernel_size": 1, "stride": 3},
+]
+
 
 def agrees(module: nn.Module, reference: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """Outputs, and gradients of the input and of every parameter, are those of ``reference``, which reads the same parameters."""

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tests.core.networks import SmallNet, randomize
-from tests.operators.checks import agrees, runs_everywhere
-from xvolution import OperatorConfig, convert, export, reparameterize
+from tests.operators.checks import GEOMETRIES, agrees
+from xvolution import OperatorConfig, convert
 from xvolution.conversion.summary import count_parameters
 from xvolution.operators import SqueezeExcitation2d
 
@@ -23,15 +23,7 @@ def reference(operator, x):
     return torch.stack(images)
 
 
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        {"kernel_size": 3, "padding": 1},
-        {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 4, "bias": False},
-        {"kernel_size": (1, 5), "stride": (2, 1), "dilation": 2, "padding_mode": "reflect", "padding": (0, 4)},
-        {"kernel_size": 1, "stride": 3},
-    ],
-)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_it_is_its_formula(geometry):
     torch.manual_seed(0)
     operator = randomize(SqueezeExcitation2d(8, 12, **geometry)).double()
@@ -57,34 +49,6 @@ def test_the_convolution_and_its_norm_are_kept():
     torch.testing.assert_close(converted(x), network(x))
 
 
-def test_checkpoints_of_the_unconverted_network_load():
-    torch.manual_seed(0)
-    trained = randomize(SmallNet())
-    converted = convert(SmallNet(), "se", names=("layer1.conv1",))
-    weights = {
-        name.replace("layer1.conv1.", "layer1.conv1.conv."): tensor for name, tensor in trained.state_dict().items()
-    }
-    loaded = converted.load_state_dict(weights, strict=False)
-    assert not loaded.unexpected_keys
-    assert {name.rsplit(".", 2)[0] for name in loaded.missing_keys} == {"layer1.conv1.excitation"}
-    assert torch.equal(converted.layer1.conv1.conv_norm.running_mean, trained.layer1.norm1.running_mean)
-
-
-def test_norms_fold_as_those_of_the_plain_network_do():
-    torch.manual_seed(0)
-    converted = randomize(convert(SmallNet(), "se")).eval()
-    x = torch.randn(2, 3, 16, 16)
-    folded = reparameterize(converted, x, fold_norms=True)
-    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
-    torch.testing.assert_close(folded(x), converted(x))
-
-
-def test_a_frozen_norm_stays_frozen():
-    conv, norm = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8).eval()
-    operator = SqueezeExcitation2d.from_conv(conv, norm)
-    assert (operator.training, operator.conv_norm.training, operator.excitation.training) == (True, False, True)
-
-
 def test_another_kernel_size_has_new_weights_and_the_norm():
     network = SmallNet()
     config = OperatorConfig(operator="se", options={"reduction": 4}, kernel_size=5)
@@ -93,22 +57,6 @@ def test_another_kernel_size_has_new_weights_and_the_norm():
     assert isinstance(operator.conv_norm, nn.BatchNorm2d)
 
 
-def test_the_written_file_takes_images_of_other_sizes(tmp_path):
-    pytest.importorskip("onnxruntime")
-    torch.manual_seed(0)
-    operator = randomize(SqueezeExcitation2d(8, 12, 3, 2, 1)).eval()
-    report = export(operator, tmp_path / "se.onnx", torch.randn(2, 8, 32, 32))
-    assert report.dynamic == "batch and image size"
-    assert report.relative_error < 1e-4
-
-
-def test_it_runs_everywhere():
-    torch.manual_seed(0)
-    runs_everywhere(randomize(SqueezeExcitation2d(8, 12, 3, padding=1)), torch.randn(2, 8, 6, 6))
-
-
 def test_bad_input_is_a_sentence():
     with pytest.raises(ValueError, match="reduction is 0; it must be a positive integer"):
         SqueezeExcitation2d(8, 8, 3, reduction=0)
-    with pytest.raises(ValueError, match=r"in the place of an nn.Conv2d, not of Conv3d"):
-        SqueezeExcitation2d.from_conv(nn.Conv3d(4, 4, 3))

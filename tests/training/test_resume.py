@@ -172,6 +172,7 @@ def test_another_schedule_is_applied(tiny: Callable[..., TrainConfig], tmp_path:
         ({"ema_decay": 0.9}, {"ema_decay": None}, "holds a moving average, and --ema-decay leaves it out"),
         ({}, {"batch_size": 16}, "was trained with --batch-size 32, and now it is 16"),
         ({}, {"accumulate": 2}, "was trained with --accumulate 1"),
+        ({}, {"new_lr_factor": 2.0}, "was trained with --new-lr-factor 1.0, and now it is 2.0"),
         ({}, {"seed": 1}, "was trained with --seed 0"),
         ({}, {"holdout": 0.3}, "was trained without --holdout"),
         ({}, {"epochs": 1}, "has 2 epochs behind it, and --epochs is 1"),

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch.optim.swa_utils import update_bn
 
 from xvolution.training import InputError, TrainConfig, evaluate, load_model, open_data, train
+from xvolution.training.classification.distillation import distilled, teacher_of
 from xvolution.training.data import ClassificationData
 from xvolution.training.data.transforms import Augmentation
 from xvolution.training.fit import TrainResult
@@ -133,3 +134,58 @@ def test_norms_are_judged_by_statistics_of_images_as_they_are_judged(
 def test_no_more_images_are_measured_than_there_are(tiny: Callable[..., TrainConfig]) -> None:
     with pytest.raises(InputError, match="--recalibrate-norms is 5000, and there are 1438 training images"):
         train(tiny(recalibrate_norms=5000))
+
+
+def test_new_parameters_have_a_rate_of_their_own(
+    tiny: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(tiny(new_lr_factor=4.0, epochs=1, schedule="step", weight_decay=0.1))
+    groups = torch.load(result.checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
+    rates = [(group["lr"], group["weight_decay"]) for group in groups]
+    assert rates == [(0.05, 0.0), (0.05, 0.1), (0.2, 0.0), (0.2, 0.1)]
+    assert "new parameters train at 4.0 times the rate of the others" in capsys.readouterr().out
+
+
+def test_the_loss_of_a_teacher_is_its_formula() -> None:
+    torch.manual_seed(0)
+    logits, taught = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    p, q = (each.double().div(3.0).exp() for each in (taught, logits))
+    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+    expected = 0.75 * 2.0 + 0.25 * 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(
+        distilled(torch.tensor(2.0), logits, taught, 0.25, 3.0).double(), expected, rtol=1e-5, atol=1e-6
+    )
+    assert float(distilled(torch.tensor(2.0), taught, taught, 1.0, 3.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_network_learns_from_a_teacher_in_its_normalization(
+    tiny: Callable[..., TrainConfig], trained: TrainResult, tmp_path: Path
+) -> None:
+    plain = train(tiny(epochs=1, output=str(tmp_path / "plain")))
+    taught = train(tiny(epochs=1, teacher=str(trained.weights), teacher_weight=1.0, output=str(tmp_path / "taught")))
+    assert taught.history[0]["train_loss"] != plain.history[0]["train_loss"]
+    state = torch.load(taught.checkpoint, weights_only=True)["state_dict"]
+    assert not [name for name in state if not name.startswith("model.")]
+    network, metadata = load_model(trained.weights)
+    other = replace(metadata, preprocessing=replace(metadata.preprocessing, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0)))
+    pixels = torch.rand(2, 3, 16, 16)
+
+    def normalized(each: Any) -> torch.Tensor:
+        mean, std = (
+            torch.tensor(values)[:, None, None] for values in (each.preprocessing.mean, each.preprocessing.std)
+        )
+        return (pixels - mean) / std
+
+    logits = teacher_of("", network, metadata, other).train()(normalized(other))
+    torch.testing.assert_close(logits, network.eval()(normalized(metadata)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_that_does_not_fit_is_a_sentence(
+    tiny: Callable[..., TrainConfig], trained: TrainResult, image_folder: Path
+) -> None:
+    with pytest.raises(InputError, match=r"tells 10 classes apart that are not the 2 of the data"):
+        train(tiny(teacher=str(trained.weights), data=str(image_folder)))
+    with pytest.raises(InputError, match=r"--teacher is model.onnx; give a .ckpt or a .safetensors"):
+        train(tiny(teacher="model.onnx"))
+    with pytest.raises(InputError, match="--teacher-temperature is 0; it must be more than 0"):
+        tiny(teacher_temperature=0)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from xvolution.attention.folded import Folded, StaysAttention
+from xvolution.attention.folded import Folded, FoldedConstant, StaysAttention
 from xvolution.folding import FoldedConvolution, NormLayer
 from xvolution.geometry import ConvSite, Geometry, as_tuple, per_channel
 from xvolution.numerics import GATES, add, double
@@ -149,6 +149,26 @@ class AttentionBranch(nn.Module, ABC):
         """Start without effect, where no norm follows that could: zero the weights on which the output depends linearly."""
         zero_(getattr(self, "value", None))
 
+    def gates(self) -> Mapping[str, int]:
+        """The submodules whose outputs the gate acts on, with their channels, where the branch is a convolution once these say
+        the same of every image and pixel, and ``image_terms`` are zero; none where it is not."""
+        return {}
+
+    def image_terms(self) -> tuple[nn.Parameter, ...]:
+        """The weights of what the image adds beside the gates."""
+        return ()
+
+    def settle_(self, logits: Mapping[str, Tensor]) -> None:
+        """Let the gates be constant, in weights that then train no further.
+
+        Args:
+            logits: of each of ``gates``, (C,), before φ.
+
+        Raises:
+            ValueError: no constant gate makes the branch a convolution.
+        """
+        raise ValueError(f"{type(self).__name__} is no convolution, whatever its gate")
+
     def scale_output_(self, scale: Tensor) -> None:
         """Multiply what the branch returns by (C_out,), in its weights: in the rows of the value projection."""
         value: Any = self.value
@@ -207,7 +227,9 @@ def methods_of(attention: nn.Module) -> AttentionBranch | _AnyModule:
 def fold_attention(attention: nn.Module, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
     """The folded operator. A branch whose formula a subclass or a patch has changed stays attention, as any module does."""
     if isinstance(attention, AttentionBranch) and not is_changed(attention):
-        return attention.fold(convolution, norm)
+        folded = attention.fold(convolution, norm)
+        static = folded.static()
+        return folded if static is None else FoldedConstant(static, folded)
     return _AnyModule(attention).fold(convolution, norm)
 
 
@@ -218,6 +240,18 @@ def is_changed(branch: AttentionBranch) -> bool:
     replaced = {name for cls in line[:owner] for name in vars(cls)} | set(vars(branch))
     harmless = {"config", "extra_repr", "_abc_impl"}  # the last one is of every class whose parent is an ABC
     return any(hasattr(line[owner], name) for name in replaced - harmless if not name.startswith("__"))
+
+
+@torch.no_grad()
+def fix_(layer: nn.Module, bias: Any = None, constant: Tensor | None = None) -> None:
+    """Zero the parameters of a layer, write ``constant`` into ``bias``, and let none of them train any further."""
+    for parameter in layer.parameters():
+        parameter.zero_()
+    if constant is not None:
+        bias.copy_(constant)
+    for parameter in (*layer.parameters(), *([] if bias is None else [bias])):
+        parameter.requires_grad_(False)
+        parameter.grad = None
 
 
 def zero_(last: Any) -> None:

@@ -10,16 +10,17 @@ arXiv 2209.07947, 2022.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xvolution.attention.base import AttentionBranch, AttentionConfig, check_gate, register
+from xvolution.attention.base import AttentionBranch, AttentionConfig, check_gate, fix_, register
 from xvolution.attention.deployed import ContentConv, DeployedOperator
 from xvolution.attention.folded import Folded, StaysAttention, pixel_of
+from xvolution.attention.low_rank import LowRank, affine_map, check_reduction
 from xvolution.attention.reference import each, image_average, mixed, padded_for, windows
 from xvolution.convolutions import conv_of, conv_over, kernel_of, pointwise
 from xvolution.folding import FoldedConvolution, NormLayer
@@ -36,14 +37,18 @@ class ChannelGate(AttentionConfig):
         gate: of the query: identity, sigmoid or tanh.
         separable: read the values by a 1x1 convolution and a depthwise one, W^v_δ = w_δ ⊙ W^v: fewer weights, a shorter step.
         channel_keys: weigh the input channels as well, by keys of their own: the kernel is W + diag(φ(q)) W^v diag(φ(k)).
+        reduction: input channels for each channel of a bottleneck between the means and the query, and the keys, which then see
+            all channels where the convolution is grouped; at least 8. When None they see those of their group, without one.
     """
 
     gate: str = "sigmoid"
     separable: bool = False
     channel_keys: bool = False
+    reduction: int | None = None
 
     def check(self) -> None:
         check_gate(self.gate)
+        check_reduction(self.reduction)
 
     def build(self, site: ConvSite, norm_layer: NormLayer | None = None) -> ChannelGateAttention:
         return ChannelGateAttention(self, site)
@@ -57,8 +62,14 @@ class ChannelGateAttention(AttentionBranch):
         grouped: dict[str, Any] = {"groups": site.groups, **site.factory}
         in_channels, out_channels, geometry = site.in_channels, site.out_channels, site.geometry
         self.gate = config.gate
-        self.query = pointwise(site.dims, in_channels, out_channels, **grouped)
-        self.key = pointwise(site.dims, in_channels, in_channels, **grouped) if config.channel_keys else None
+
+        def of_mean(channels: int) -> nn.Module:
+            if config.reduction is None:
+                return pointwise(site.dims, in_channels, channels, **grouped)
+            return LowRank.create(site.dims, (in_channels, channels), config.reduction, True, site.factory)
+
+        self.query = of_mean(out_channels)
+        self.key = of_mean(in_channels) if config.channel_keys else None
         self.window: Any = None
         if config.separable:
             depthwise = {**grouped, "groups": out_channels}
@@ -93,9 +104,23 @@ class ChannelGateAttention(AttentionBranch):
         value = value if self.window is None else convolve_window(self.window, bounded(value))
         return bounded(of_outputs * bounded(value))
 
+    def gates(self) -> Mapping[str, int]:
+        layers = {"query": self.query, "key": self.key}
+        return {name: _last(layer).out_channels for name, layer in layers.items() if layer is not None}
+
+    def settle_(self, logits: Mapping[str, Tensor]) -> None:
+        for name, constant in logits.items():
+            layer: Any = getattr(self, name)
+            fix_(layer, _last(layer).bias, constant)
+
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
         scale, norm = convolution.absorb(norm)
         return FoldedChannelGate(convolution, self, scale, norm)
+
+
+def _last(layer: Any) -> Any:
+    """The convolution whose outputs are those of what maps a mean."""
+    return layer.outer if isinstance(layer, LowRank) else layer
 
 
 def scaled_kernels(weight: Tensor, of_outputs: Tensor, of_inputs: Tensor | None, groups: int) -> Tensor:
@@ -113,6 +138,8 @@ def channel_gate_attention(
     value_weight: Tensor,
     key_weight: Tensor | None = None,
     key_bias: Tensor | None = None,
+    query_inner: Tensor | None = None,
+    key_inner: Tensor | None = None,
     *,
     gate: Callable[[Tensor], Tensor] = torch.sigmoid,
     stride: int | Sequence[int] = 1,
@@ -132,6 +159,8 @@ def channel_gate_attention(
         query_bias: ``b^q``, (C_out,).
         value_weight: ``W^v``, (C_out, C_in / groups, kh, kw).
         key_weight, key_bias: ``W^k``, (C_in, C_in / groups, 1, 1), and ``b^k``, (C_in,); no keys when None.
+        query_inner, key_inner: V of a query or keys of low rank, (R, C_in, 1, 1): ``W = U V`` across all groups, and the weight
+            of the query, or the keys, is U, (C_out, R, 1, 1) or (C_in, R, 1, 1).
         gate: φ.
         stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
 
@@ -140,9 +169,15 @@ def channel_gate_attention(
     """
     dims, kernel_size = x.dim() - 2, tuple(value_weight.shape[2:])
     steps, spaces, mean = each(stride, dims), each(dilation, dims), image_average(x)
-    query = gate(mixed(mean, query_weight, query_bias, groups))
+
+    def of_mean(weight: Tensor, bias: Tensor | None, inner: Tensor | None) -> Tensor:
+        if inner is None:
+            return gate(mixed(mean, weight, bias, groups))
+        return gate(mixed(mixed(mean, inner), weight, bias))
+
+    query = of_mean(query_weight, query_bias, query_inner)
     if key_weight is not None:
-        x = gate(mixed(mean, key_weight, key_bias, groups)) * x
+        x = of_mean(key_weight, key_bias, key_inner) * x
     pixels = windows(padded_for(x, padding, kernel_size, spaces, padding_mode), kernel_size, steps, spaces)
     matrices = value_weight.flatten(2)
     terms = [query * mixed(pixels[:, :, tap], matrices[..., tap], None, groups) for tap in range(matrices.shape[2])]
@@ -164,22 +199,40 @@ class FoldedChannelGate(StaysAttention):
 
     def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
         """``W^c_δ + diag(φ(q)) W^v_δ diag(φ(k))``, the same at every pixel of an image."""
-        scale, convolution, attention = self.kernel_scale(), self.convolution, self.attention
+        convolution, attention = self.convolution, self.attention
         # Refuses a position outside of the output, which is as large as the convolution's.
         pixel_of(convolution.geometry.convolve(x, convolution.weight, groups=convolution.groups), position)
         mean, gate, groups = x.mean(spatial(x), keepdim=True), GATES[attention.gate].apply, convolution.groups
 
         def of_mean(conv: Any) -> Tensor:
-            kernel = kernel_of(conv)
-            return gate(CONVOLVE[attention.dims](mean, kernel.weight, kernel.bias, groups=groups))
+            weight, bias, of_groups = affine_map(conv, groups)
+            return gate(CONVOLVE[attention.dims](mean, weight, bias, groups=of_groups))
 
+        keys = None if attention.key is None else of_mean(attention.key)
+        kernel = convolution.weight + self._kernels(of_mean(attention.query), keys)
+        return kernel, convolution.bias.expand(len(x), -1)
+
+    def static(self) -> FoldedConvolution | None:
+        """The convolution that it is where query and keys are the same for every image."""
+        attention, convolution = self.attention, self.convolution
+        layers = [layer for layer in (attention.query, attention.key) if layer is not None]
+        folds = type(self.norm) is nn.Identity and type(convolution.norm) is nn.Identity
+        maps = [affine_map(layer, convolution.groups) for layer in layers]
+        if not folds or any(weight.is_meta or weight.any() for weight, _, _ in maps):
+            return None
+        biases = [per_channel(bias, convolution.weight).unsqueeze(0) for _, bias, _ in maps]
+        of_outputs, *keys = (GATES[attention.gate].apply(bias) for bias in biases)
+        kernel = convolution.weight + self._kernels(of_outputs, keys[0] if keys else None)[0]
+        return convolution.merged(convolution.geometry, kernel, convolution.bias)
+
+    def _kernels(self, of_outputs: Tensor, of_inputs: Tensor | None) -> Tensor:
+        """``diag(φ(q)) W^v diag(φ(k))`` with the norm's scale, (N, C_out, C_in / groups, kh, kw)."""
+        attention, scale = self.attention, self.kernel_scale()
         value = kernel_of(attention.value).weight
         if attention.window is not None:
             value = per_channel(value.flatten(1), value) * kernel_of(attention.window).weight
         value = value * per_channel(scale[:, None], value)
-        keys = None if attention.key is None else of_mean(attention.key)
-        kernel = convolution.weight + scaled_kernels(value, of_mean(attention.query), keys, groups)
-        return kernel, convolution.bias.expand(len(x), -1)
+        return scaled_kernels(value, of_outputs, of_inputs, self.convolution.groups)
 
 
 class WeightedConv(ContentConv):

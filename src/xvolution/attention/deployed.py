@@ -96,6 +96,12 @@ class MergedConv(DeployedOperator):
         return self.conv_norm(self.conv(x))
 
 
+class ConstantConv(MergedConv):
+    """Layout ``conv`` of attention whose gate is constant: with the convolution beside it one convolution."""
+
+    layout = "conv"
+
+
 class TwoBranchConv(DeployedOperator):
     """Layout ``split`` of attention that stays attention: ``conv_norm(conv(x)) + attention_norm(attention(x))``."""
 

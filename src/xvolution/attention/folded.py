@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xvolution.attention.deployed import DeployedOperator, MergedConv, TwoBranchConv, TwoBranchOnConv
+from xvolution.attention.deployed import ConstantConv, DeployedOperator, MergedConv, TwoBranchConv, TwoBranchOnConv
 from xvolution.folding import FoldedConvolution
 from xvolution.geometry import per_channel
 from xvolution.memory_format import with_format_of
@@ -71,6 +71,10 @@ class Folded(ABC):
             f"{self.description} is no dynamic convolution over a window, so there is no kernel at a pixel to read"
         )
 
+    def static(self) -> FoldedConvolution | None:
+        """The one convolution that the operator is, whatever the image; None where it is none, or where it is not known."""
+        return None
+
     @property
     def description(self) -> str:
         """What errors call the operator."""
@@ -96,10 +100,33 @@ class FoldedWithoutAttention(Folded):
     def build(self, layout: str, factory: dict[str, Any]) -> DeployedOperator:
         return MergedConv(self.convolution, factory)
 
+    def static(self) -> FoldedConvolution | None:
+        return self.convolution if type(self.convolution.norm) is nn.Identity else None
+
     def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
         raise ValueError(
             "the operator has no attention, so its kernel is the same at every pixel; re-parameterize it and read conv.weight"
         )
+
+
+@dataclass
+class FoldedConstant(Folded):
+    """Attention whose gate is constant: ``convolution`` is the whole operator, and ``varying`` its form with a gate."""
+
+    varying: Folded
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        return ("conv", *self.varying.layouts)
+
+    def build(self, layout: str, factory: dict[str, Any]) -> DeployedOperator:
+        return ConstantConv(self.convolution, factory) if layout == "conv" else self.varying.build(layout, factory)
+
+    def static(self) -> FoldedConvolution | None:
+        return self.convolution
+
+    def kernel_at(self, x: Tensor, position: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.varying.kernel_at(x, position)
 
 
 @dataclass

@@ -29,12 +29,14 @@ from xvolution.attention.base import (
     check_gate,
     check_ratio,
     check_window,
+    fix_,
     pooled_weight,
     register,
     window_of,
 )
 from xvolution.attention.deployed import DeployedOperator
 from xvolution.attention.folded import Folded, query_at
+from xvolution.attention.low_rank import LowRank, check_reduction
 from xvolution.attention.pointwise import project, project_onto
 from xvolution.attention.reference import centres, each, image_average, mixed, padded_for, windows
 from xvolution.convolutions import as_kernel, conv_of, conv_over, kernel_of, pointwise, pointwise_of
@@ -62,6 +64,8 @@ class PixelShift(AttentionConfig):
             several windows.
         pooled_query: let the query see the mean over the image beside its pixel; when None where the kernel is larger than 1x1,
             since a projection reads several times the channels that it writes, and their mean costs more than the attention.
+        reduction: input channels for each channel of a bottleneck between the mean and the pooled query, which then sees all
+            channels where the convolution is grouped; at least 8. When None it sees those of its group, without one.
         pooled_key: add a term over all pixels, the mean of the keys with one weight for each channel.
         pooled_key_init: what the weights of that term start with. They hardly move in training, since a norm follows them.
         query_norm: normalize the query; when None where the norm is a batch norm, which folds.
@@ -74,6 +78,7 @@ class PixelShift(AttentionConfig):
     window: Window = None
     dilation: int | tuple[int, ...] | None = None
     pooled_query: bool | None = None
+    reduction: int | None = None
     pooled_key: bool = True
     pooled_key_init: float = 1.0
     query_norm: bool | None = None
@@ -88,6 +93,9 @@ class PixelShift(AttentionConfig):
         check_window(self.window)
         if self.dilation is not None and min(self.dilations or (0,)) < 1:
             raise ValueError(f"dilation is {self.dilation}; it must be a positive integer or several of them")
+        check_reduction(self.reduction)
+        if self.reduction is not None and self.pooled_query is False:
+            raise ValueError(f"reduction is {self.reduction}, but pooled_query is off; switch it on, or leave this out")
         if not self.pooled_key and self.pooled_key_init != 1.0:
             raise ValueError(
                 f"pooled_key_init is {self.pooled_key_init}, but pooled_key is off; switch it on, or leave this out"
@@ -114,6 +122,12 @@ class PixelShift(AttentionConfig):
             return attention_channels(_BESIDE_POINTWISE, 1, site.groups)
         return attention_channels(site.out_channels, self.attention_ratio or _RATIO, site.groups)
 
+    def pools_query_at(self, site: ConvSite) -> bool:
+        """Whether the query sees the mean over the image beside a convolution."""
+        if self.pooled_query is None:
+            return self.reduction is not None or not site.geometry.is_pointwise
+        return self.pooled_query
+
     def build(self, site: ConvSite, norm_layer: NormLayer | None = None) -> PixelShiftAttention:
         return PixelShiftAttention(self, site, norm_layer)
 
@@ -129,11 +143,17 @@ class PixelShiftAttention(AttentionBranch):
         super().__init__(config, site)
         self.gate = config.gate
         channels = config.channels_at(site)
-        pooled_query = not site.geometry.is_pointwise if config.pooled_query is None else config.pooled_query
         grouped: dict[str, Any] = {"groups": site.groups, "bias": False, **site.factory}
         depthwise: dict[str, Any] = {**grouped, "groups": channels}
         self.query = conv_over(site.geometry.centre(), site.in_channels, channels, **{**grouped, "bias": True})
-        self.context = pointwise(self.dims, site.in_channels, channels, **grouped) if pooled_query else None
+        self.context: Any = None
+        if config.pools_query_at(site):
+            places = (site.in_channels, channels)
+            self.context = (
+                pointwise(self.dims, *places, **grouped)
+                if config.reduction is None
+                else LowRank.create(self.dims, places, config.reduction, False, site.factory)
+            )
         self.key = pointwise(self.dims, site.in_channels, channels, **grouped)
         self.mean_weight = pooled_weight(channels, config.pooled_key_init if config.pooled_key else None, site.factory)
         self.windows = nn.ModuleList(
@@ -174,6 +194,27 @@ class PixelShiftAttention(AttentionBranch):
         if type(self) is PixelShiftAttention and fused.serves(self, norm, y):
             return fused.add_branch(y, x, self, norm)
         return super().add_onto(y, x, value, norm)
+
+    def gates(self) -> Mapping[str, int]:
+        return {"query_norm": self.channels}
+
+    def image_terms(self) -> tuple[nn.Parameter, ...]:
+        return () if self.mean_weight is None else (self.mean_weight,)
+
+    def settle_(self, logits: Mapping[str, Tensor]) -> None:
+        norm: Any = self.query_norm
+        for layer in (self.query, self.context):
+            if layer is not None:
+                fix_(layer)
+        if isinstance(norm, nn.Identity):
+            fix_(self.query, self.query.bias, logits["query_norm"])
+        else:
+            fix_(norm, norm.bias, logits["query_norm"])
+            if getattr(norm, "running_mean", None) is not None:
+                norm.running_mean.zero_()
+        for term in self.image_terms():
+            term.detach().zero_()
+            term.requires_grad_(False)
 
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
         return FoldedPixelShift.of(self, convolution, norm)
@@ -221,6 +262,7 @@ def pixel_shift_attention(
     window_bias: Tensor | None = None,
     mean_weight: Tensor | None = None,
     context_weight: Tensor | None = None,
+    context_inner: Tensor | None = None,
     *,
     gate: Callable[[Tensor], Tensor] | None = None,
     stride: int | Sequence[int] = 1,
@@ -245,6 +287,8 @@ def pixel_shift_attention(
         window_bias: ``b``, (A,), added to the window sum of the keys.
         mean_weight: ``g``, (A,), the weight of the term over all pixels; the mean runs over the unpadded image.
         context_weight: ``W^m``, (A, C_in / groups, 1, 1), by which the query sees the unpadded image's mean.
+        context_inner: V, (R, C_in, 1, 1), of a pooled query of low rank: ``W^m = U V`` across all groups, and ``context_weight``
+            is U, (A, R, 1, 1).
         gate: ``φ``, applied to the query; the identity when None.
         stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
 
@@ -255,7 +299,9 @@ def pixel_shift_attention(
     steps, spaces, ones = each(stride, dims), each(dilation, dims), (1,) * dims
     padded = padded_for(x, padding, kernel_size, spaces, padding_mode)
     query, key = mixed(padded, query_weight, query_bias, groups), mixed(padded, key_weight, None, groups)
-    if context_weight is not None:
+    if context_weight is not None and context_inner is not None:
+        query = query + mixed(mixed(image_average(x), context_inner), context_weight)
+    elif context_weight is not None:
         query = query + mixed(image_average(x), context_weight, None, groups)
     query = query if gate is None else gate(query)
     products = pixel_shift_products(query, key, kernel_size, steps, 0, spaces)
@@ -273,13 +319,15 @@ def pixel_shift_attention(
 class FoldedPixelShift(Folded):
     """The operator: ``conv(x) + norm( W^v ( φ(query_norm(q_0 + W^m mean(x))) ⊙ window_norm(Σ_δ w_δ k_δ + g mean(k) + b) ) )``.
 
-    The norms are identities unless they could not fold. Weights of 1x1 convolutions are (out, in / groups).
+    The norms are identities unless they could not fold. Weights of 1x1 convolutions are (out, in / groups). ``W^m`` is
+    ``context_weight``; with ``context_inner``, (R, C_in), it is ``context_weight`` (A, R) times that, across all groups.
     """
 
     gate: str
     query_weight: Tensor
     query_bias: Tensor
     context_weight: Tensor | None
+    context_inner: Tensor | None
     key_weight: Tensor
     windows: list[tuple[Geometry, Tensor]]
     window_bias: Tensor
@@ -296,15 +344,19 @@ class FoldedPixelShift(Folded):
         query, key, value = (kernel_of(conv) for conv in (attention.query, attention.key, attention.value))
         query_scale, query_shift, query_norm = split_norm(attention.query_norm, attention.channels, query.weight)
         window_scale, window_shift, window_norm = split_norm(attention.window_norm, attention.channels, query.weight)
-        value_weight, context_weight, mean_weight = value.weight.flatten(1), None, attention.mean_weight
-        if attention.context is not None:
-            context_weight = kernel_of(attention.context).weight.flatten(1) * query_scale.unsqueeze(1)
+        value_weight, mean_weight, context = value.weight.flatten(1), attention.mean_weight, attention.context
+        context_weight = context_inner = None
+        if isinstance(context, LowRank):
+            context, context_inner = context.outer, kernel_of(context.inner).weight.flatten(1)
+        if context is not None:
+            context_weight = kernel_of(context).weight.flatten(1) * query_scale.unsqueeze(1)
         return cls(
             convolution,
             gate=attention.gate,
             query_weight=query.weight.flatten(1) * query_scale.unsqueeze(1),
             query_bias=query.bias * query_scale + query_shift,
             context_weight=context_weight,
+            context_inner=context_inner,
             key_weight=key.weight.flatten(1),
             windows=[
                 (window.geometry, window.weight.squeeze(1) * per_channel(window_scale, window.weight))
@@ -322,6 +374,15 @@ class FoldedPixelShift(Folded):
     def channels(self) -> int:
         """Attention channels A."""
         return len(self.key_weight)
+
+    def context(self, factory: dict[str, Any]) -> Any:
+        """What maps the mean of the image to what it adds to the query; None without a pooled query."""
+        dims = self.convolution.geometry.dims
+        if self.context_weight is None:
+            return None
+        if self.context_inner is not None:
+            return LowRank.of(dims, self.context_inner, self.context_weight, factory)
+        return pointwise_of(dims, self.context_weight, None, self.convolution.groups, factory)
 
     @property
     def union(self) -> Geometry:
@@ -359,18 +420,35 @@ class FoldedPixelShift(Folded):
         query = query_at(x, self.query_weight, self.query_bias, convolution, position)
         mean = x.mean(spatial(x), keepdim=True)
 
-        def of_mean(weight: Tensor) -> Tensor:
+        def of_mean(weight: Tensor, groups: int = groups) -> Tensor:
             return CONVOLVE[union.dims](mean, per_channel(weight, x), groups=groups).flatten(1)
 
-        if self.context_weight is not None:
+        if self.context_weight is not None and self.context_inner is not None:
+            query = query + of_mean(self.context_weight @ self.context_inner, 1)
+        elif self.context_weight is not None:
             query = query + of_mean(self.context_weight)
+        constant = self.window_bias.expand(len(x), -1)
+        if self.mean_weight is not None:
+            constant = constant + self.mean_weight * of_mean(self.key_weight)
+        return self._kernels(query, constant)
+
+    def static(self) -> FoldedConvolution | None:
+        """The convolution that it is where the query is the same at every pixel of every image, and no mean of keys is added."""
+        norms = (self.convolution.norm, self.norm, self.query_norm, self.window_norm)
+        varying = (self.query_weight, self.context_weight, self.mean_weight)
+        folds = all(type(norm) is nn.Identity for norm in norms)
+        if not folds or any(weight is not None and (weight.is_meta or weight.any()) for weight in varying):
+            return None
+        kernel, bias = self._kernels(self.query_bias.unsqueeze(0), self.window_bias.unsqueeze(0))
+        return self.convolution.merged(self.union, kernel[0], bias[0])
+
+    def _kernels(self, query: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernels and biases of the queries (N, A), where ``constant`` (N, A) adds to the window's sum."""
+        convolution, union, groups = self.convolution, self.union, self.convolution.groups
         query = GATES[self.gate].apply(query).unflatten(1, (groups, -1))
         value = self.value_weight.unflatten(0, (groups, -1))
         keys = self.shifted_keys.unflatten(0, (groups, -1))
         attended = torch.einsum("goa,nga,gait->ngoit", value, query, keys.flatten(3)).flatten(1, 2)
-        constant = self.window_bias.expand(len(x), -1)
-        if self.mean_weight is not None:
-            constant = constant + self.mean_weight * of_mean(self.key_weight)
         bias = torch.einsum("goa,nga,nga->ngo", value, query, constant.unflatten(1, (groups, -1))).flatten(1)
         kernel = union.embed(convolution.weight, convolution.geometry) + attended.unflatten(3, union.kernel_size)
         return kernel, convolution.bias + bias
@@ -454,8 +532,11 @@ class SingleGatedConv(GatedConv):
         biases = (convolution.bias, folded.query_bias, folded.window_bias)
         self.conv = conv_of(union, _joined(kernels, groups), _joined(biases, groups), groups, factory)
         of_sum = None if folded.mean_weight is None else folded.mean_weight.unsqueeze(1) * folded.key_weight
-        self.shifted = (folded.context_weight is not None, of_sum is not None)
-        shifts, self.context = [weight for weight in (folded.context_weight, of_sum) if weight is not None], None
+        # What sees all channels has another shape than what sees those of a group.
+        self.mixed = None if folded.context_inner is None else folded.context(factory)
+        of_query = None if self.mixed is not None else folded.context_weight
+        self.shifted = (of_query is not None, of_sum is not None)
+        shifts, self.context = [weight for weight in (of_query, of_sum) if weight is not None], None
         if shifts:
             self.context = pointwise_of(union.dims, _joined(shifts, groups), None, groups, factory)
 
@@ -464,13 +545,15 @@ class SingleGatedConv(GatedConv):
         return Parts(y, query, window_sum, *self._shifts(x))
 
     def _shifts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if self.context is None:
+        if self.context is None and self.mixed is None:
             return None, None
-        sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
-        vectors = bounded(self.context(image_mean(x)))
-        found = iter(_parted(vectors, sizes, self.groups))
+        mean, parted = image_mean(x), list[Tensor]()
+        if self.context is not None:
+            sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
+            parted = list(_parted(bounded(self.context(mean)), sizes, self.groups))
+        found = iter(parted)
         of_query, of_sum = (next(found) if there else None for there in self.shifted)
-        return of_query, of_sum
+        return of_query if self.mixed is None else bounded(self.mixed(mean)), of_sum
 
     def equalize_(self, ranges: Mapping[str, Tensor]) -> None:
         """``z_k``, and with the identity gate ``z_q``, come to the range of the parts of the one convolution that cannot move."""
@@ -489,6 +572,8 @@ class SingleGatedConv(GatedConv):
     def _scale_shift(self, part: str, factors: Tensor) -> None:
         """Multiply what the whole image adds to the query, or to the window sum, where it adds to it."""
         of_query, of_sum = self.shifted
+        if part == "query" and self.mixed is not None:
+            _scale_rows(self.mixed.outer, torch.arange(len(factors)), factors)
         if self.context is None or not (of_query if part == "query" else of_sum):
             return
         by_group = torch.arange(self.context.out_channels).unflatten(0, (self.groups, -1))
@@ -525,9 +610,7 @@ class SplitGatedConv(GatedConv):
             conv_of(window, weight.unsqueeze(1), None if index else folded.window_bias, folded.channels, factory)
             for index, (window, weight) in enumerate(folded.windows)
         )
-        self.context = None
-        if folded.context_weight is not None:
-            self.context = pointwise_of(dims, folded.context_weight, None, groups, factory)
+        self.context = folded.context(factory)
         mean_weight = folded.mean_weight
         if mean_weight is not None:
             mean_weight = per_channel(mean_weight, self.conv.weight).to(self.conv.weight)

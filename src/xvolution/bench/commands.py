@@ -16,12 +16,13 @@ from rich.table import Table
 
 from xvolution.training.errors import InputError
 
-KINDS = ("networks", "operators", "options", "scaling")
-USAGE = """usage: xvolution bench {networks,operators,options,scaling,page} [options]
+KINDS = ("networks", "operators", "options", "mechanisms", "scaling")
+USAGE = """usage: xvolution bench {networks,operators,options,mechanisms,scaling,page} [options]
 
   networks   whole networks, plain, with squeeze-and-excitation and with X-volution: ONNX Runtime, OpenVINO, PyTorch, training
   operators  an operator in the place of one convolution: inference in the same runtimes, training, memory
   options    what each option of X-volution costs a network in each runtime
+  mechanisms the rivals (SE, ECA, GC, CA, ODConv) and the mechanisms of X-volution beside each other
   scaling    time and memory over the number of pixels
   page       a Markdown page from the results
 
@@ -79,12 +80,19 @@ def _bench(kind: str, arguments: Sequence[str]) -> None:
 
 
 def _classes() -> dict[str, Any]:
+    from xvolution.bench.mechanisms import MechanismBench
     from xvolution.bench.networks import NetworkBench
     from xvolution.bench.operators import OperatorBench
     from xvolution.bench.options import OptionBench
     from xvolution.bench.scaling import ScalingBench
 
-    return {"networks": NetworkBench, "operators": OperatorBench, "options": OptionBench, "scaling": ScalingBench}
+    return {
+        "networks": NetworkBench,
+        "operators": OperatorBench,
+        "options": OptionBench,
+        "mechanisms": MechanismBench,
+        "scaling": ScalingBench,
+    }
 
 
 def _parser(kind: str, bench_class: Any) -> ArgumentParser:

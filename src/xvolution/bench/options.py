@@ -15,7 +15,7 @@ from xvolution.bench.operators import MEMORY_FORMATS
 from xvolution.bench.results import Case, Record
 from xvolution.bench.settings import require_at_least, require_known, thread_count
 from xvolution.bench.written import WrittenFiles
-from xvolution.conversion.config import XVolutionConfig
+from xvolution.conversion.config import ConversionConfig, XVolutionConfig
 from xvolution.deploy.runtimes import RUNTIMES
 
 DEFAULT = "default"
@@ -89,11 +89,12 @@ class OptionBench:
         return found
 
     def _measure(self, settings: dict[str, Any], files: WrittenFiles) -> dict[str, Record]:
-        forms = [
-            NetworkForm(name, XVolutionConfig(attention=PixelShift(**changed)), None, settings["layout"])
-            for name, changed in variants().items()
-        ]
+        forms = [NetworkForm(name, config, None, settings["layout"]) for name, config in self.forms().items()]
         return measure_forms(settings, forms, files, self.rounds)
+
+    def forms(self) -> Mapping[str, ConversionConfig]:
+        """What is measured beside the plain network, by name."""
+        return {name: XVolutionConfig(attention=PixelShift(**changed)) for name, changed in variants().items()}
 
 
 def variants() -> dict[str, Mapping[str, Any]]:

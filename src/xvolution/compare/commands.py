@@ -79,7 +79,7 @@ def compare_parser(defaults: RunConfig) -> ArgumentParser:
     parser.add_argument(
         "--operators",
         nargs="+",
-        help="variants, such as conv,xvolution:attention_ratio=0.5,window=5,acmix; label=, stages= and names= work as options.",
+        help="variants, such as conv,xvolution:window=5,acmix; label=, stages=, names=, new_lr_factor= too are options.",
     )
     parser.add_argument("--seeds", type=str | None, help="how many, or a list such as [3,4,5]; 3 by default.")
     parser.add_argument("--baseline", type=str | None, help="label the others are measured against; conv by default.")

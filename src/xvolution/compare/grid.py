@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xvolution.compare.config import CompareConfig
-from xvolution.compare.variants import Variant
+from xvolution.compare.variants import PLACEMENT, TRAINING, Variant
 from xvolution.training.commands import train_flags
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
@@ -28,7 +28,7 @@ CIRCUMSTANCES = (
     "num_nodes",
     "strategy",
 )
-PER_CELL = ("seed", "operator", "operator_options", "stages", "kernel_sizes", "names", "at_projections")
+PER_CELL = ("seed", "operator", "operator_options", *PLACEMENT, *TRAINING)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,10 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     path = config.folder / "comparison.json"
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
     shared["task"] = config.recipe.task
-    variants = {cell.variant.label: {name: identity(cell.train)[name] for name in PER_CELL[1:]} for cell in grid}
+    variants = {
+        cell.variant.label: {name: value for name, value in identity(cell.train).items() if name in PER_CELL[1:]}
+        for cell in grid
+    }
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
     changes = _changes(earlier["recipe"], shared)
     for label in variants.keys() & earlier["variants"].keys():

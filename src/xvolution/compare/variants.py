@@ -15,6 +15,8 @@ from xvolution.training.errors import InputError
 Recipe = TypeVar("Recipe", bound=RunConfig)
 
 PLACEMENT = ("stages", "kernel_sizes", "names", "at_projections")
+#: How a variant is trained, where that is what it differs in.
+TRAINING = ("new_lr_factor", "teacher", "teacher_weight", "teacher_temperature", "anneal_to_conv")
 REGISTERED = "registered"  # a preset's word for a variant of every registered operator
 
 
@@ -27,12 +29,14 @@ class Variant:
         operator: one of ``xvolution.conversion.register.operator_names()``.
         options: of the operator.
         placement: ``stages``, ``kernel_sizes`` or ``names`` in the place of the recipe's.
+        training: settings of ``TRAINING`` in the place of the recipe's.
     """
 
     label: str
     operator: str
     options: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.operator not in operator_names():
@@ -53,7 +57,7 @@ class Variant:
         """
         try:
             options: dict[str, Any] = {"operator": self.operator, "operator_options": dict(self.options)}
-            config = replace(recipe, **options, **self.placement)
+            config = replace(recipe, **options, **self.placement, **self.training)
             _ = config.conversion  # builds it, which checks the options
         except (TypeError, ValueError) as error:
             raise InputError(f"the variant {self.label!r} cannot be used: {error}") from error
@@ -61,14 +65,16 @@ class Variant:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the label."""
-        return {"operator": self.operator, "options": dict(self.options), "placement": dict(self.placement)}
+        named = {"options": self.options, "placement": self.placement, "training": self.training}
+        return {"operator": self.operator, **{name: dict(values) for name, values in named.items()}}
 
 
 def parse_variants(text: str) -> tuple[Variant, ...]:
     """Variants from the command line: ``conv,xvolution:attention_ratio=0.5,window=5,acmix``.
 
     A comma separates variants and, behind a colon, options; what has an equals sign is an option. Values are JSON
-    (``0.5``, ``true``, ``[1,2]``), else words. ``label``, ``stages``, ``kernel_sizes`` and ``names`` can stand among the options.
+    (``0.5``, ``true``, ``[1,2]``), else words. ``label``, ``stages``, ``kernel_sizes``, ``names`` and the settings of
+    ``TRAINING`` can stand among the options.
 
     Raises:
         InputError: it cannot be read, or names an operator that there is not.
@@ -166,10 +172,12 @@ def _described(label: str, values: Any) -> Variant:
     if not isinstance(values.get("options", {}), Mapping):
         raise InputError(f"the options of the variant {label!r} are {_short(values['options'])}; give them by name.")
     options = {**values.get("options", {}), **values}
-    placement = {name: options.pop(name) for name in PLACEMENT if name in options}
+    placement, training = (
+        {name: options.pop(name) for name in names if name in options} for names in (PLACEMENT, TRAINING)
+    )
     operator = str(options.pop("operator"))
     options.pop("options", None)
-    return Variant(label, operator, options, placement)
+    return Variant(label, operator, options, placement, training)
 
 
 def _short(value: Any) -> str:

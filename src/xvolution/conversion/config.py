@@ -130,6 +130,8 @@ class XVolutionConfig(ConversionConfig):
         attention: the configuration of a branch (``xvolution.attention``), its name, None, or a function that takes the
             ``nn.Conv2d`` to be replaced and returns an attention module of the same input and output shapes.
         num_conv_branches: convolutions, each with a norm, that are summed in training and are one once deployed.
+        diverse_branches: sum up a 1x1 convolution, a 1x1 before a convolution and a 1x1 before average pooling too, each with its
+            norms: diverse branches, which are one convolution with the others once deployed.
         norm_layer: norm of the attention branch and of further convolutions: the name of a class in torch.nn, such as
             BatchNorm2d, a function of the number of channels, or None.
         zero_init: start the attention and further convolutions at zero effect, so that the converted network computes what it
@@ -138,6 +140,7 @@ class XVolutionConfig(ConversionConfig):
 
     attention: AttentionConfig | str | Callable[[Any], nn.Module] | None = DEFAULT_ATTENTION
     num_conv_branches: int = 1
+    diverse_branches: bool = False
     norm_layer: str | Callable[[int], nn.Module] | None = "BatchNorm2d"
     zero_init: bool = True
 
@@ -175,6 +178,7 @@ class XVolutionConfig(ConversionConfig):
             conv_norm=norm,
             attention=attention,
             num_conv_branches=self.num_conv_branches,
+            diverse_branches=self.diverse_branches,
             norm_layer=norm_layer,
             zero_init=self.zero_init,
         )
@@ -190,6 +194,7 @@ class XVolutionConfig(ConversionConfig):
             "type": "xvolution",
             "attention": None if attention is None else attention.to_dict(),
             "num_conv_branches": self.num_conv_branches,
+            "diverse_branches": self.diverse_branches,
             "norm_layer": self.norm_layer,
             "zero_init": self.zero_init,
             "kernel_size": self.kernel_size,

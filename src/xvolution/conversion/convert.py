@@ -15,6 +15,7 @@ from xvolution.conversion.config import ConversionConfig, Placement
 from xvolution.conversion.modules import infer_inputs, without_zeros
 from xvolution.conversion.outputs import Difference, tensors_in
 from xvolution.conversion.pairing import traced_pairs, watched_pairs
+from xvolution.conversion.parameters import note_moved
 from xvolution.conversion.projections import at_projections_of
 from xvolution.conversion.proof import Changes, Proof, pairs_hold, random_statistics
 from xvolution.conversion.register import operator_config
@@ -256,10 +257,12 @@ def _put(
     replaced = []
     for name in chosen:
         conv, norm = changes.model.get_submodule(name), pairs.get(name)
+        before = [conv] if norm is None else [conv, changes.model.get_submodule(norm)]
         try:
             operator = changes.move_norm(name, norm, config.replacement)
         except ValueError as error:
             raise ValueError(f"{name or type(conv).__name__}: {error}") from error
+        note_moved(operator, before)
         if isinstance(operator, XVolution):
             operator.place = name
         replaced.append(Replacement.of(name, conv, operator, norm))

@@ -20,7 +20,7 @@ from xvolution.memory_format import with_format_of
 #: The operator of which nothing more is said: X-volution with its default branch.
 DEFAULT = "xvolution"
 #: Options of the operator around a branch, which all forms of X-volution have.
-_OWN_OPTIONS = ("num_conv_branches", "norm_layer", "zero_init", "kernel_size")
+_OWN_OPTIONS = ("num_conv_branches", "diverse_branches", "norm_layer", "zero_init", "kernel_size")
 
 
 @dataclass(frozen=True)

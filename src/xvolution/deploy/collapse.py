@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xvolution.attention import AttentionBranch
 from xvolution.conversion.modules import call, replace_module
 from xvolution.conversion.outputs import tensors_in
 from xvolution.convolutions import conv_of
@@ -55,7 +56,8 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
             look like what the model will see, and hold more patches than a kernel has weights.
 
     Returns:
-        The static model (a copy), and the report. An approximation: read the report.
+        The static model (a copy), and the report. An approximation: read the report. An operator whose gate is constant, as after
+        ``train --anneal-to-conv``, is one convolution exactly, and its error 0.
 
     Raises:
         ReparameterizationError: the model is in train mode, or a part of an operator has a hook or a patched forward.
@@ -79,6 +81,20 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
     return static, CollapseReport({name: fit.error for name, fit in fits.items()}, _ratio(error, norm))
 
 
+def settle(operator: nn.Module) -> None:
+    """Let the gates of an operator be constant, whatever they say: the form that the weights of layout ``conv`` are of.
+
+    Raises:
+        ValueError: no constant gate makes it a convolution.
+    """
+    branch = getattr(operator, "attention", None)
+    if not isinstance(branch, AttentionBranch) or not branch.gates():
+        raise ValueError(
+            f"{type(operator).__name__} has no layout 'conv', since no constant gate makes it a convolution"
+        )
+    branch.settle_({name: torch.zeros(channels) for name, channels in branch.gates().items()})
+
+
 def _run(model: nn.Module, batches: list[Any], fits: dict[str, _Fit]) -> list[Tensor]:
     handles = [fit.operator.register_forward_hook(fit.observe) for fit in fits.values()]
     try:
@@ -98,7 +114,10 @@ class _Fit:
 
     def __init__(self, operator: XVolution) -> None:
         self.operator = operator
-        folded = fold(operator).convolution
+        operator_folded = fold(operator)
+        #: Whether it is one convolution as it is, and nothing is to be fitted.
+        static = operator_folded.static()
+        self.is_static, folded = static is not None, static or operator_folded.convolution
         self.geometry, self.groups = folded.geometry, folded.groups
         self.weight, self.bias = folded.weight, folded.bias
         size = self.weight[0].numel() + 1
@@ -111,6 +130,8 @@ class _Fit:
 
     def observe(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """Accumulate one batch: (N, C_in, H, W) and (N, C_out, H', W')."""
+        if self.is_static:
+            return
         geometry = self.geometry
         batched = geometry.dims + 2
         x, y = (double(t) if t.dim() == batched else double(t).unsqueeze(0) for t in (args[0], output))
@@ -127,15 +148,18 @@ class _Fit:
 
     def solve(self) -> nn.Module:
         """The nearest convolution; sets ``error``."""
+        if self.is_static:
+            return self._conv(self.weight, self.bias)
         diagonal = self.gram.diagonal(dim1=1, dim2=2)
         ridge = torch.diag_embed((_RIDGE * diagonal.mean(1, keepdim=True)).clamp(min=1e-30).expand_as(diagonal))
         solution = torch.linalg.solve(self.gram + ridge, self.moment)
         left = self.residual_square - 2 * (solution * self.moment).sum((1, 2))
         left = left + (solution * (self.gram @ solution)).sum((1, 2))
         self.error = _ratio(left.sum(), self.output_square)
-        weight = self.operator.conv.weight
         delta = solution[:, :-1].transpose(1, 2).reshape(self.weight.shape)
-        factory = {"device": weight.device, "dtype": weight.dtype}
-        bias = self.bias + solution[:, -1].flatten()
-        static = conv_of(self.geometry, self.weight + delta, bias, self.groups, factory)
-        return with_format_of(weight, static).eval()
+        return self._conv(self.weight + delta, self.bias + solution[:, -1].flatten())
+
+    def _conv(self, weight: Tensor, bias: Tensor) -> nn.Module:
+        like = self.operator.conv.weight
+        factory = {"device": like.device, "dtype": like.dtype}
+        return with_format_of(like, conv_of(self.geometry, weight, bias, self.groups, factory)).eval()

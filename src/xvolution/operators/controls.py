@@ -1,6 +1,7 @@
 """Controls: forms of X-volution without the part that they are compared for.
 
-``conv-conv`` is the control of the paper's ablation (section 4). ``conv-window`` is that of ``gated_depthwise``.
+``conv-conv`` is the control of the paper's ablation (section 4). ``conv-window`` is that of ``gated_depthwise``. ``conv-diverse``
+is the Diverse Branch Block of Ding, Zhang, Han and Ding (CVPR 2021, arXiv 2103.13425).
 """
 
 from xvolution.attention import GatedDepthwise
@@ -10,6 +11,10 @@ from xvolution.conversion.register import FORMS, Form
 FORMS["conv-conv"] = Form(
     XVolutionConfig(attention=None, num_conv_branches=2),
     "Two convolutions, each with a norm, summed: X-volution's structure without attention.",
+)
+FORMS["conv-diverse"] = Form(
+    XVolutionConfig(attention=None, diverse_branches=True),
+    "Four branches of convolutions and pooling, summed, one convolution once deployed: diverse branches without attention.",
 )
 FORMS["conv-window"] = Form(
     XVolutionConfig(attention=GatedDepthwise(gate="one")),

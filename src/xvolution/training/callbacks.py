@@ -110,7 +110,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         history = pl_module.history
-        if trainer.is_global_zero and history and history[-1] is best_row(history, pl_module.judged_by):
+        if trainer.is_global_zero and history and history[-1] is best_row(pl_module.eligible, pl_module.judged_by):
             save_weights(self.weights, pl_module.judged, self.metadata)
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero:

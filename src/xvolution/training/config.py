@@ -51,6 +51,7 @@ class RunConfig(ABC):
         accumulate: batches whose gradients make one step.
         optimizer: timm's name of an optimizer, such as sgd, adamw, lamb.
         lr: learning rate at its peak.
+        new_lr_factor: learning rate of the parameters that conversion adds, as a multiple of that of the others.
         momentum: of the optimizers that have one.
         weight_decay: on weights; biases and norms get none.
         schedule: timm's name of a schedule, such as cosine, step, multistep, linear.
@@ -95,6 +96,7 @@ class RunConfig(ABC):
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.05
+    new_lr_factor: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine"
@@ -123,7 +125,7 @@ class RunConfig(ABC):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("limit_train_batches", "limit_val_batches", "checkpoint_every", "max_pixels"):
             require(self, name, (value := getattr(self, name)) is None or value >= 1, "at least 1, or left out")
-        for name in ("lr", "decay_epochs", "decay_rate"):
+        for name in ("lr", "new_lr_factor", "decay_epochs", "decay_rate"):
             require(self, name, 0 < getattr(self, name) < math.inf, "more than 0")
         for name in ("weight_decay", "min_lr"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
@@ -217,6 +219,11 @@ class TrainConfig(RunConfig):
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off.
         label_smoothing: probability mass taken from the true class.
+        teacher: a checkpoint or weights file of a classifier of the same classes, whose logits the network learns from too.
+        teacher_weight: of the teacher in the loss; the labels have the rest.
+        teacher_temperature: by which the logits of both are divided.
+        anneal_to_conv: anneal the gates to their means in so many epochs at the end, with the network from before as its own
+            teacher; then every operator is one plain convolution exactly. For pixel_shift and channel_gate; 0 is off.
         recalibrate_norms: before each judging, measure the statistics of batch norms again over so many training images, as they
             are judged: what is averaged while training is of augmented images. 0 keeps that.
         channels_last: keep images and weights in the channels-last memory format.
@@ -239,6 +246,10 @@ class TrainConfig(RunConfig):
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.0
+    teacher: str | None = None
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
+    anneal_to_conv: int = 0
     recalibrate_norms: int = 0
     channels_last: bool = False
     compile: bool = False
@@ -249,6 +260,11 @@ class TrainConfig(RunConfig):
         sides = f"from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
         require(self, "image_size", self.image_size is None or SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE, sides)
         require(self, "recalibrate_norms", self.recalibrate_norms >= 0, "0 or a number of images")
+        require(self, "anneal_to_conv", 0 <= self.anneal_to_conv <= self.epochs, f"from 0 to epochs ({self.epochs})")
+        alone = not self.anneal_to_conv or (self.ema_decay is None and not self.compile)
+        require(self, "anneal_to_conv", alone, "left out with --ema-decay or --compile")
+        require(self, "teacher_weight", 0 < self.teacher_weight <= 1, "more than 0 and at most 1")
+        require(self, "teacher_temperature", 0 < self.teacher_temperature < math.inf, "more than 0")
         require(self, "crop_scale", 0 < self.crop_scale <= 1, "more than 0 and at most 1")
         require(self, "random_erase", 0 <= self.random_erase <= 1, "from 0 to 1")
         for name in ("mixup", "cutmix", "color_jitter"):

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from xvolution.conversion.parameters import new_parameters
 from xvolution.conversion.summary import conversion_summary, is_converted
 from xvolution.training.callbacks import EpochLines, RunCheckpoints, best_row
 from xvolution.training.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
@@ -34,7 +35,17 @@ from xvolution.training.upgrade import upgrade_config
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 #: What the steps so far were counted by, or what the state of the run is of: a resumed run keeps it.
-_OF_THE_WHOLE_RUN = ("optimizer", "batch_size", "accumulate", "limit_train_batches", "holdout", "split_seed", "seed")
+_OF_THE_WHOLE_RUN = (
+    "optimizer",
+    "anneal_to_conv",
+    "new_lr_factor",
+    "batch_size",
+    "accumulate",
+    "limit_train_batches",
+    "holdout",
+    "split_seed",
+    "seed",
+)
 #: What changes nothing that is computed.
 _CIRCUMSTANCES = ("output", "resume", "progress", "workers", "checkpoint_every")
 
@@ -79,7 +90,7 @@ def fit(
         trainer = _trainer(config, checkpoints)
         with checkpoints.heeding_requests(), write_errors(config.run_dir):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    best = best_row(module.history, module.judged_by)
+    best = best_row(module.eligible, module.judged_by)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)
 
 
@@ -120,7 +131,8 @@ def _require_resumable(path: Path, module: TrainingModule, metadata: Metadata, c
             f"{path} tells {_listed(stored.class_names)} apart, and the data {_listed(metadata.class_names)}."
         )
     before, now = _config_of(path, checkpoint), config.to_dict()
-    _require_unchanged(path, before, now)
+    if before:
+        _require_unchanged(path, {**_defaults(config), **before}, now)
     with_average = any(name.startswith("ema.") for name in checkpoint["state_dict"])
     if with_average != (config.ema_decay is not None):
         kept, given = ("a", "leaves it out") if with_average else ("no", f"is {config.ema_decay}")
@@ -148,7 +160,7 @@ def _config_of(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [name for name in _OF_THE_WHOLE_RUN if name in before and before[name] != now[name]]
+    changed = [name for name in _OF_THE_WHOLE_RUN if name in now and before[name] != now[name]]
     if changed:
         name = changed[0]
         had = f"with {_flag(name)} {before[name]}" if before[name] is not None else f"without {_flag(name)}"
@@ -156,6 +168,11 @@ def _require_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) 
             f"{path} was trained {had}, and now it is {now[name]}; that cannot change within a run. Give what it began with, or "
             "begin a new run with another --output."
         )
+
+
+def _defaults(config: RunConfig) -> dict[str, Any]:
+    """What a version did that had no such settings yet."""
+    return {name: getattr(type(config), name, None) for name in _OF_THE_WHOLE_RUN}
 
 
 def _flag(name: str) -> str:
@@ -215,10 +232,13 @@ def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:
 
 
 @rank_zero_only
-def announce(model: nn.Module) -> None:
-    """Print what was converted, where something was; on the first process alone."""
+def announce(model: nn.Module, config: RunConfig) -> None:
+    """Print what was converted, where something was, and what trains at another rate; on the first process alone."""
     if is_converted(model):
         print(conversion_summary(model), flush=True)
+    if config.new_lr_factor != 1:
+        new = sum(parameter.numel() for parameter in new_parameters(model).values())
+        print(f"{new:,} new parameters train at {config.new_lr_factor} times the rate of the others", flush=True)
 
 
 @rank_zero_only

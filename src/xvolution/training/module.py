@@ -16,6 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from xvolution.conversion.parameters import parameter_groups
 from xvolution.training.config import RunConfig
 from xvolution.training.data.dataset import seed_generators
 from xvolution.training.errors import InputError, RunError
@@ -69,6 +70,11 @@ class TrainingModule(L.LightningModule, ABC):
     def judged(self) -> nn.Module:
         """The network that is evaluated and exported: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    @property
+    def eligible(self) -> list[dict[str, float]]:
+        """The rows of the history among which the best epoch is chosen."""
+        return self.history
 
     @abstractmethod
     def line(self, row: dict[str, float]) -> str:
@@ -126,9 +132,8 @@ class TrainingModule(L.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         config = self.config
         try:
-            optimizer = create_optimizer_v2(
-                self.model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-            )
+            groups = parameter_groups(self.model, config.lr, config.new_lr_factor, config.weight_decay)
+            optimizer = create_optimizer_v2(groups, config.optimizer, lr=config.lr, momentum=config.momentum)
         except (ValueError, AssertionError, ModuleNotFoundError) as error:
             raise InputError(
                 f"timm has no optimizer {config.optimizer!r} here ({error}); sgd and adamw are two."

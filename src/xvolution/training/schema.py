@@ -38,6 +38,7 @@ class _Described(msgspec.Struct, forbid_unknown_fields=True):
 class _XVolution(_Described, tag="xvolution"):
     attention: dict[str, Any] | None = None
     num_conv_branches: Annotated[int, Meta(ge=1, le=64)] = 1
+    diverse_branches: bool = False
     norm_layer: Annotated[str, Meta(pattern=r"^([A-Z]\w*Norm(\d?d)?|Identity)$", max_length=64)] | None = None
     zero_init: bool = True
     kernel_size: KernelSize | None = None

@@ -5,6 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.core import references
 from tests.core.cases import CASES
 from tests.core.strategies import inputs_for, operators
 
@@ -17,8 +18,7 @@ def test_outputs_and_gradients_are_those_of_the_reference(branch, data):
     assume(not _attends_by_sign(operator))
     x = inputs_for(operator).requires_grad_()
     expected = operator.attention_norm(CASES[branch].reference(operator, x))
-    expected = expected + operator.conv_norm(operator.conv(x))
-    expected = expected + sum(parallel.norm(parallel.conv(x)) for parallel in operator.parallel)
+    expected = expected + references.convolution_branch(operator, x)
     actual = operator(x)
     assert actual.shape == operator.conv(x).shape
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)

@@ -11,9 +11,12 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
+from xvolution.training.classification.annealing import Annealing
+from xvolution.training.classification.distillation import Teacher, distilled
 from xvolution.training.classification.metrics import ClassificationMetrics
 from xvolution.training.config import TrainConfig
 from xvolution.training.data.dataset import BAD, Batch
+from xvolution.training.errors import InputError
 from xvolution.training.module import TrainingModule, norms_of_one_value
 
 
@@ -25,12 +28,20 @@ class Classification(TrainingModule):
         num_classes: of the model.
         config: the run.
         metadata: what a checkpoint says about its network; plain JSON values.
+        teacher: whose logits it learns from too.
     """
 
     judged_by = "val_top1"
     config: TrainConfig
 
-    def __init__(self, model: nn.Module, num_classes: int, config: TrainConfig, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        config: TrainConfig,
+        metadata: dict[str, Any],
+        teacher: Teacher | None = None,
+    ) -> None:
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         super().__init__(model.to(memory_format=memory_format), config, metadata)
         self._memory_format = memory_format
@@ -39,6 +50,8 @@ class Classification(TrainingModule):
         self.loss = (
             SoftTargetCrossEntropy() if self.mixup else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         )
+        self._teacher = () if teacher is None else (teacher,)  # no part of what checkpoints hold
+        self.annealing = Annealing(self.model) if config.anneal_to_conv else None
         self._skipped = 0
         self._statistics_batches: DataLoader[Batch] | None = None
         if config.compile:
@@ -50,9 +63,29 @@ class Classification(TrainingModule):
             return None
         return Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)
 
+    def on_fit_start(self) -> None:
+        for teacher in self._teacher:
+            teacher.to(self.device).to(memory_format=self._memory_format)
+        if self.annealing is not None and self.trainer.world_size > 1:
+            raise InputError(
+                "--anneal-to-conv trains on one device; leave it out, or give --devices 1 and --num-nodes 1."
+            )
+
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._skipped = 0
+        first = self.config.epochs - self.config.anneal_to_conv
+        if self.annealing is not None and self.current_epoch >= first:
+            if self.current_epoch == first:
+                self.annealing.begin(self.model)
+            self.annealing.attach()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        config, batches = self.config, int(self.trainer.num_training_batches)
+        done = self.current_epoch + (batch_idx + 1) / batches - (config.epochs - config.anneal_to_conv)
+        if self.annealing is not None and done > 0:
+            self.annealing.move_to(done / config.anneal_to_conv)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         images, target = batch["image"].contiguous(memory_format=self._memory_format), batch["target"]
@@ -60,9 +93,26 @@ class Classification(TrainingModule):
             images, target = self.mixup(images, target)
         with norms_of_one_value():
             logits = self.model(images)
-        loss = self.checked(self.loss(logits, target), batch_idx)
+        loss = self.loss(logits, target)
+        taught = self._taught(images)
+        if taught is not None:
+            loss = distilled(loss, logits, taught, self.config.teacher_weight, self.config.teacher_temperature)
+        self.checked(loss, batch_idx)
         self._skipped += int((batch["status"] == BAD).sum())
         return loss
+
+    def _taught(self, images: torch.Tensor) -> torch.Tensor | None:
+        """The logits to learn from: of the network itself from before its annealing, once that has begun; else of the teacher."""
+        if self.annealing is not None and self.current_epoch >= self.config.epochs - self.config.anneal_to_conv:
+            return self.annealing.taught(images)
+        for teacher in self._teacher:
+            return teacher(images)
+        return None
+
+    @property
+    def eligible(self) -> list[dict[str, float]]:
+        rows = [row for row in self.history if row.get("gates_annealed") == 1]
+        return rows or self.history
 
     def on_validation_epoch_start(self) -> None:
         self.metrics.reset()
@@ -88,7 +138,8 @@ class Classification(TrainingModule):
             return
         values = {f"val_{name}": value for name, value in self.metrics.compute().items()}
         self.log_dict(values, prog_bar=True, sync_dist=False)
-        self.record(values, {"skipped_images": self._skipped + self.metrics.skipped})
+        annealed = {} if self.annealing is None else {"gates_annealed": self.annealing.share}
+        self.record(values, {"skipped_images": self._skipped + self.metrics.skipped, **annealed})
 
     def line(self, row: dict[str, float]) -> str:
         figures = f"val loss {row['val_loss']:.4f}  top-1 {row['val_top1']:.2%}  top-5 {row['val_top5']:.2%}"

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from xvolution.models import ModelSpec, build_model
+from xvolution.training.classification.distillation import teacher_of
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.classification.module import Classification
 from xvolution.training.config import TrainConfig
@@ -27,8 +28,12 @@ from xvolution.training.metadata import provenance
 from xvolution.training.schema import READING
 
 
-def train_classifier(config: TrainConfig) -> TrainResult:
+def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMetadata] | None = None) -> TrainResult:
     """Train a classifier.
+
+    Args:
+        config: the run.
+        teacher: the network of its teacher, where it has one.
 
     Raises:
         InputError: something in the configuration or the data cannot be used.
@@ -50,7 +55,7 @@ def train_classifier(config: TrainConfig) -> TrainResult:
     if config.image_size is None and splits.survey.looks:
         _announce_size(size, splits.survey.sides)
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
-    announce(model)
+    announce(model, config)
     preprocessing = _preprocessing(model, size, spec.in_chans)
     kept = {name: value for name, value in spec.kwargs.items() if name not in READING}  # the weights are in the file
     metadata = ClassifierMetadata(
@@ -60,7 +65,8 @@ def train_classifier(config: TrainConfig) -> TrainResult:
         data=config.data,
         provenance=provenance(config.seed),
     )
-    module = Classification(model, spec.num_classes, config, metadata.to_dict())
+    taught = None if teacher is None else teacher_of(str(config.teacher), *teacher, metadata)
+    module = Classification(model, spec.num_classes, config, metadata.to_dict(), taught)
     return fit(config, module, _data_module(config, splits, preprocessing), metadata, resume)
 
 

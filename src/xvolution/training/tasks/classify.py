@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xvolution.training.config import TrainConfig
+from xvolution.training.errors import InputError
 from xvolution.training.tasks.base import Option, Task
 
 if TYPE_CHECKING:
@@ -52,12 +54,16 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         return ClassifierMetadata
 
     def build(self, metadata: ClassifierMetadata) -> nn.Module:
+        from xvolution.deploy.collapse import settle
         from xvolution.deploy.reparameterize import reparameterize
         from xvolution.models import build_model
 
         model, fold_norms = build_model(metadata.model).eval(), metadata.fold_norms
         if metadata.form != "deployed":
             return model
+        for name, layout in metadata.layouts.items():
+            if layout == "conv":  # its gate is constant, which random weights are not
+                settle(model.get_submodule(name))
         # Which norms follow which convolutions is found, and checked, by running an example.
         example = metadata.example_images() if fold_norms else None
         return reparameterize(model, example, layout=metadata.layouts, fold_norms=fold_norms, inplace=True)
@@ -70,7 +76,11 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
     def train(self, config: TrainConfig) -> TrainResult:
         from xvolution.training.classification.train import train_classifier
 
-        return train_classifier(config)
+        if config.teacher is None:
+            return train_classifier(config)
+        if Path(config.teacher).suffix == ".onnx":
+            raise InputError(f"--teacher is {config.teacher}; give a .ckpt or a .safetensors file of a classifier.")
+        return train_classifier(config, self.load(config.teacher))
 
     def figures(self, metrics: Mapping[str, float]) -> str:
         return f"top-1 {metrics['val_top1']:.2%}, top-5 {metrics['val_top5']:.2%}, loss {metrics['val_loss']:.4f}"

@@ -1,0 +1,94 @@
+"""The page of the rivals and the mechanisms: what each costs where it is deployed, and its first run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from xvolution.training.files import write_text
+
+#: Of `xvolution bench mechanisms`, and of `xvolution compare --preset experiments/tiny_imagenet/mechanisms.yaml`.
+COSTS, FIRST_RUNS = "bench-mechanisms.json", "tiny-imagenet/mechanisms.json"
+
+_INTRODUCTION = """\
+# Mechanisms
+
+What users would take in the place of X-volution ([SE, ECA, GC, CA, ODConv](operators.md)), and what may be added to it:
+[diverse branches](operator.md#several-convolutions), a [pooled query that mixes channels](operator.md), a lighter
+`channel_gate`, a [teacher](training.md#a-teacher), and [annealing](training.md#free-once-deployed), after which plain
+convolutions are left. This page is made from `results/bench-mechanisms.json` and `results/tiny-imagenet/mechanisms.json`:
+
+```bash
+OMP_NUM_THREADS=1 xvolution bench mechanisms --threads 1
+```
+"""
+
+_COSTS = """\
+## What each costs once deployed
+
+Norms folded; each stands where `convert` puts it: X-volution and its forms at the 1x1 projection behind a depthwise convolution,
+the rivals at the depthwise one. A ratio is the median over turns of (time of the form) / (time of the plain network). A
+diverse branch, and a gate that was annealed, cost nothing: what differs there is the noise of the measurement.
+"""
+
+_FIRST_RUNS = """\
+## First runs
+
+One seed by a recipe that was cut, to see that each works. **No row says which is better**: that takes three seeds and
+whole trainings.
+"""
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page from whichever of the two records there are."""
+    records = {name: _read(results / name) for name in (COSTS, FIRST_RUNS)}
+    parts = [_INTRODUCTION, _COSTS, *_costs(records[COSTS]), _FIRST_RUNS, *_first_runs(records[FIRST_RUNS])]
+    write_text(page, "\n".join(parts) + "\n")
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _costs(stored: Mapping[str, Any] | None) -> Iterator[str]:
+    if stored is None:
+        yield "Not measured yet.\n"
+        return
+    by_network: dict[str, list[Mapping[str, Any]]] = {}
+    for case in stored["cases"].values():
+        by_network.setdefault(case["network"], []).append(case)
+    for network, cases in by_network.items():
+        runtimes = [case["runtime"] for case in cases]
+        yield f"### {network}, {cases[0]['image_size']} pixels, {cases[0]['threads']} thread(s)\n"
+        yield _row(["", "parameters", "MFLOPs", *(f"{name}, ms" for name in runtimes), *runtimes])
+        yield _row(["---", *["---:"] * (2 + 2 * len(runtimes))])
+        for name, first in cases[0]["forms"].items():
+            forms = [case["forms"][name] for case in cases]
+            counts = [f"{first['parameters']:,}", f"{first['flops'] / 1e6:,.0f}"] if "flops" in first else ["", ""]
+            times = [f"{form['median_ms']:.2f}" if "median_ms" in form else "not run" for form in forms]
+            ratios = [f"{form['ratio']:.3f}" if "ratio" in form else "" for form in forms]
+            yield _row([name, *counts, *times, *ratios])
+        yield ""
+    machine, versions = stored["machine"], stored["versions"]
+    yield f"{machine.get('device', machine)}; {', '.join(f'{name} {version}' for name, version in versions.items())}.\n"
+
+
+def _first_runs(stored: Mapping[str, Any] | None) -> Iterator[str]:
+    if stored is None:
+        yield "Not run yet.\n"
+        return
+    if "cut" in stored:
+        yield f"{stored['cut']}\n"
+    yield _row(["", "parameters", "MFLOPs", "top-1", "training loss of the last epoch", "seconds of an epoch"])
+    yield _row(["---", *["---:"] * 5])
+    for cell in stored["cells"]:
+        loss, seconds = cell["history"][-1]["train_loss"], cell["seconds_per_epoch"]
+        counts = (f"{cell['parameters']:,}", f"{cell['flops'] / 1e6:,.1f}")
+        yield _row([cell["label"], *counts, f"{cell['top1']:.2%}", f"{loss:.3f}", f"{seconds:.0f}"])
+    yield ""
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
