@@ -242,9 +242,9 @@ def _trainer(config: RunConfig, checkpoints: RunCheckpoints, described: Mapping[
 
 
 @rank_zero_only
-def announce(model: nn.Module) -> None:
-    """Print what was converted, where something was; on the first process alone."""
-    if is_converted(model):
+def announce(model: nn.Module, config: RunConfig) -> None:
+    """Print what was converted, where something was and is to be printed; on the first process alone."""
+    if config.progress != "off" and is_converted(model):
         print(conversion_summary(model), flush=True)
 
 

@@ -50,7 +50,7 @@ def train_classifier(config: TrainConfig) -> TrainResult:
     if config.image_size is None and splits.survey.looks:
         _announce_size(size, splits.survey.sides)
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
-    announce(model)
+    announce(model, config)
     preprocessing = _preprocessing(model, size, spec.in_chans)
     kept = {name: value for name, value in spec.kwargs.items() if name not in READING}  # the weights are in the file
     metadata = ClassifierMetadata(

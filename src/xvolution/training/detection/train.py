@@ -39,7 +39,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
     splits.val.require_objects()
     seed_run(config.seed)
     model, spec = new_detector(config, len(splits.train.class_names))
-    announce(model)
+    announce(model, config)
     metadata = DetectorMetadata(
         model=spec,
         class_names=splits.train.class_names,
