@@ -12,7 +12,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null)
 # The stamp carries the Python version: another PYTHON makes a new environment, a changed pyproject.toml a new install.
 INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: all install demo test fuzz lint docs coverage bench clean
+.PHONY: all install demo test fuzz lint flags docs coverage bench clean
 
 all: lint test docs demo
 
@@ -42,6 +42,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What the parsers know of the operators and benches without importing them.
+flags: $(INSTALLED)
+	$(BIN)/python -m xvolution.training.flags.operators
+	$(BIN)/python -m xvolution.bench.flags
 
 # The pages of the results are made on the way, by benchmarks/pages.py.
 docs: $(INSTALLED)

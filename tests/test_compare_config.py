@@ -147,11 +147,19 @@ def test_mistakes_are_answered_with_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--operator", "conv"], ["--epochs", "many"], ["--no-such-flag"]])
-def test_a_flag_that_is_not_there_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["compare", "--operators", "xvolution", *arguments])
-    assert left.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--operator", "conv"], "there is no flag --operator; did you mean --operators?"),
+        (["--epochs", "many"], "--epochs is many; it must be a whole number."),
+        (["--no-such-flag"], "there is no flag --no-such-flag."),
+    ],
+)
+def test_a_flag_that_is_not_there_exits_with_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--operators", "xvolution", *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_preset_that_is_something_else(tmp_path: Path) -> None:
@@ -247,5 +255,7 @@ def test_a_recipe_keeps_its_numbers_and_loses_the_options_of_its_operator(tmp_pa
         assert config.recipe.model_kwargs == {"drop_rate": 0.1}
         assert parse_compare([*flags, "--operators", "xvolution"])[0].recipe.lr == 0.001
     file.write_text("no_such_setting: 1\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(
+        InputError, match="--config has the setting 'no_such_setting', which xvolution compare does not"
+    ):
         parse_compare(["--config", str(file), "--operators", "xvolution"])

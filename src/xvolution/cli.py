@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 
 from xvolution.signals import ending_politely, status
 
@@ -93,7 +94,9 @@ def _run(arguments: list[str]) -> int:
 
         print(f"xvolution {__version__}")
     elif first not in COMMANDS:
-        _say(f"there is no command {first!r}; the commands are {', '.join(COMMANDS)}.")
+        near = get_close_matches(first, COMMANDS, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        _say(f"there is no command {first!r}; the commands are {', '.join(COMMANDS)}.{meant}")
         return 2
     else:
         module, function, _ = COMMANDS[first]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 #: The requests that there are on this system, Ctrl-C first.
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -62,14 +65,36 @@ def end_with_parent(worker: int) -> None:
 
 @contextmanager
 def ending_politely() -> Iterator[None]:
-    """Raise `Ended` where the process is asked to end."""
+    """Raise `Ended` where the process is asked to end; leave at once where that is inside of an import."""
 
     def end(signum: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            _leave(signum)
         raise Ended(signum)
 
-    before = {signum: signal.signal(signum, end) for signum in heeded() if signum != signal.SIGINT}
+    # What has Ctrl-C ignored, or handles it itself, keeps that.
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    requests = [s for s in heeded() if s != signal.SIGINT or signal.getsignal(s) in usual]
+    before = {signum: signal.signal(signum, end) for signum in requests}
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(signum: int) -> NoReturn:
+    """End the process. An exception would go through half-initialized libraries, which drop it or print traces of their own."""
+    with suppress(OSError, AttributeError, ValueError):  # closed or full
+        sys.stdout.flush()
+    with suppress(OSError):
+        os.write(2, b"xvolution: interrupted.\n")
+    os._exit(128 + signum)

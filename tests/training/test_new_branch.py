@@ -25,20 +25,22 @@ def _registered() -> Iterator[None]:
 
 def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
-        main([*arguments, "--help"])
+        main([*arguments, *(() if "--help-all" in arguments else ("--help",))])
     return " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_help_lists_it_with_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = help_of([command], capsys)
-    assert f"{NAME}: The average of a window of values, weighed at every pixel by a query." in text
+    line = f"{NAME}: The average of a window of values, weighed at every pixel by a query."
+    assert line in help_of([command], capsys)
+    text = help_of([command, "--help-all"], capsys)
+    assert line in text
     assert "sharpness: factor of the query before its tanh." in text
 
 
 def test_it_has_flags_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(["train", "--operator", NAME], capsys)
-    assert "--sharpness SHARPNESS factor of the query before its tanh. (type: float, default: 1.0)" in text
+    assert "--sharpness X factor of the query before its tanh. (default: 1.0)" in text
     config = parse_run(["--operator", NAME, "--sharpness", "3", "--window", "5"])
     assert config.conversion is not None
     assert config.conversion.operator.attention == ToyAverage(window=5, sharpness=3.0)  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ class ChannelGate(AttentionConfig):
     """A second convolution whose output channels the image weighs: once deployed one convolution for each image, or two.
 
     Attributes:
-        gate: of the query: identity, sigmoid or tanh.
+        gate: gate of the query: identity, sigmoid or tanh.
         separable: read the values by a 1x1 convolution and a depthwise one, W^v_δ = w_δ ⊙ W^v: fewer weights, a shorter step.
         channel_keys: weigh the input channels as well, by keys of their own: the kernel is W + diag(φ(q)) W^v diag(φ(k)).
         reduction: input channels for each channel of a bottleneck between the means and the query, and the keys, which then see

@@ -40,7 +40,8 @@ class GatedDepthwise(AttentionConfig):
     """A window over the convolution's outputs, weighed by the image: once deployed the convolution and one depthwise one.
 
     Attributes:
-        gate: of the query: identity, sigmoid or tanh; one leaves the query out, which is the control for what it adds.
+        gate: gate of the query: identity, sigmoid or tanh; one leaves the query out, which is the control for what it
+            adds.
         window: side length of the window over the convolution's outputs, or one for each dimension; around them are zeros.
         pooled_value: add a term over all pixels, the mean of the values with one weight for each channel.
         pooled_value_init: what the weights of that term start with.

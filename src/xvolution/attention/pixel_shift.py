@@ -55,21 +55,21 @@ class PixelShift(AttentionConfig):
 
     Attributes:
         attention_ratio: attention channels as a fraction of the output channels, rounded up to whole groups.
-        attention_channels: how many attention channels instead, rounded up to whole groups. When neither is given a quarter of
-            the output channels, but 8 beside a 1x1 convolution.
-        gate: of the query: identity, sigmoid or tanh.
-        window: side length of the window, or one for each dimension; conv is that of the convolution. When None the
+        attention_channels: how many attention channels there are instead, rounded up to whole groups; by default a
+            quarter of the output channels, but 8 beside a 1x1 convolution.
+        gate: gate of the query: identity, sigmoid or tanh.
+        window: side length of the window, or one for each dimension; conv is that of the convolution. By default the
             convolution's too, but 3 beside a 1x1 convolution.
-        dilation: pixels between neighbouring taps of the window; the convolution's when None. Several of them, such as 1 2 4, sum
-            several windows.
-        pooled_query: let the query see the mean over the image beside its pixel; when None where the kernel is larger than 1x1,
-            since a projection reads several times the channels that it writes, and their mean costs more than the attention.
+        dilation: pixels between neighbouring taps of the window; by default the convolution's. Several of them, such as
+            [1,2,4], sum several windows.
+        pooled_query: let the query see the mean over the image beside its pixel; by default where the kernel is larger than
+            1x1, since a projection reads several times the channels that it writes, and their mean costs more than the attention.
         reduction: input channels for each channel of a bottleneck between the mean and the pooled query, which then sees all
-            channels where the convolution is grouped; at least 8. When None it sees those of its group, without one.
+            channels where the convolution is grouped; at least 8. By default it sees those of its group, without one.
         pooled_key: add a term over all pixels, the mean of the keys with one weight for each channel.
         pooled_key_init: what the weights of that term start with. They hardly move in training, since a norm follows them.
-        query_norm: normalize the query; when None where the norm is a batch norm, which folds.
-        window_norm: normalize the window's sum; when None where the norm is a batch norm, which folds.
+        query_norm: normalize the query; by default where the norm is a batch norm, which folds.
+        window_norm: normalize the window's sum; by default where the norm is a batch norm, which folds.
     """
 
     attention_ratio: float | None = None

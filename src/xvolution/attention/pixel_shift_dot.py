@@ -42,9 +42,9 @@ class PixelShiftDot(AttentionConfig):
     Attributes:
         attention_ratio: query and key channels as a fraction of the output channels, rounded up to whole groups and heads.
         num_heads: heads in each group.
-        window: side length of the window, or one for each dimension; conv is that of the convolution. When None the
+        window: side length of the window, or one for each dimension; conv is that of the convolution. By default the
             convolution's too, but 3 beside a 1x1 convolution.
-        dilation: pixels between neighbouring taps of the window; the convolution's when None.
+        dilation: pixels between neighbouring taps of the window; by default the convolution's.
     """
 
     attention_ratio: float = 0.25

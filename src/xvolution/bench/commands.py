@@ -7,16 +7,17 @@ import os
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import docstring_parser
-from jsonargparse import ActionYesNo, ArgumentParser
-from rich.console import Console
-from rich.table import Table
-
+from xvolution.bench.flags import KINDS, bench_of, stored
 from xvolution.training.errors import InputError
+from xvolution.training.flags.flag import Flag
+from xvolution.training.flags.mistakes import did_you_mean
+from xvolution.training.flags.parser import Parser
 
-KINDS = ("networks", "operators", "options", "mechanisms", "scaling")
+if TYPE_CHECKING:
+    from rich.table import Table
+
 USAGE = """usage: xvolution bench {networks,operators,options,mechanisms,scaling,page} [options]
 
   networks   whole networks, plain, with squeeze-and-excitation and with X-volution: ONNX Runtime, OpenVINO, PyTorch, training
@@ -34,7 +35,7 @@ xvolution bench KIND --help tells the options.
 def bench_command(arguments: Sequence[str]) -> None:
     """Measure, print, keep."""
     kind, *rest = arguments or ["--help"]
-    if kind in ("-h", "--help"):
+    if kind in ("-h", "--help", "--help-all"):
         print(USAGE)
         return
     if kind == "page":
@@ -42,13 +43,14 @@ def bench_command(arguments: Sequence[str]) -> None:
     elif kind in KINDS:
         _bench(kind, rest)
     else:
-        raise InputError(f"there is no bench {kind!r}; allowed are {', '.join((*KINDS, 'page'))}.")
+        kinds = (*KINDS, "page")
+        raise InputError(f"there is no bench {kind!r}, among {', '.join(kinds)}{did_you_mean(kind, kinds)}")
 
 
 def _page(arguments: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="xvolution bench page", description="Write the page of what was measured.")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder with bench-*.json.")
-    parser.add_argument("--output", type=Path, default=Path("performance.md"), help="Markdown file.")
+    parser = Parser("bench page", "Write the page of what was measured.")
+    parser.add_flag("data", Flag("results", Path, Path("results"), "the folder with bench-*.json."))
+    parser.add_flag("output", Flag("output", Path, Path("performance.md"), "the Markdown file to write."))
     values = parser.parse_args(list(arguments))
     from xvolution.bench.page import records_in, write_page
 
@@ -63,10 +65,11 @@ def _page(arguments: Sequence[str]) -> None:
 def _bench(kind: str, arguments: Sequence[str]) -> None:
     # The profiler, which measures memory, would tell of each start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    bench_class = _classes()[kind]
-    values = _parser(kind, bench_class).parse_args(list(arguments)).as_dict()
+    values = _parser(kind).parse_args(list(arguments)).as_dict()
     output, everything = values.pop("output"), values.pop("full", False)
-    bench = bench_class(**values)
+    bench = bench_of(kind)(**values)
+    from rich.console import Console
+
     from xvolution.bench.operators import full
     from xvolution.bench.results import Results, measure_all
 
@@ -79,49 +82,33 @@ def _bench(kind: str, arguments: Sequence[str]) -> None:
     console.print(f"wrote {output}")
 
 
-def _classes() -> dict[str, Any]:
-    from xvolution.bench.mechanisms import MechanismBench
-    from xvolution.bench.networks import NetworkBench
-    from xvolution.bench.operators import OperatorBench
-    from xvolution.bench.options import OptionBench
-    from xvolution.bench.scaling import ScalingBench
-
-    return {
-        "networks": NetworkBench,
-        "operators": OperatorBench,
-        "options": OptionBench,
-        "mechanisms": MechanismBench,
-        "scaling": ScalingBench,
-    }
-
-
-def _parser(kind: str, bench_class: Any) -> ArgumentParser:
-    documentation = docstring_parser.parse(bench_class.__doc__)
-    parser = ArgumentParser(prog=f"xvolution bench {kind}", description=documentation.short_description)
-    helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
-    for field in dataclasses.fields(bench_class):
-        default: Any = field.default
-        flag, hint = f"--{field.name.replace('_', '-')}", typing.get_type_hints(bench_class)[field.name]
-        options: dict[str, Any] = {"default": default, "help": helps[field.name]}
-        if hint is bool:
-            options["action"] = ActionYesNo(no_prefix="no-")
-        elif typing.get_origin(hint) is not None:
-            options |= {"nargs": "+", "type": typing.get_args(hint)[0], "default": list(default)}
+def _parser(kind: str) -> Parser:
+    bench = stored()[kind]
+    parser = Parser(f"bench {kind}", bench.summary)
+    for flag in bench.flags:
+        group = "machine" if flag.name in ("device", "threads") else "measurement"
+        elements = typing.get_args(flag.type)
+        if elements:
+            options: dict[str, Any] = {"nargs": "+", "type": elements[0]}
+            parser.add_flag(group, dataclasses.replace(flag, default=list(flag.default)), **options)
         else:
-            options["type"] = hint
-        parser.add_argument(flag, **options)
+            parser.add_flag(group, flag)
     if kind == "operators":
-        parser.add_argument(
-            "--full",
-            action=ActionYesNo(no_prefix="no-"),
-            default=False,
-            help="every shape, both modes, one and all threads.",
-        )
-    parser.add_argument("--output", type=Path, default=Path(f"results/bench-{kind}.json"), help="results file.")
+        full = "measure every shape, both modes, one and all threads."
+        parser.add_flag("measurement", Flag("full", bool, False, full))
+    output = Flag(
+        "output",
+        Path,
+        Path(f"results/bench-{kind}.json"),
+        "the file of the results; what it has is not measured again.",
+    )
+    parser.add_flag("output", output)
     return parser
 
 
 def _table(title: str, forms: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in ("median ms", "ratio", "peak MiB", "MFLOPs", "parameters"):

@@ -43,17 +43,17 @@ class NetworkBench:
 
     Args:
         networks: names of timm's networks, or of Ultralytics' YOLOs such as yolo11n, where the package ultralytics is installed.
-        runtimes: a runtime that ``export`` writes for, by its name; torch; training (one step of a classifier: forward, backward,
-            SGD).
+        runtimes: where the networks run: a runtime that ``export`` writes for, by its name; torch; training (one step of a
+            classifier: forward, backward, SGD).
         batches: images in a batch.
-        layouts: in which X-volution is deployed: auto, or names such as split and single.
-        memory_formats: contiguous, channels_last; of torch and training.
-        modes: eager, compiled; of torch and training.
-        dtypes: float32, bfloat16; of torch and training, where it is that of autocast.
+        layouts: layouts in which X-volution is deployed: auto, or names such as split and single.
+        memory_formats: memory formats of torch and training: contiguous, channels_last.
+        modes: modes of torch and training: eager, compiled.
+        dtypes: dtypes of torch and training, where it is that of autocast: float32, bfloat16.
         image_size: side length in pixels.
-        threads: of the CPU; 0 is all.
+        threads: threads of the CPU; 0 takes all.
         rounds: samples of each form, taken in turns.
-        device: cpu or cuda.
+        device: where it is measured: cpu or cuda.
     """
 
     networks: Sequence[str] = NETWORKS

@@ -41,16 +41,18 @@ class OperatorBench:
 
     Args:
         operators: names of the register beside conv, such as xvolution, se, acmix, involution, sasa, global.
-        shapes: resnet-1 to resnet-4 (the 3x3 convolutions of a ResNet at 224), fpn-2 to fpn-5 (an FPN at 800x1216).
+        shapes: the convolutions: resnet-1 to resnet-4 (3x3, of a ResNet at 224), fpn-2 to fpn-5 (of an FPN at
+            800x1216).
         batches: images in a batch.
-        dtypes: float32, bfloat16.
-        modes: eager, compiled.
-        threads: of the CPU; 0 is all.
-        passes: inference (of the deployed form), training (forward and backward, with peak memory).
+        dtypes: dtypes of the tensors: float32, bfloat16.
+        modes: how torch runs: eager, compiled.
+        threads: threads of the CPU; 0 takes all.
+        passes: what is measured: inference (of the deployed form), training (forward and backward, with peak memory).
         rounds: samples of each form, taken in turns.
-        device: cpu or cuda.
-        memory_formats: contiguous, channels_last; of torch.
-        runtimes: torch; a runtime that ``export`` writes for, by its name: for inference, in float32.
+        device: where it is measured: cpu or cuda.
+        memory_formats: memory formats of torch: contiguous, channels_last.
+        runtimes: where the operators run: torch; a runtime that ``export`` writes for, by its name: for inference, in
+            float32.
     """
 
     operators: Sequence[str] = ("xvolution", "se", "global", "sasa", "involution", "acmix")

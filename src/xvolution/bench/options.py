@@ -44,12 +44,12 @@ class OptionBench:
 
     Args:
         networks: names of timm's networks.
-        runtimes: a runtime that ``export`` writes for, by its name; torch.
+        runtimes: where the networks run: a runtime that ``export`` writes for, by its name; torch.
         batches: images in a batch.
-        layout: in which all of them are deployed: a layout, or auto.
-        memory_formats: contiguous, channels_last; of torch.
+        layout: the layout in which all of them are deployed, or auto.
+        memory_formats: memory formats of torch: contiguous, channels_last.
         image_size: side length in pixels.
-        threads: of the CPU; 0 is all.
+        threads: threads of the CPU; 0 takes all.
         rounds: samples of each form, taken in turns.
     """
 

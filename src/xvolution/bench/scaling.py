@@ -30,8 +30,8 @@ class ScalingBench:
     Args:
         operators: names of the register beside conv.
         sides: height and width of the map.
-        channels: in and out.
-        threads: of the CPU; 0 is all.
+        channels: channels of the input and of the output.
+        threads: threads of the CPU; 0 takes all.
         rounds: samples of each form, taken in turns.
     """
 

@@ -84,7 +84,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     """
     train, task = cell.train, comparison_of(cell.train)
     trained = train_once(train)
-    memory = peak_memory()
+    memory, trained_at = peak_memory(), time.perf_counter()
     judged = evaluate(
         trained.checkpoint,
         train.data,
@@ -98,15 +98,15 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         max_pixels=train.max_pixels,
         outside_images=train.outside_images,
     )
+    found = {**task.judge(train, judged, cell.folder), "images": judged.images, **task.costs(trained.checkpoint)}
     return {
         "label": cell.variant.label,
         **cell.variant.to_dict(),
         "seed": train.seed,
         "digest": cell.digest,
         "command": cell.command,
-        **task.judge(train, judged, cell.folder),
-        "images": judged.images,
-        **task.costs(trained.checkpoint),
+        **found,
+        "seconds_after_training": time.perf_counter() - trained_at,
         "seconds_per_epoch": statistics.median(row["seconds"] for row in trained.history),
         "peak_memory_bytes": memory.bytes,
         "peak_memory_of": memory.where,

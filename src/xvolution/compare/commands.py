@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentParser
-
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.preset_files import preset, preset_names
 from xvolution.compare.variants import parse_variants, variants_from
-from xvolution.conversion.register import operator_names, options_of
-from xvolution.training.commands import HelpFormatter, add_run_flags, configured, operators_help, said, with_recipes
+from xvolution.training.commands import configured, said, with_recipes
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
+from xvolution.training.flags.flag import Flag
+from xvolution.training.flags.operators import flags_of, operator_names
+from xvolution.training.flags.parser import Parser
+from xvolution.training.flags.run import add_run_flags, operators_help
 from xvolution.training.tasks import CLASSIFY, task_called
 
 OF_THE_GRID = ("operator", "operator_options", "seed", "output", "resume", "progress")
@@ -39,14 +40,14 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     """Parse presets, YAML files and flags, the later winning over the earlier; and whether it is a dry run.
 
     Raises:
-        InputError: a value is not allowed.
-        SystemExit: a flag is unknown or of the wrong type; the parser has said so.
+        InputError: a flag is unknown, or a value is not allowed.
     """
     given = _preset_of(arguments)
     recipe = given.get("recipe") or {}
     defaults = task_called(said(arguments, "task") or str(recipe.get("task", CLASSIFY.name))).defaults()
     arguments = with_recipes(arguments, partial(_without_the_cells, defaults))
-    parsed = compare_parser(defaults).parse_args(["--config", json.dumps(recipe), *arguments])
+    parser = compare_parser(defaults, "--help-all" in arguments)
+    parsed = parser.parse_args(["--config", json.dumps(recipe), *arguments])
     values: dict[str, Any] = parsed.as_dict()
     values.pop("preset")
     dry = values.pop("dry_run")
@@ -64,38 +65,50 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     return config, dry
 
 
-def compare_parser(defaults: RunConfig) -> ArgumentParser:
-    """The flags of a comparison, and those of `xvolution train` for its recipe, with the defaults of its task."""
-    parser = ArgumentParser(
-        prog="xvolution compare",
-        description="Which operator helps on my data, and what does it cost? Trains each with several seeds and reports. "
+def compare_parser(defaults: RunConfig, everything: bool = False) -> Parser:
+    """The flags of a comparison, and those of `xvolution train` for its recipe, with the defaults of its task.
+
+    Args:
+        defaults: of the recipe.
+        everything: whether its help lists the options of every operator too.
+    """
+    parser = Parser(
+        "compare",
+        "Which operator helps on my data, and what does it cost? Trains each with several seeds and reports.\n"
         "Each task has recipes of its own: see xvolution compare --task detect --help.",
-        epilog=operators_help("--operators"),
-        formatter_class=HelpFormatter,
-        default_env=False,
-        allow_abbrev=False,
+        operators_help("--operators", everything),
     )
-    parser.add_argument("--preset", type=str | None, help=f"{', '.join(preset_names())}, or a YAML file; flags win.")
-    parser.add_argument(
-        "--operators",
-        nargs="+",
-        help="variants, such as conv,xvolution:window=5,acmix; label=, stages=, names=, new_lr_factor= too are options.",
+    operators = Flag(
+        "operators",
+        str,
+        None,
+        "what is compared, such as conv,xvolution:attention_ratio=0.5,window=5,acmix; label=, stages=, names= and "
+        "new_lr_factor= work as options.",
     )
-    parser.add_argument("--seeds", type=str | None, help="how many, or a list such as [3,4,5]; 3 by default.")
-    parser.add_argument("--baseline", type=str | None, help="label the others are measured against; conv by default.")
-    parser.add_argument("--jobs", type=int | None, help="trainings at once; one for each device by default.")
-    parser.add_argument("--jobs-per-device", type=int, default=1, help="trainings that share a GPU.")
-    parser.add_argument("--threads", type=int | None, help="of each training; cores are dealt out by default.")
-    parser.add_argument(
-        "--launcher", choices=["local", "slurm"], default="local", help="processes here, or SLURM jobs."
+    parser.add_flag("comparison", operators, nargs="+", metavar="NAME,...")
+    presets = f"a comparison that is written down: {', '.join(preset_names())}, or a YAML file; flags win."
+    add = parser.add_flag
+    add("comparison", Flag("preset", str | None, None, presets))
+    add("comparison", Flag("seeds", str | None, None, "how many seeds, or a list such as [3,4,5]; 3 by default."))
+    add(
+        "comparison", Flag("baseline", str | None, None, "the label that others are measured against; conv by default.")
     )
-    parser.add_argument("--slurm", type=dict[str, Any], default={}, help="parameters of submitit's executor, as JSON.")
-    parser.add_argument("--latency-batch", type=int, default=1, help="images in the batch whose latency is measured.")
-    parser.add_argument("--latency-rounds", type=int, default=20, help="samples of each latency; 0 measures none.")
-    parser.add_argument(
-        "--dry-run", action=ActionYesNo(no_prefix="no-"), default=False, help="print the grid and its commands."
+    add("comparison", Flag("dry_run", bool, False, "print the grid and its commands, and train nothing."))
+    add("comparison", Flag("latency_batch", int, 1, "images in the batch whose latency is measured."), rare=True)
+    add("comparison", Flag("latency_rounds", int, 20, "samples of each latency; 0 measures none."))
+    add("machine", Flag("jobs", int | None, None, "trainings at once; one for each device by default."))
+    add("machine", Flag("jobs_per_device", int, 1, "trainings that share a GPU."), rare=True)
+    add(
+        "machine",
+        Flag("threads", int | None, None, "threads of each training; cores are dealt out by default."),
+        rare=True,
     )
-    parser.add_argument("--output", type=str | None, help="folder; by default runs/compare-<data>-<network>.")
+    launcher = Flag("launcher", str, "local", "what the trainings are: processes here, or SLURM jobs.")
+    add("machine", launcher, rare=True, choices=["local", "slurm"])
+    add("machine", Flag("slurm", dict[str, Any], {}, "parameters of submitit's executor."), rare=True)
+    add(
+        "output", Flag("output", str | None, None, "the comparison's folder; by default runs/compare-<data>-<network>.")
+    )
     add_run_flags(parser, defaults, leave_out=OF_THE_GRID)
     return parser
 
@@ -111,7 +124,7 @@ def _preset_of(arguments: Sequence[str]) -> dict[str, Any]:
 def _without_the_cells(defaults: RunConfig, path: str, settings: dict[str, Any]) -> Mapping[str, Any]:
     """What a recipe says, but for what is said for each cell, which is named."""
     fields = {field.name for field in dataclasses.fields(defaults)}
-    options = {option.name for name in operator_names() for option in options_of(name)} - fields
+    options = {option.name for name in operator_names() for option in flags_of(name)} - fields
     left_out = [name for name in settings if name in OF_EACH_CELL or name in options]
     if left_out:
         print(f"{path}: {', '.join(left_out)} left out, which the comparison says for each cell", file=sys.stderr)

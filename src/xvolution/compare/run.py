@@ -21,6 +21,7 @@ from xvolution.compare.page import render
 from xvolution.compare.register import comparison_of
 from xvolution.compare.results import as_csv, gather
 from xvolution.compare.timing import latencies
+from xvolution.training.announcement import duration
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.files import write_text
 from xvolution.training.lock import locked
@@ -100,7 +101,9 @@ class Reporter:
             launcher = launcher_for(self.config)
             self._jobs = min(launcher.capacity, len(self.left))
             run_cells(self.left, launcher, self)
-            self._say("timing the deployed forms")
+            self._say(
+                f"deploying one network of each of {len(self.config.variants)} variants, and timing them in turns"
+            )
         self.report(latencies(self.config, self.grid))
         failures = self.comparison.figures["failures"]
         if failures:
@@ -132,6 +135,8 @@ class Reporter:
                 f"{cell.name}: epoch {int(row['epoch'])}/{cell.train.epochs}  loss {row['train_loss']:.3f}  "
                 f"{self.metric.name} {row[f'val_{self.metric.key}']:.2%}  {row['seconds']:.1f} s"
             )
+        if len(history) == cell.train.epochs > self._epochs[cell.name]:
+            self._say(f"{cell.name}: judging and counting")
         self._epochs[cell.name] = max(len(history), self._epochs[cell.name])
 
     def ended(self, cell: Cell) -> None:
@@ -146,7 +151,7 @@ class Reporter:
         self.report()
 
     def _remaining(self) -> str:
-        """How many cells are done and how long the others will take, by the median epoch so far."""
+        """How many cells are done and how long the rest will take, by the median epoch and judging so far."""
         done = [result for cell in self.grid if (result := cell.result()) is not None]
         text = f"  [{len(done)} of {len(self.grid)} cells"
         seconds = [result["seconds_per_epoch"] for result in done]
@@ -154,8 +159,11 @@ class Reporter:
         if not seconds or not missing:
             return f"{text}]"
         epochs = sum(cell.train.epochs - self._epochs.get(cell.name, 0) for cell in missing)
-        minutes = epochs * statistics.median(seconds) / self._jobs / 60
-        return f"{text}, about {minutes:.0f} min left]" if minutes >= 1 else f"{text}, less than a minute left]"
+        afterwards = statistics.median(result.get("seconds_after_training", 0.0) for result in done)
+        # Each variant is deployed once more to be timed, which takes about as long as to judge it and to count its work.
+        timing = afterwards * len(self.config.variants) if self.config.latency_rounds else 0.0
+        left = (epochs * statistics.median(seconds) + len(missing) * afterwards) / self._jobs + timing
+        return f"{text}, {duration(left)} left with judging and timing]"
 
     def _say(self, line: str) -> None:
         print(f"[{time.perf_counter() - self._began:5.0f} s] {line}", flush=True)

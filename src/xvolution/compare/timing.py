@@ -16,6 +16,7 @@ from xvolution.compare.register import comparison_of
 from xvolution.operator import ReparameterizationError
 from xvolution.training.errors import RunError
 from xvolution.training.files import write_text
+from xvolution.training.progress import counting
 
 
 def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | None:
@@ -58,7 +59,9 @@ def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.devic
             f"no latency was measured: {error}. What was trained is reported; the same command with --latency-rounds 0 leaves "
             "it out."
         ) from error
-    comparison = measure_latency({label: form.call for label, form in timed.items()}, rounds=config.latency_rounds)
+    calls = {label: form.call for label, form in timed.items()}
+    with counting(config.latency_rounds, "timing") as advance:
+        comparison = measure_latency(calls, config.latency_rounds, after_round=advance)
     forms = {label: dict(form.facts) for label, form in timed.items()}
     for label, latency in comparison.latencies.items():
         forms[label] |= {

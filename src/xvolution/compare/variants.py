@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from xvolution.conversion.register import operator_names
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
+from xvolution.training.flags.operators import operator_names
 
 Recipe = TypeVar("Recipe", bound=RunConfig)
 

@@ -62,8 +62,8 @@ class ConversionConfig(ABC):
     """What takes the place of a convolution.
 
     Attributes:
-        kernel_size: side length of the kernel in the place of each; that of the replaced convolution when None. A kernel of
-            another size starts with new weights.
+        kernel_size: side length of the kernel in the place of each; by default that of the replaced convolution. A
+            kernel of another size starts with new weights.
     """
 
     kernel_size: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -290,3 +291,8 @@ def _signature_options(operator: Operator) -> tuple[Option, ...]:
     hints = typing.get_type_hints(build.__init__ if inspect.isclass(build) else build)
     parameters = inspect.signature(build).parameters
     return tuple(Option(name, hints[name], parameters[name].default, build) for name in operator.options)
+
+
+# The operators of this package register themselves. They stand above this module, as those of other packages do, and whoever
+# has the register has them, whatever was imported first.
+importlib.import_module("xvolution.operators")

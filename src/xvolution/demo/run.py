@@ -31,6 +31,7 @@ from xvolution.demo.measure import (
 )
 from xvolution.demo.page import render
 from xvolution.demo.recipe import OPERATORS, STAGES, Recipe
+from xvolution.deploy.latency import cpu_threads
 from xvolution.deploy.reparameterize import reparameterize
 from xvolution.explain.figures import as_pictures, attention_picture, finest_operator
 from xvolution.training.data.transforms import Preprocessing
@@ -39,7 +40,16 @@ from xvolution.training.metadata import provenance
 from xvolution.training.once import Trained, train_once
 from xvolution.training.tasks import CLASSIFY
 
+#: What to do after the demo.
+NEXT = """
+With images of your own, in a folder for each class:
+  xvolution train --data FOLDER --output runs/mine
+  xvolution evaluate runs/mine/model.safetensors
+  xvolution deploy runs/mine/model.safetensors --output mine.onnx
+  xvolution compare --data FOLDER --operators conv,xvolution --seeds 3"""
 PACKAGES = ("xvolution", "torch", "timm", "lightning", "onnx", "onnxruntime")
+#: The maps are so small that threads would wait for each other longer than they compute.
+TRAINING_THREADS = 1
 Trainings = dict[str, dict[int, Trained]]
 
 
@@ -64,7 +74,7 @@ class DemoResult:
             f"top-1 by seed: plain {found['conv']}; X-volution {found['xvolution']}\n"
             f"deployed and in ONNX Runtime: every prediction the same, largest difference of a logit "
             f"{self.figures['largest_difference']:.1e}\n"
-            f"page {self.page}\nfigures {self.results}"
+            f"page {self.page}\nfigures {self.results}\n{NEXT}"
         )
 
 
@@ -93,6 +103,7 @@ def run_demo(
     """
     folder = Path(output).expanduser()
     recipe = Recipe.choose(quick, seeds, epochs)
+    print(_plan(recipe, quick, folder), flush=True)
     say = _clocked_print()
     trainings = _train_all(recipe, folder, say)
     plain, metadata = CLASSIFY.load(trainings["conv"][recipe.seeds[0]].checkpoint)
@@ -122,6 +133,21 @@ def run_demo(
     return DemoResult(page, results, figures)
 
 
+def _plan(recipe: Recipe, quick: bool, folder: Path) -> str:
+    """What will happen, and how long it takes on two cores that have nothing else to do."""
+    usual = recipe == Recipe.choose(quick, None, None)
+    time_needed = ("less than a minute" if quick else "two to three minutes") if usual else "as long as you asked for"
+    trained = f"{len(OPERATORS)} networks x {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
+    return (
+        f"The demo takes {time_needed} on two cores, and no network connection:\n"
+        f"  1. trains a small ResNet and its X-volution twin on handwritten digits: {trained}, {recipe.epochs} epochs each\n"
+        "  2. re-parameterizes the twins, exports them to ONNX, and compares every prediction\n"
+        "  3. times the plain network and both forms of the twin in PyTorch and ONNX Runtime\n"
+        f"  4. writes the page {folder / 'index.html'}\n"
+        "Stopped and started again, it goes on where it was."
+    )
+
+
 def _clocked_print() -> Callable[[str], None]:
     began = time.perf_counter()
     return lambda line: print(f"[{time.perf_counter() - began:4.0f} s] {line}", flush=True)
@@ -132,9 +158,10 @@ def _train_all(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Trai
     for seed in recipe.seeds:
         for operator in OPERATORS:
             say(f"training {'the plain network' if operator == 'conv' else 'its X-volution twin'}, seed {seed}")
-            trained = train_once(recipe.training(operator, seed, folder / "runs"))
-            if trained.reused:
-                say(f"an earlier call finished it: {trained.checkpoint.parent}")
+            with cpu_threads(TRAINING_THREADS):
+                trained = train_once(recipe.training(operator, seed, folder / "runs"))
+            found = f"top-1 {trained.history[-1]['val_top1']:.2%} after epoch {recipe.epochs}"
+            say(f"  {found}{f'; an earlier call trained it: {trained.checkpoint.parent}' if trained.reused else ''}")
             trainings[operator][seed] = trained
     return trainings
 
@@ -202,6 +229,7 @@ def _conditions(recipe: Recipe, images: Images) -> dict[str, Any]:
         "data": {"name": "digits", "training_images": images.training_images, "judging_images": len(images.labels)},
         "stages": list(STAGES),
         "recipe": {name: value for name, value in config.items() if name not in ("operator", "output", "seed")},
+        "training_threads": TRAINING_THREADS,
         "timing_rounds": recipe.rounds,
         "device": device_conditions(),
         "versions": versions(PACKAGES),

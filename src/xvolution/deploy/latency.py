@@ -80,7 +80,11 @@ def _sample(call: Callable[[], object], calls: int) -> float:
 
 
 def measure_latency(
-    callables: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3, minimum_time: float = 2e-3
+    callables: Mapping[str, Callable[[], object]],
+    rounds: int = 30,
+    warmup: int = 3,
+    minimum_time: float = 2e-3,
+    after_round: Callable[[], None] = lambda: None,
 ) -> LatencyComparison:
     """Time callables in turns: each round calls every one of them, and each round starts with another one.
 
@@ -92,6 +96,7 @@ def measure_latency(
         rounds: samples of each callable.
         warmup: calls of each before anything is timed.
         minimum_time: seconds that one sample lasts at least; a shorter callable is called several times for one sample.
+        after_round: called after each round, to show how far it is.
 
     Returns:
         The samples by name, in seconds per call.
@@ -113,6 +118,7 @@ def measure_latency(
         offset = start % len(names)
         for name in names[offset:] + names[:offset]:
             samples[name].append(_sample(callables[name], calls[name]))
+        after_round()
     return LatencyComparison({name: Latency(tuple(seconds)) for name, seconds in samples.items()})
 
 

@@ -43,7 +43,8 @@ class ACmix2d(nn.Module):
         groups: must be 1.
         bias: of the three projections.
         window: side length of the attention's window, 7 in the paper.
-        num_heads: None takes 4, the authors' number, or its largest divisor that divides the output channels.
+        num_heads: heads of the attention; by default 4, the authors' number, or its largest divisor that divides the
+            output channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

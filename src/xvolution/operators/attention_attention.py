@@ -26,7 +26,7 @@ class AttentionAttention2d(nn.Module):
             ``nn.Conv2d``.
         bias: has no effect; the norms have one.
         attention: name of the branch that both are.
-        attention_ratio: of both branches.
+        attention_ratio: query and key channels of both branches as a fraction of the output channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

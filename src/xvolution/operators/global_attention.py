@@ -43,8 +43,8 @@ def global_attention(
             ``nn.Conv2d``; they place the pixels that attend to each other.
         bias: of the value, which is the bias of the output, since the weights of a softmax are one in sum.
         attention_ratio: query and key channels as a fraction of the output channels.
-        num_heads: heads in each group; None takes 8, or its largest divisor that divides the output channels.
-        qk_norm: cosines of query and key times a learned temperature as logits.
+        num_heads: heads in each group; by default 8, or its largest divisor that divides the output channels.
+        qk_norm: take cosines of query and key times a learned temperature as logits.
 
     Returns:
         A module of (N, C_in, H, W) -> (N, C_out, H', W').

@@ -48,7 +48,7 @@ class HPConv2d(nn.Module):
             ``nn.Conv2d``, of the first level; the others are centred on the same pixels, so that the output size is that
             of the convolution.
         levels: how many kernel sizes, 1 to 4.
-        hierarchical: False leaves out the connections between levels, which is pyramidal convolution.
+        hierarchical: read the output of the level before as well; without it the operator is pyramidal convolution.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

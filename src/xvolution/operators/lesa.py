@@ -38,8 +38,8 @@ class LESA2d(nn.Module):
             of the convolution of the unary term; the attention is over the centres of its windows.
         groups: must be 1; the convolution has ``num_heads`` groups.
         bias: has no effect, since both terms end in a norm, which has one.
-        num_heads: heads of the attention and groups of the convolution; None takes 8, the authors' number, or its largest divisor
-            that divides the input channels and half of the output channels.
+        num_heads: heads of the attention and groups of the convolution; by default 8, the authors' number, or its
+            largest divisor that divides the input channels and half of the output channels.
         map_size: side length of the maps for which positions are learned, 14 in the authors' models; they are interpolated
             for others. None leaves positions out.
 

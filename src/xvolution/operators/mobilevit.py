@@ -35,7 +35,7 @@ class MobileViT2d(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
             ``nn.Conv2d``, of ``local``. The fusion has the same kernel size and padding mode, stride 1 and one group.
         bias: accepted for the interface; a batch norm follows, so that a bias would have no effect.
-        dim: channels of the transformer; None takes ``out_channels``.
+        dim: channels of the transformer; by default the output channels.
         depth: transformer layers.
         num_heads: attention heads; they divide ``dim``.
         patch_size: side of the patches in pixels.

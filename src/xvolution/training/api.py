@@ -140,7 +140,7 @@ def deploy(
             other layouts for other outputs; or one that every operator has, such as single or split.
         fold_norms: fold the other convolution and norm pairs too.
         threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
-        progress: is told of each distinct operator what was timed and chosen.
+        progress: is told of each distinct operator what was timed and chosen, and of each file before it is written.
         checksum: compare the checkpoint with the checksum in it, where it has one.
         **options: of a classifier ``image_size`` (side length of the example input; by default that of training),
             ``batch_size`` (images in the example, which ``auto`` measures; 1 by default) and ``fixed_size`` (fix batch and image
@@ -170,6 +170,8 @@ def deploy(
     settings = DeploySettings(layout, fold_norms, runtimes, threads, progress)
     result = task.deploy(model, metadata, settings, **own)
     for path in paths:
+        if progress is not None:
+            progress(f"writing {path}, running it, comparing what it computes")
         result.write(path)
     return result
 

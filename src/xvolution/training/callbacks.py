@@ -23,6 +23,9 @@ from xvolution.training.files import write_text
 from xvolution.training.metadata import Metadata
 from xvolution.training.module import TrainingModule
 
+#: Steps between two values of the training loss in the logs.
+LOG_EVERY = 10
+
 
 class RunCheckpoints(Checkpoint):
     """Writes `last.ckpt` after each epoch and every so many steps, and `model.safetensors` after the best epoch.
@@ -125,6 +128,13 @@ class RunCheckpoints(Checkpoint):
             "and the same command with --resume last goes on from there.",
             self._signum or signal.SIGINT,  # another process may have been asked
         )
+
+
+class LogEveryEpoch(L.Callback):
+    """Has the training loss logged in every epoch, however few steps it has."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.log_every_n_steps = max(1, min(LOG_EVERY, int(trainer.num_training_batches)))  # type: ignore[attr-defined]
 
 
 class EpochLines(L.Callback):

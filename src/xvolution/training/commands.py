@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import collections.abc
 import dataclasses
-import functools
 import json
-import operator
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import docstring_parser
 import yaml
-from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
-from xvolution.conversion.register import Option, operator_names, options_of, summary_of
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
-from xvolution.training.tasks import CLASSIFY, TASKS, Task, task_called, task_of
+from xvolution.training.flags.flag import flag_of
+from xvolution.training.flags.operators import flags_of
+from xvolution.training.flags.parser import Parser
+from xvolution.training.flags.run import add_operator_flags, add_run_flags, names_in, operators_help
+from xvolution.training.tasks import CLASSIFY, Task, task_called, task_of
 from xvolution.training.upgrade import upgrade_config
-
-ALIASES = {"model": ("--backbone",)}
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -42,19 +38,16 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     """Parse flags and YAML files into the configuration of their task.
 
     Raises:
-        InputError: a value is not allowed, or there is no such task.
-        SystemExit: a flag is unknown or of the wrong type; the parser has said so.
+        InputError: a flag is unknown, a value is not allowed, or there is no such task.
     """
     arguments = with_recipes(arguments, lambda path, recipe: recipe)
     defaults = task_called(said(arguments, "task") or CLASSIFY.name).defaults()
     operator = said(arguments, "operator") or defaults.operator
-    parser = ArgumentParser(
-        prog="xvolution train",
-        description="Train a network, with X-volution or without. Each task and each operator has flags of its own: see "
-        "xvolution train --task detect --help, or --operator linear --help.",
-        epilog=operators_help("--operator", operator),
-        formatter_class=HelpFormatter,
-        default_env=False,
+    parser = Parser(
+        "train",
+        "Train a network, with X-volution or without. Each task and each operator has flags of its own: see\n"
+        "xvolution train --task detect --help, or xvolution train --operator linear --help.",
+        operators_help("--operator", "--help-all" in arguments, operator),
     )
     add_run_flags(parser, defaults)
     add_operator_flags(parser, operator, arguments)
@@ -119,100 +112,6 @@ def _recipe(given: str) -> dict[str, Any] | None:
         return None
 
 
-def add_run_flags(parser: ArgumentParser, defaults: RunConfig, leave_out: Collection[str] = ()) -> None:
-    """Add `--config`, `--task` and a flag for each other field of a configuration but those to be left out."""
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win.")
-    text = "what the network does; each task has flags and defaults of its own."
-    parser.add_argument("--task", choices=tuple(TASKS), default=defaults.task, help=text)
-    hints, helps = typing.get_type_hints(type(defaults)), documentation(type(defaults))
-    for field in dataclasses.fields(defaults):
-        if field.name not in ("task", *leave_out):
-            _add_flag(parser, field.name, hints[field.name], getattr(defaults, field.name), helps[field.name])
-
-
-def add_operator_flags(parser: ArgumentParser, operator: str, arguments: Sequence[str]) -> None:
-    """Add a flag for each option of an operator, from its own dataclass or signature, with its own help.
-
-    Raises:
-        InputError: there is no such operator, or a flag among the arguments is an option of another one.
-    """
-    if operator not in operator_names():
-        raise InputError(f"--operator is {operator}; it must be one of {', '.join(operator_names())}.")
-    options = options_of(operator)
-    for name in _foreign(parser, operator, arguments):
-        having = [other for other in operator_names() if name in {option.name for option in options_of(other)}]
-        listed = ", ".join(flag(option.name) for option in options)
-        raise InputError(
-            f"{flag(name)} is no option of {operator}, whose options are {listed}. It is one of {', '.join(having)}."
-        )
-    group = parser.add_argument_group(f"options of --operator {operator}")
-    for option in options:
-        _add_flag(group, option.name, option.type, option.default, _help_of(option))
-
-
-def _foreign(parser: ArgumentParser, operator: str, arguments: Sequence[str]) -> list[str]:
-    """The options among the arguments that other operators have and this one has not."""
-    own = {option.name for option in options_of(operator)}
-    others = {option.name for name in operator_names() for option in options_of(name)} - own
-    known = {string for action in parser._actions for string in action.option_strings}
-    names = [name for name in _flags_in(arguments) if flag(name) not in known]
-    return [name for name in names if name in others]
-
-
-def _flags_in(arguments: Sequence[str]) -> list[str]:
-    """The names of all flags among the arguments, as fields."""
-    given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
-    return [name.removeprefix("no-").replace("-", "_") for name in given]
-
-
-def operators_help(taken_by: str, chosen: str | None = None) -> str:
-    """All operators and their options, for the end of `--help`.
-
-    Args:
-        taken_by: the flag that takes the names.
-        chosen: the operator whose options have flags of their own.
-    """
-    lines = [f"operators ({taken_by}), and the options of each:"]
-    for name in operator_names():
-        lines.append(f"  {name}: {summary_of(name)}")
-        if name != chosen:
-            lines += [f"      {option.name}: {_help_of(option)}" for option in options_of(name)]
-    return "\n".join(lines)
-
-
-class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's help, with the lines of description and epilog as they are."""
-
-
-def _help_of(option: Option) -> str:
-    return documentation(option.documented_by).get(option.name, "").replace("\n", " ")
-
-
-def _add_flag(parser: Any, name: str, hint: Any, default: Any, text: str) -> None:
-    options: dict[str, Any] = {"default": default, "help": text.replace("%", "%%")}
-    hint = _writable(hint)
-    if hint is bool:
-        options["action"] = ActionYesNo(no_prefix="no-")
-    else:
-        options["type"] = hint
-    parser.add_argument(flag(name), *ALIASES.get(name, ()), **options)
-
-
-def _writable(hint: Any) -> Any:
-    """Leave the functions out of a union type: the command line has no way to write one."""
-    members = typing.get_args(hint)
-    if not any(typing.get_origin(member) is collections.abc.Callable for member in members):
-        return hint
-    return functools.reduce(operator.or_, [m for m in members if typing.get_origin(m) is not collections.abc.Callable])
-
-
-def documentation(documented: Any) -> dict[str, str]:
-    """What a class and its bases, or a function, say of their fields or arguments."""
-    classes = reversed(documented.__mro__) if isinstance(documented, type) else [documented]
-    found = [param for each in classes for param in docstring_parser.parse(each.__doc__ or "").params]
-    return {param.arg_name: (param.description or "").replace("``", "") for param in found}
-
-
 def configured(defaults: Config, values: Mapping[str, Any]) -> Config:
     """The configuration of what a parser with `add_run_flags` has parsed, with the task of ``defaults``.
 
@@ -224,15 +123,15 @@ def configured(defaults: Config, values: Mapping[str, Any]) -> Config:
     for name, value in values.items():
         if value is None and type(None) not in typing.get_args(hints[name]):
             raise InputError(
-                f"{flag(name)} is null; leave it out for its default, {getattr(defaults, name)}, or give a value."
+                f"{flag_of(name)} is null; leave it out for its default, {getattr(defaults, name)}, or give a value."
             )
     return dataclasses.replace(defaults, **values)
 
 
 def _operator_options(values: dict[str, Any], operator: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Take the operator's options out of what was parsed; one that the command line names wins over a file's."""
-    options, given = dict(values["operator_options"] or {}), set(_flags_in(arguments))
-    for option in options_of(operator):
+    options, given = dict(values["operator_options"] or {}), set(names_in(arguments))
+    for option in flags_of(operator):
         value = values.pop(option.name)
         if option.name in given or value != option.default:
             options[option.name] = list(value) if isinstance(value, tuple) else value
@@ -255,10 +154,5 @@ def train_flags(config: RunConfig) -> list[str]:
 
 def _written(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
-        return [flag(name) if value else flag(f"no-{name}")]
-    return [flag(name), value if isinstance(value, str) else json.dumps(value)]
-
-
-def flag(name: str) -> str:
-    """A field's flag."""
-    return f"--{name.replace('_', '-')}"
+        return [flag_of(name) if value else flag_of(f"no-{name}")]
+    return [flag_of(name), value if isinstance(value, str) else json.dumps(value)]

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xvolution.conversion.config import Conversion, Placement
-from xvolution.conversion.register import operator_config, operator_names
 from xvolution.training.errors import InputError
+from xvolution.training.flags.operators import operator_names
 from xvolution.training.upgrade import upgrade_config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from xvolution.conversion.config import Conversion
 
 #: Of images, in pixels; a batch of larger ones fits no memory.
 SMALLEST_SIDE, LARGEST_SIDE = 8, 10_000
@@ -39,10 +40,11 @@ class RunConfig(ABC):
         names: shell patterns of the modules that are replaced, such as layer3.*.conv2.
         at_projections: replace the 1x1 convolution behind a depthwise one in its place, where attention mixes channels.
         holdout: judge by this fraction of the training part in the place of the validation part.
-        on_bad_image: error ends the run at an unreadable image, skip goes on without it.
+        on_bad_image: what happens at an unreadable image: error ends the run, skip goes on without it.
         max_pixels: the most that an image may have; by default Pillow's limit of 178956970, against files that fill the memory.
         outside_images: read images that annotations or tables name outside of the data's folder too.
-        workers: processes that load images; 0 loads in the training process.
+        workers: processes that load images; 0 loads in the training process. By default as many as there are cores but
+            one, at most 8, and none for digits.
         limit_train_batches: batches of an epoch, at most.
         limit_val_batches: batches of an evaluation, at most.
         hflip: probability of mirroring; by default 0.5 (0 for digits).
@@ -52,8 +54,8 @@ class RunConfig(ABC):
         optimizer: timm's name of an optimizer, such as sgd, adamw, lamb.
         lr: learning rate at its peak.
         new_lr_factor: learning rate of the parameters that conversion adds, as a multiple of that of the others.
-        momentum: of the optimizers that have one.
-        weight_decay: on weights; biases and norms get none.
+        momentum: momentum of the optimizers that have one, such as sgd.
+        weight_decay: decay of the weights; biases and norms get none.
         schedule: timm's name of a schedule, such as cosine, step, multistep, linear.
         decay_epochs: epochs between the drops of the step schedule.
         decay_milestones: epochs before the drops of the multistep schedule.
@@ -62,18 +64,19 @@ class RunConfig(ABC):
         min_lr: learning rate at the end.
         clip_grad: largest norm of the gradient.
         ema_decay: decay of an exponential moving average of the weights, which is then what is judged and exported.
-        precision: 32, or bf16 or 16 for mixed precision.
-        accelerator: as Lightning names them; auto takes a GPU where there is one.
-        devices: how many, a list of indices, or auto.
-        num_nodes: machines.
-        strategy: as Lightning names them, such as ddp.
-        seed: of weights, order, augmentation and dropout.
-        split_seed: of the part that is held out where the data have no part of their own to judge by; by default the run's seed.
+        precision: precision of the arithmetic: 32, or bf16 or 16 for mixed precision.
+        accelerator: what trains: cpu, gpu, mps or another of Lightning; auto takes a GPU where there is one.
+        devices: how many devices train, a list of their indices, or auto.
+        num_nodes: how many machines train.
+        strategy: how several devices train, by its name in Lightning, such as ddp.
+        seed: seed of weights, order, augmentation and dropout.
+        split_seed: seed of the part that is held out where the data have no part of their own to judge by; by default
+            the run's seed.
         deterministic: use deterministic algorithms only; resumed GPU runs need it to end with the same bits.
         output: folder of the run; by default runs/<data>-<model>-<operator>.
         resume: go on from last (the checkpoint in the output folder) or from a checkpoint's path.
         checkpoint_every: write a checkpoint every so many steps, beside the one after each epoch.
-        progress: bar, lines (one for each epoch), off; auto draws a bar on a terminal.
+        progress: what is printed: a bar, lines (one for each epoch), or nothing (off); auto draws a bar on a terminal.
     """
 
     data: str = "."
@@ -151,6 +154,9 @@ class RunConfig(ABC):
         """
         if self.operator == "conv" and not self.operator_options:
             return None
+        from xvolution.conversion.config import Conversion, Placement
+        from xvolution.conversion.register import operator_config
+
         try:
             where = Placement.of(self.stages, self.kernel_sizes, self.names, self.at_projections)
             return Conversion(operator_config(self.operator, self.operator_options), where)
@@ -200,18 +206,19 @@ class TrainConfig(RunConfig):
     """A training of an image classifier.
 
     Args:
-        model: a timm model name.
+        model: the network, by its name in timm, such as resnet18 or convnext_atto.
         model_kwargs: further keyword arguments of timm.create_model, as JSON.
         pretrained: begin with timm's pretrained weights.
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
-        data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
-            or a Hugging Face data set.
+        data: the images: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set
+            (torchvision:CIFAR10) or a Hugging Face data set.
         image_size: side length in pixels; by default that of the median image where it is small, else 224.
         in_chans: channels of the images: 3 for colour, 1 for grey, auto for what the data have.
         in_memory: decode the images once, hold them as uint8 on the device that trains and augment whole batches there:
             much faster where small images leave the network waiting. Crops and mirroring alone; random crops need 4 times the
             memory, and are interpolated bilinearly.
-        crop: pad shifts padded images, rrc crops and resizes at random, auto pads up to 96 pixels.
+        crop: how training images are cropped: pad shifts padded images, rrc crops and resizes at random, auto pads up
+            to 96 pixels.
         crop_scale: smallest area of a random crop, as a fraction of the image.
         auto_augment: timm's name of an augmentation policy, such as rand-m9-mstd0.5.
         color_jitter: strength of the colour jitter.
@@ -220,9 +227,9 @@ class TrainConfig(RunConfig):
         cutmix: alpha of cutmix; 0 is off.
         label_smoothing: probability mass taken from the true class.
         teacher: a checkpoint or weights file of a classifier of the same classes, whose logits the network learns from too.
-        teacher_weight: of the teacher in the loss; the labels have the rest.
-        teacher_temperature: by which the logits of both are divided.
-        anneal_to_conv: anneal the gates to their means in so many epochs at the end, with the network from before as its own
+        teacher_weight: weight of the teacher in the loss; the labels have the rest.
+        teacher_temperature: temperature by which the logits of both are divided.
+        anneal_to_conv: epochs at the end in which the gates are annealed to their means, with the network from before as its own
             teacher; then every operator is one plain convolution exactly. For pixel_shift and channel_gate; 0 is off.
         recalibrate_norms: before each judging, measure the statistics of batch norms again over so many training images, as they
             are judged: what is averaged while training is of augmented images. 0 keeps that.
@@ -288,23 +295,23 @@ class DetectionConfig(RunConfig):
 
     Args:
         task: detect for boxes, segment for boxes and masks.
-        architecture: fasterrcnn, maskrcnn, retinanet or fcos, all with a feature pyramid; by default maskrcnn for segment and
-            fasterrcnn for detect.
-        version: 1, or 2 for torchvision's v2 heads.
-        backbone: a torchvision ResNet or a timm name.
+        architecture: the detector: fasterrcnn, maskrcnn, retinanet or fcos, all with a feature pyramid; by default
+            maskrcnn for segment and fasterrcnn for detect.
+        version: version of the detector's heads: 1, or 2 for torchvision's v2 heads.
+        backbone: the network under the detector: a torchvision ResNet or a timm name.
         backbone_weights: a classifier's weights for the backbone: a .ckpt or .safetensors file of this library, or a .safetensors
             file of timm or torchvision.
         pretrained: begin with the library's ImageNet weights in the backbone.
-        norm: of the backbone; frozen keeps the classifier's statistics, batch trains them.
+        norm: norms of the backbone: frozen keeps the classifier's statistics, batch trains them.
         trainable_layers: how many of the backbone's five layers, from the end, are trained.
         parts: where convolutions are replaced: backbone (in the stages of --stages), fpn, rpn, mask, head.
         model_kwargs: further arguments of torchvision's class, as JSON, such as {"box_score_thresh": 0.2}.
-        data: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
+        data: the images: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
         min_size: shorter side of the images in pixels.
-        max_size: longer side at most.
-        scale_jitter: smallest and largest factor of the shorter side in training; 1 1 is none.
+        max_size: longer side of the images in pixels, at most.
+        scale_jitter: smallest and largest factor of the shorter side in training; [1,1] is none.
         large_scale_jitter: resize training images by 0.1 to 2 and crop or pad them to a square of min_size.
-        aspect_groups: batches of images that are all wide or all high.
+        aspect_groups: make batches of images that are all wide or all high.
     """
 
     task: Literal["detect", "segment"] = "detect"

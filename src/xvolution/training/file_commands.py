@@ -8,38 +8,43 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser
-
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
+from xvolution.training.flags.flag import Flag
+from xvolution.training.flags.parser import Parser
 from xvolution.training.tasks import TASKS, Task, owners_of
 
-_MAX_PIXELS = "the most that an image may have; 178956970 by default, against files that fill the memory."
+_MAX_PIXELS = "the most pixels that an image may have; 178956970 by default, against files that fill the memory."
 _ANY_FORM = "a .ckpt, .safetensors (training or deployed form) or .onnx file."
+_DEVICE = Flag(
+    "device", str, "auto", "where the network runs: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one."
+)
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
     """Evaluate a checkpoint, print the figures, write them where asked."""
-    parser = ArgumentParser(
-        prog="xvolution evaluate",
-        description="Top-1, top-5 and loss of a classifier, COCO's figures of a detector, and their speed.",
+    parser = Parser("evaluate", "Top-1, top-5 and loss of a classifier, COCO's figures of a detector, and their speed.")
+    parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=_ANY_FORM)
+    data = "what the network is judged by, as in training; by default the data it was trained on."
+    parser.add_flag("data", Flag("data", str | None, None, data))
+    split = Flag("split", str, "val", "which part of the data the network is judged by.")
+    parser.add_flag("data", split, choices=["train", "val", "test"])
+    holdout = "judge by this fraction of the training part, as in training; by default the part of --split."
+    parser.add_flag("data", Flag("holdout", float | None, None, holdout))
+    parser.add_flag("data", Flag("seed", int, 0, "the seed that chooses the held-out part."))
+    bad = Flag("on_bad_image", str, "error", "what to do at an unreadable image: end, or go on without it.")
+    parser.add_flag("data", bad, choices=["error", "skip"])
+    parser.add_flag(
+        "data", Flag("limit_batches", int | None, None, "evaluate at most so many batches; all by default.")
     )
-    parser.add_argument("checkpoint", type=str, help=_ANY_FORM)
-    parser.add_argument("--data", type=str | None, help="as in training; by default the data it was trained on.")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="which part of the data.")
-    parser.add_argument(
-        "--holdout", type=float | None, help="judge by this fraction of the training part, as in training."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out part.")
-    batches = _by_task(lambda task: str(task.evaluation_batch))
-    parser.add_argument("--batch-size", type=int | None, help=f"images in a batch; by default {batches}.")
-    parser.add_argument("--workers", type=int | None, help="processes that load images.")
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
-    parser.add_argument("--on-bad-image", choices=["error", "skip"], default="error", help="end, or go on without it.")
-    parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
+    parser.add_flag("data", Flag("max_pixels", int | None, None, _MAX_PIXELS), rare=True)
     _add_outside_images(parser)
-    parser.add_argument("--limit-batches", type=int | None, help="evaluate at most so many batches.")
-    parser.add_argument("--json", type=str | None, help="file for the figures.")
+    parser.add_flag("machine", _DEVICE)
+    batches = _by_task(lambda task: str(task.evaluation_batch))
+    parser.add_flag("machine", Flag("batch_size", int | None, None, f"images in a batch; by default {batches}."))
+    workers = "processes that load images; by default one for each core but one, and none for digits and detectors."
+    parser.add_flag("machine", Flag("workers", int | None, None, workers))
+    parser.add_flag("output", Flag("json", str | None, None, "a file for the figures; none is written by default."))
     _add_checksum(parser)
     _add_task_options(parser, "evaluate")
     values = parser.parse_args(list(arguments)).as_dict()
@@ -54,27 +59,19 @@ def evaluate_command(arguments: Sequence[str]) -> None:
 
 def deploy_command(arguments: Sequence[str]) -> None:
     """Re-parameterize a checkpoint and write the deployed form."""
-    parser = ArgumentParser(
-        prog="xvolution deploy", description="Re-parameterize a checkpoint and write what a deployment runs."
+    parser = Parser("deploy", "Re-parameterize a checkpoint and write what a deployment runs.")
+    parser.add_argument(
+        "checkpoint", type=str, metavar="CHECKPOINT", help="a .ckpt or .safetensors file in training form."
     )
-    parser.add_argument("checkpoint", type=str, help="a .ckpt or .safetensors file in training form.")
     endings = _by_task(lambda task: " ".join(task.endings))
-    parser.add_argument("--output", nargs="+", required=True, help=f"files, written by their endings: {endings}.")
-    parser.add_argument(
-        "--layout",
-        type=str,
-        default="auto",
-        help="auto (times each operator in the runtime of each file), single, split or parts.",
-    )
-    parser.add_argument(
-        "--threads", type=int | None, help="of the CPU while layouts are timed; by default as many as torch has."
-    )
-    parser.add_argument(
-        "--fold-norms",
-        action=ActionYesNo(no_prefix="no-"),
-        default=False,
-        help="fold the other norms into their convolutions.",
-    )
+    output = Flag("output", str, None, f"the files, written by their endings: {endings}.")
+    parser.add_flag("output", output, nargs="+", required=True, type=str, metavar="FILE ...")
+    layout = "layout of the operators: auto times each in the runtime of each file; single, split and parts are chosen by name."
+    parser.add_flag("operator", Flag("layout", str, "auto", layout))
+    norms = "fold the other norms of the network into their convolutions too."
+    parser.add_flag("network", Flag("fold_norms", bool, False, norms))
+    threads = "threads of the CPU while layouts are timed; by default as many as torch has."
+    parser.add_flag("machine", Flag("threads", int | None, None, threads))
     _add_checksum(parser)
     _add_task_options(parser, "deploy")
     values = parser.parse_args(list(arguments)).as_dict()
@@ -84,24 +81,23 @@ def deploy_command(arguments: Sequence[str]) -> None:
     print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
 
 
-def _add_outside_images(parser: ArgumentParser) -> None:
+def _add_outside_images(parser: Parser) -> None:
     text = "read images that annotations or tables name outside of the data's folder too."
-    parser.add_argument("--outside-images", action=ActionYesNo(no_prefix="no-"), default=False, help=text)
+    parser.add_flag("data", Flag("outside_images", bool, False, text), rare=True)
 
 
-def _add_checksum(parser: ArgumentParser) -> None:
-    text = "compare the checkpoint with the checksum in it."
-    parser.add_argument("--checksum", action=ActionYesNo(no_prefix="no-"), default=True, help=text)
+def _add_checksum(parser: Parser) -> None:
+    parser.add_flag(
+        "network", Flag("checksum", bool, True, "compare the checkpoint with the checksum in it."), rare=True
+    )
 
 
-def _add_task_options(parser: ArgumentParser, command: Literal["evaluate", "deploy"]) -> None:
+def _add_task_options(parser: Parser, command: Literal["evaluate", "deploy"]) -> None:
     """Add what some tasks alone take, in a group for each set of tasks."""
-    options = {option.name: option for task in TASKS.values() for option in task.options[command]}
-    owners = {name: ", ".join(owners_of(command, name)) for name in options}
-    groups = {title: parser.add_argument_group(title) for title in owners.values()}
-    for name, option in options.items():
-        kind = {"action": ActionYesNo(no_prefix="no-")} if option.type is bool else {"type": option.type | None}
-        groups[owners[name]].add_argument(option.flag, default=None, help=option.help, **kind)
+    for option in {option.name: option for task in TASKS.values() for option in task.options[command]}.values():
+        kind = bool if option.type is bool else option.type | None
+        owners = ", ".join(owners_of(command, option.name))
+        parser.add_flag(f"of {owners}", Flag(option.name, kind, None, option.help))
 
 
 def _by_task(value: Callable[[Task[Any, Any]], str]) -> str:
@@ -114,15 +110,13 @@ def _by_task(value: Callable[[Task[Any, Any]], str]) -> str:
 
 def predict_command(arguments: Sequence[str]) -> None:
     """Draw what a detector finds on images, and write it in COCO's format."""
-    parser = ArgumentParser(
-        prog="xvolution predict", description="Draw what a detector finds on images, and write it in COCO's format."
-    )
-    parser.add_argument("checkpoint", type=str, help=_ANY_FORM)
+    parser = Parser("predict", "Draw what a detector finds on images, and write it in COCO's format.")
+    parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=_ANY_FORM)
     parser.add_argument("images", nargs="+", type=str, help="files, or folders of them.")
-    parser.add_argument("--output", type=str, default="predictions", help="folder for pictures and results.json.")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="what scores less is left out.")
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, mps or auto.")
-    parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
+    parser.add_flag("data", Flag("max_pixels", int | None, None, _MAX_PIXELS), rare=True)
+    parser.add_flag("machine", _DEVICE)
+    parser.add_flag("output", Flag("output", str, "predictions", "a folder for the pictures and results.json."))
+    parser.add_flag("output", Flag("score_threshold", float, 0.5, "leave out what scores less."))
     _add_checksum(parser)
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import predict
@@ -133,17 +127,16 @@ def predict_command(arguments: Sequence[str]) -> None:
 
 def data_command(arguments: Sequence[str]) -> None:
     """Check a data set: the one thing to do with it is `check`."""
-    parser = ArgumentParser(prog="xvolution data", description="Everything about a folder in COCO's format at once.")
+    parser = Parser("data", "Everything about a folder in COCO's format at once.")
     parser.add_argument("action", choices=["check"], help="what to do.")
-    parser.add_argument(
-        "folder", type=str, help="with annotations/instances_train*.json, or train/_annotations.coco.json."
-    )
-    parser.add_argument(
-        "--masks", action=ActionYesNo(no_prefix="no-"), default=False, help="every object needs a mask."
-    )
-    parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
+    folder = "with annotations/instances_train*.json, or train/_annotations.coco.json."
+    parser.add_argument("folder", type=str, metavar="FOLDER", help=folder)
+    parser.add_flag("data", Flag("masks", bool, False, "every object needs a mask."))
+    parser.add_flag("data", Flag("max_pixels", int | None, None, _MAX_PIXELS), rare=True)
     _add_outside_images(parser)
-    parser.add_argument("--json", type=str | None, help="file for the whole report.")
+    parser.add_flag(
+        "output", Flag("json", str | None, None, "a file for the whole report; none is written by default.")
+    )
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.coco.check import check_folder
 

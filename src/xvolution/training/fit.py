@@ -7,6 +7,7 @@ import logging
 import random
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.utils.tensorboard.summary import hparams
 
 from xvolution.conversion.parameters import new_parameters
 from xvolution.conversion.summary import conversion_summary, is_converted
-from xvolution.training.callbacks import EpochLines, RunCheckpoints, best_row
+from xvolution.training.announcement import Announcement
+from xvolution.training.callbacks import LOG_EVERY, EpochLines, LogEveryEpoch, RunCheckpoints, best_row
 from xvolution.training.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
@@ -71,9 +74,22 @@ class TrainResult:
 
 
 def fit(
-    config: RunConfig, module: TrainingModule, data: L.LightningDataModule, metadata: Metadata, resume: Path | None
+    config: RunConfig,
+    module: TrainingModule,
+    data: L.LightningDataModule,
+    metadata: Metadata,
+    resume: Path | None,
+    described: Mapping[str, str],
 ) -> TrainResult:
     """Train a module into the run's folder, from a checkpoint on where one is given.
+
+    Args:
+        config: the run.
+        module: what is trained.
+        data: by what.
+        metadata: of the weights.
+        resume: the checkpoint.
+        described: what there is to say of the data before the run, by name.
 
     Raises:
         InputError: the checkpoint is of another network, or of a run that this configuration cannot go on with; or Lightning
@@ -87,7 +103,8 @@ def fit(
     _write_config(config)
     with warnings.catch_warnings():
         _quiet_lightning()
-        trainer = _trainer(config, checkpoints)
+        trainer = _trainer(config, checkpoints, described)
+        _log_configuration(trainer, config, module.judged_by)
         with checkpoints.heeding_requests(), write_errors(config.run_dir):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     best = best_row(module.eligible, module.judged_by)
@@ -188,17 +205,27 @@ def _say(sentence: str) -> None:
     print(sentence, flush=True)
 
 
-def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:
-    callbacks: list[Callback] = [checkpoints]
+@rank_zero_only
+def _log_configuration(trainer: L.Trainer, config: RunConfig, judged_by: str) -> None:
+    """Tell TensorBoard the configuration, for its table of runs; the metric's values follow from training."""
+    kept = (int, float, str)
+    plain = {name: value if type(value) in kept else json.dumps(value) for name, value in config.to_dict().items()}
+    writer = trainer.loggers[0].experiment.file_writer  # type: ignore[union-attr]
+    for summary in hparams(plain, {judged_by: 0.0}):
+        writer.add_summary(summary)
+
+
+def _trainer(config: RunConfig, checkpoints: RunCheckpoints, described: Mapping[str, str]) -> L.Trainer:
+    callbacks: list[Callback] = [checkpoints, LogEveryEpoch()]
     progress = config.progress
     if progress == "auto":
         progress = "bar" if sys.stdout.isatty() else "lines"
     if progress == "bar":
         callbacks.append(RichProgressBar(leave=False))
     if progress != "off":
-        callbacks.append(EpochLines())
+        callbacks += [Announcement(config, described), EpochLines()]
     loggers: list[Logger] = [
-        TensorBoardLogger(config.run_dir, name="tensorboard", version=""),
+        TensorBoardLogger(config.run_dir, name="tensorboard", version="", default_hp_metric=False),
         CSVLogger(config.run_dir, name="csv"),
     ]
     try:
@@ -222,7 +249,7 @@ def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:
             enable_progress_bar=progress == "bar",
             enable_model_summary=False,
             enable_checkpointing=True,
-            log_every_n_steps=10,
+            log_every_n_steps=LOG_EVERY,
         )
     except (MisconfigurationException, ValueError) as error:
         raise InputError(
@@ -233,7 +260,9 @@ def _trainer(config: RunConfig, checkpoints: RunCheckpoints) -> L.Trainer:
 
 @rank_zero_only
 def announce(model: nn.Module, config: RunConfig) -> None:
-    """Print what was converted, where something was, and what trains at another rate; on the first process alone."""
+    """Print what was converted and what trains at another rate, where that is to be printed; on the first process alone."""
+    if config.progress == "off":
+        return
     if is_converted(model):
         print(conversion_summary(model), flush=True)
     if config.new_lr_factor != 1:

@@ -21,6 +21,7 @@ from xvolution.training.data.module import default_workers
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, clock, device_of
 from xvolution.training.files import atomic_path
+from xvolution.training.progress import followed
 
 
 @dataclass
@@ -100,7 +101,8 @@ def evaluate_model(
     device = device_of(model)
     metrics = ClassificationMetrics(num_classes).to(device)
     predicted, indices, timings = [], [], []
-    for batch in islice(loader, limit_batches):
+    batches = len(loader) if limit_batches is None else min(limit_batches, len(loader))
+    for batch in followed(islice(loader, limit_batches), batches, "judging"):
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         began = clock(device)
         logits = model(batch["image"])

@@ -67,7 +67,7 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
     )
     taught = None if teacher is None else teacher_of(str(config.teacher), *teacher, metadata)
     module = Classification(model, spec.num_classes, config, metadata.to_dict(), taught)
-    return fit(config, module, _data_module(config, splits, preprocessing), metadata, resume)
+    return fit(config, module, _data_module(config, splits, preprocessing), metadata, resume, _described(splits, size))
 
 
 def image_size(config: TrainConfig, splits: DataSplits) -> int:
@@ -91,6 +91,16 @@ def _announce_size(size: int, sides: Sequence[int]) -> None:
     print(
         f"image size {size}: the median shorter side of {len(sides)} images is {median} pixels; --image-size says otherwise"
     )
+
+
+def _described(splits: DataSplits, size: int) -> dict[str, str]:
+    """What the run's announcement says of the data."""
+    train, val = len(splits.train), len(splits.val)
+    return {
+        "data": f"{splits.name}: {train} images of {len(splits.train.class_names)} classes to learn from",
+        "judged by": f"{val} images: {splits.judged_by}",
+        "size": f"{size} x {size} pixels",
+    }
 
 
 def model_spec(config: TrainConfig, num_classes: int, grey: bool = False) -> ModelSpec:

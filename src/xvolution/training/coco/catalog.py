@@ -47,7 +47,8 @@ def open_detection(
             raise InputError(f"--holdout is {holdout}; it must be between 0 and 1.")
         order = np.random.default_rng(seed).permutation(len(train))
         count = max(1, round(holdout * len(train)))
-        return DetectionSplits(str(data), train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
+        parts = (train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
+        return DetectionSplits(str(data), *parts, f"{holdout:.0%} of the training part, by --holdout")
     val = open_part(data, "val", masks, on_bad_image, max_pixels, outside_images)
     if val.annotations.categories != train.annotations.categories:
         raise InputError(

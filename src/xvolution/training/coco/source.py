@@ -155,8 +155,10 @@ class DetectionSplits:
     Attributes:
         name: what it was opened by.
         train, val: to train on and to judge by.
+        judged_by: where ``val`` comes from, in words.
     """
 
     name: str
     train: DetectionSource
     val: DetectionSource
+    judged_by: str = "its validation part"

@@ -33,6 +33,7 @@ class DataSplits:
         val: images to judge by: the data set's own validation (or test) part, or one held out of `train`.
         test: the data set's test part where it has one beside `val`.
         survey: a look at the training images.
+        judged_by: where ``val`` comes from, in words.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataSplits:
     val: ImageSource
     test: ImageSource | None
     survey: Survey
+    judged_by: str = "its validation part"
 
     @property
     def image_size(self) -> int:
@@ -99,14 +101,18 @@ def open_data(
         for sentence in survey.sentences(f"the {part} part of {printable(name)}"):
             warnings.warn(sentence, stacklevel=2)
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
+    judged_by = "a fixed fifth of every class" if name == "digits" else "its validation part"
     if holdout is not None:
         train, val = held_out(train, holdout, seed)
+        judged_by = f"{holdout:.0%} of the training part, by --holdout"
     elif val is None and test is not None:
         val, test = test, None
+        judged_by = "its test part, since there is no validation part"
     elif val is None:
         train, val = held_out(train, HELD_OUT, seed)
+        judged_by = f"{HELD_OUT:.0%} of every class, held out by --split-seed {seed}, since there is one part"
     assert val is not None
-    return DataSplits(name, train, val, test, surveys["train"])
+    return DataSplits(name, train, val, test, surveys["train"], judged_by)
 
 
 def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:

@@ -21,6 +21,7 @@ from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, clock, device_of
 from xvolution.training.files import write_text
 from xvolution.training.memory import peak_memory
+from xvolution.training.progress import followed
 
 
 @dataclass
@@ -136,7 +137,8 @@ def _judge(
     device = device_of(model)
     seconds: list[float] = []
     drawn: list[Pictured] = []
-    for batch in islice(loader, limit):
+    batches = len(loader) if limit is None else min(limit, len(loader))
+    for batch in followed(islice(loader, limit), batches, "judging"):
         images = [image.to(device) for image in batch["image"]]
         began = clock(device)
         found = model(images)

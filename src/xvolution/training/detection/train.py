@@ -60,7 +60,12 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         max(0, min(8, (os.cpu_count() or 1) - 1)) if config.workers is None else config.workers,
         config.on_bad_image,
     )
-    return fit(config, module, data, metadata, resume)
+    said = {
+        "data": f"{splits.name}: {len(splits.train)} images, {len(splits.train.class_names)} classes of objects",
+        "judged by": f"{len(splits.val)} images: {splits.judged_by}",
+        "size": f"shorter side {config.min_size} pixels, longer side at most {config.max_size}",
+    }
+    return fit(config, module, data, metadata, resume, said)
 
 
 def opened(config: DetectionConfig) -> DetectionSplits:

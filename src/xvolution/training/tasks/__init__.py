@@ -8,7 +8,6 @@ from typing import Any
 
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
-from xvolution.training.metadata import type_of
 from xvolution.training.tasks.base import Option, Task
 from xvolution.training.tasks.classify import Classify
 from xvolution.training.tasks.detect import Detect
@@ -55,6 +54,7 @@ def task_of_file(path: str | os.PathLike[str]) -> Task[Any, Any]:
         InputError: it is none, or no task here knows its network.
     """
     from xvolution.training.checkpoint import read_header
+    from xvolution.training.metadata import type_of
 
     header = read_header(path)
     found = type_of(header)

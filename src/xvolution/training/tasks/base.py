@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
-from xvolution.training.metadata import Metadata, type_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
     from xvolution.training.deployment import DeployResult, DeploySettings
     from xvolution.training.evaluation import Evaluation, EvaluationSettings
     from xvolution.training.fit import TrainResult
+    from xvolution.training.metadata import Metadata
     from xvolution.training.onnx_file import OnnxNetwork
 
 Config = TypeVar("Config", bound=RunConfig)
-Meta = TypeVar("Meta", bound=Metadata)
+Meta = TypeVar("Meta", bound="Metadata")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class Task(ABC, Generic[Config, Meta]):
 
     def recognizes(self, header: Mapping[str, Any]) -> bool:
         """Whether ``to_dict`` of the metadata of this task's network made these values."""
+        from xvolution.training.metadata import type_of
+
         return type_of(header) == self.metadata.type
 
     @abstractmethod

@@ -33,7 +33,7 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         "evaluate": (IMAGE_SIZE, Option("predictions", str, "CSV file for the prediction of every image.")),
         "deploy": (
             IMAGE_SIZE,
-            Option("batch_size", int, "of the example that is measured and compared; 1 by default."),
+            Option("batch_size", int, "images in the example that is measured and compared; 1 by default."),
             Option(
                 "fixed_size",
                 bool,

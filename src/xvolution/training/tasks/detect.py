@@ -33,11 +33,11 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
         "evaluate": (
             Option("results", str, "JSON file for the detections in COCO's submission format."),
             Option("page", str, "HTML file with pictures, the truth beside what was found."),
-            Option("pictures", int, "on the page; 24 by default."),
+            Option("pictures", int, "how many pictures are on the page; 24 by default."),
         ),
         "deploy": (
-            Option("image", str, "file of the example whose detections are compared; else noise."),
-            Option("max_pixels", int, "the most that the example may have; 178956970 by default."),
+            Option("image", str, "a picture whose detections are compared; noise by default."),
+            Option("max_pixels", int, "the most pixels that the example may have; 178956970 by default."),
         ),
     }
     endings = (".safetensors", ".onnx", ".xml")
