@@ -279,8 +279,10 @@ class DetectionConfig(RunConfig):
         backbone_weights: a classifier's weights for the backbone: a .ckpt or .safetensors file of this library, or a .safetensors
             file of timm or torchvision.
         pretrained: begin with the library's ImageNet weights in the backbone.
-        norm: of the backbone; frozen keeps the classifier's statistics, batch trains them.
-        trainable_layers: how many of the backbone's five layers, from the end, are trained.
+        norm: of the backbone; frozen keeps a classifier's statistics, batch trains them. By default frozen where the backbone
+            begins with a classifier's weights, and batch where it begins with random ones, whose norms have no statistics.
+        trainable_layers: how many of the backbone's five layers, from the end, are trained; by default 3 where it begins with a
+            classifier's weights, and all 5 where it begins with random ones.
         parts: where convolutions are replaced: backbone (in the stages of --stages), fpn, rpn, mask, head.
         model_kwargs: further arguments of torchvision's class, as JSON, such as {"box_score_thresh": 0.2}.
         data: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
@@ -297,8 +299,8 @@ class DetectionConfig(RunConfig):
     backbone: str = "resnet50"
     backbone_weights: str | None = None
     pretrained: bool = False
-    norm: Literal["frozen", "batch"] = "frozen"
-    trainable_layers: int = 3
+    norm: Literal["frozen", "batch"] | None = None
+    trainable_layers: int | None = None
     parts: list[str] = field(default_factory=lambda: ["backbone", "fpn"])
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     min_size: int = 800
@@ -326,9 +328,26 @@ class DetectionConfig(RunConfig):
         for name in ("min_size", "max_size"):
             require(self, name, SMALLEST_SIDE <= getattr(self, name) <= LARGEST_SIDE, sides)
         require(self, "max_size", self.max_size >= self.min_size, f"at least min-size ({self.min_size})")
-        require(self, "trainable_layers", 0 <= self.trainable_layers <= 5, "from 0 to 5")
+        require(self, "trainable_layers", (layers := self.trainable_layers) is None or 0 <= layers <= 5, "from 0 to 5")
         alone = self.backbone_weights is None or not self.pretrained
         require(self, "backbone_weights", alone, "left out with --pretrained")
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the backbone begins with the weights of a classifier."""
+        return self.pretrained or self.backbone_weights is not None
+
+    @property
+    def backbone_norm(self) -> Literal["frozen", "batch"]:
+        """``norm``, or what suits the weights that the backbone begins with."""
+        return self.norm or ("frozen" if self.begins_trained else "batch")
+
+    @property
+    def trained_layers(self) -> int:
+        """``trainable_layers``, or what suits the weights that the backbone begins with."""
+        if self.trainable_layers is not None:
+            return self.trainable_layers
+        return 3 if self.begins_trained else 5
 
     @property
     def trained(self) -> str:
