@@ -22,8 +22,9 @@ import torch
 from xvolution.compare.grid import Cell, read_json
 from xvolution.compare.register import comparison_of
 from xvolution.compare.variants import Variant
+from xvolution.conversion.attention_share import estimated_shares
 from xvolution.signals import ending_politely, status
-from xvolution.training.api import evaluate
+from xvolution.training.api import evaluate, load_model
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import Interrupted
 from xvolution.training.files import write_text
@@ -107,6 +108,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         **task.judge(train, judged, cell.folder),
         "images": judged.images,
         **task.costs(trained.checkpoint),
+        "attention_shares": estimated_shares(load_model(trained.checkpoint)[0]),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in trained.history),
         "peak_memory_bytes": memory.bytes,
         "peak_memory_of": memory.where,

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from xvolution.conversion.attention_share import estimated_shares, hardly_begun
 from xvolution.conversion.summary import conversion_summary, is_converted
 from xvolution.training.callbacks import EpochLines, RunCheckpoints, best_row
 from xvolution.training.checkpoint import AtomicCheckpointIO, load_weights, read_checkpoint
@@ -79,6 +80,9 @@ def fit(
         trainer = _trainer(config, checkpoints)
         with checkpoints.heeding_requests(), write_errors(config.run_dir):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    asleep = hardly_begun(estimated_shares(module.judged))
+    if asleep is not None:
+        _say(asleep)
     best = best_row(module.history, module.judged_by)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)
 
