@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "deploy": ("xvolution.training.file_commands", "deploy_command", "re-parameterize a checkpoint and export it"),
     "predict": ("xvolution.training.file_commands", "predict_command", "draw what a detector finds on images"),
-    "data": ("xvolution.training.file_commands", "data_command", "check a folder in COCO's format"),
+    "data": ("xvolution.training.data_command", "data_command", "check a data set: broken pictures, duplicates, sizes"),
     "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
     "explain": ("xvolution.explain.command", "explain_command", "what the attention in a trained classifier does"),
     "bench": ("xvolution.bench.commands", "bench_command", "time, memory and operations against the convolution"),

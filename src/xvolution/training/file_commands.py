@@ -1,4 +1,4 @@
-"""The parsers of `xvolution evaluate`, `deploy`, `predict` and `data`."""
+"""The parsers of `xvolution evaluate`, `deploy` and `predict`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 from xvolution.training.tasks import TASKS, Task, owners_of
 
@@ -129,27 +128,3 @@ def predict_command(arguments: Sequence[str]) -> None:
 
     written = predict(values.pop("checkpoint"), values.pop("images"), values.pop("output"), **values)
     print(f"{len(written) - 1} pictures in {written[-1].parent}, results in {written[-1]}")
-
-
-def data_command(arguments: Sequence[str]) -> None:
-    """Check a data set: the one thing to do with it is `check`."""
-    parser = ArgumentParser(prog="xvolution data", description="Everything about a folder in COCO's format at once.")
-    parser.add_argument("action", choices=["check"], help="what to do.")
-    parser.add_argument(
-        "folder", type=str, help="with annotations/instances_train*.json, or train/_annotations.coco.json."
-    )
-    parser.add_argument(
-        "--masks", action=ActionYesNo(no_prefix="no-"), default=False, help="every object needs a mask."
-    )
-    parser.add_argument("--max-pixels", type=int | None, help=_MAX_PIXELS)
-    _add_outside_images(parser)
-    parser.add_argument("--json", type=str | None, help="file for the whole report.")
-    values = parser.parse_args(list(arguments)).as_dict()
-    from xvolution.training.coco.check import check_folder
-
-    report = check_folder(values["folder"], values["masks"], values["max_pixels"], values["outside_images"])
-    print(report)
-    if values["json"] is not None:
-        write_text(values["json"], json.dumps(report.to_dict(), indent=2) + "\n")
-    if report.refused:
-        raise InputError(f"{report.refused} problems of {values['folder']} must be mended.")
