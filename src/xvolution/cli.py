@@ -23,6 +23,11 @@ COMMANDS = {
         "accuracy or average precision, and speed, of a checkpoint",
     ),
     "deploy": ("xvolution.training.file_commands", "deploy_command", "re-parameterize a checkpoint and export it"),
+    "quantize": (
+        "xvolution.training.quantize_command",
+        "quantize_command",
+        "a classifier in 8-bit integers, judged before and after",
+    ),
     "predict": ("xvolution.training.file_commands", "predict_command", "draw what a detector finds on images"),
     "data": ("xvolution.training.data_command", "data_command", "check a data set: broken pictures, duplicates, sizes"),
     "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
