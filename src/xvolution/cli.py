@@ -17,6 +17,11 @@ COMMANDS = {
         "train_command",
         "train a classifier or a detector, with X-volution or without",
     ),
+    "convert": (
+        "xvolution.training.convert_command",
+        "convert_command",
+        "put X-volution into a network, and say what was converted and what was not",
+    ),
     "evaluate": (
         "xvolution.training.file_commands",
         "evaluate_command",

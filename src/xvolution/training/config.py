@@ -201,6 +201,8 @@ class TrainConfig(RunConfig):
         model: a timm model name.
         model_kwargs: further keyword arguments of timm.create_model, as JSON.
         pretrained: begin with timm's pretrained weights.
+        weights: begin with the weights of this file: of the same network, plain or converted in the same way, by this library or
+            in timm's names (.safetensors). The classifier on top is new where the number of classes differs.
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
         data: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set (torchvision:CIFAR10)
             or a Hugging Face data set.
@@ -226,6 +228,7 @@ class TrainConfig(RunConfig):
     model: str = "resnet18"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    weights: str | None = None
     small_images: bool = False
     data: str = "digits"
     image_size: int | None = None
@@ -248,6 +251,7 @@ class TrainConfig(RunConfig):
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         sides = f"from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
         require(self, "image_size", self.image_size is None or SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE, sides)
+        require(self, "weights", self.weights is None or not self.pretrained, "left out with --pretrained")
         require(self, "recalibrate_norms", self.recalibrate_norms >= 0, "0 or a number of images")
         require(self, "crop_scale", 0 < self.crop_scale <= 1, "more than 0 and at most 1")
         require(self, "random_erase", 0 <= self.random_erase <= 1, "from 0 to 1")

@@ -83,6 +83,8 @@ def open_data(
     """
     require_max_pixels(max_pixels)
     name = os.fspath(data)
+    if not name:
+        raise InputError("the network does not say what it was trained on; give --data.")
     parts = _open_parts(name, outside_images)
     if "train" not in parts:
         raise InputError(f"{name} has no training part; found: {', '.join(parts) or 'nothing'}.")
