@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 from tests.comparing import Inline, Text
 from xvolution.cli import main
-from xvolution.compare import CompareConfig, Variant, cluster, compare, launch, run
+from xvolution.compare import CompareConfig, Comparison, Variant, cluster, compare, launch, run
 from xvolution.compare import cell as cell_module
 from xvolution.compare.cell import run_task
 from xvolution.compare.grid import Cell, cells
@@ -312,6 +312,36 @@ def test_variants_are_compared_with_each_other_too(tmp_path: Path) -> None:
     text = " ".join(" ".join(page.shown).split())
     assert "row minus column xvolution control −5.00" in text
     assert "−0.2000 (−0.2000 to −0.2000)" in text
+
+
+def test_attention_that_has_hardly_begun_to_speak_is_said_of_its_variant(tmp_path: Path) -> None:
+    variants = (*VARIANTS, Variant("awake", "linear"), Variant("older", "global"))
+    config = configured(tmp_path, variants=variants, seeds=(0, 1))
+    grid = cells(config)
+    shares = {"conv": {}, "xvolution": {"a": 1e-7, "b": 2e-4}, "awake": {"a": 1e-7, "b": 0.2}, "older": None}
+    for cell in grid:
+        finish(cell, 0.5)
+        found = shares[cell.variant.label]
+        if found is not None:
+            path = cell.folder / "result.json"
+            seeds = {name: share / (1 + cell.train.seed) for name, share in found.items()}
+            result = {**json.loads(path.read_text(encoding="utf-8")), "attention_shares": seeds}
+            path.write_text(json.dumps(result), encoding="utf-8")
+    conditions = {"command": ["xvolution"], "commit": None, "versions": {}}
+    device = {"processor": "some", "cores": 2, "system": "a system"}
+    figures = gather(config, grid, {**conditions, "device": device}, None)
+    sentences = {row["label"]: row["asleep"] for row in figures["variants"]}
+    assert {label: sentence is not None for label, sentence in sentences.items()} == {
+        "conv": False, "xvolution": True, "awake": False, "older": False
+    }  # fmt: skip
+    assert "it is 0.0002 of the variance" in sentences["xvolution"]
+    assert figures["variants"][1]["verdict"].endswith("; its attention has hardly begun to speak")
+    assert figures["asleep"] == [f"xvolution: {sentences['xvolution']}"]
+    page = Text()
+    page.feed(render(figures))
+    assert figures["asleep"][0] in " ".join(page.shown)
+    result = Comparison(tmp_path / "page", tmp_path / "results", tmp_path / "table", figures)
+    assert f"\n{figures['asleep'][0]}\npage " in str(result)
 
 
 def row(

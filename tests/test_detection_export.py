@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxSession
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import export_detector
 from xvolution.models.detect_match import match_detections
+from xvolution.models.detect_raw import agreement_of, raw_outputs
 
 
 @pytest.mark.parametrize(("architecture", "version"), VERSIONS)
@@ -170,3 +173,69 @@ def test_matching_ignores_order_and_ties_but_nothing_else() -> None:
     assert not match_detections(expected, detections([0.9, 0.55, 0.06, 0.0501])).holds()
     other = [{**expected[0], "labels": expected[0]["labels"] + 1}]
     assert not match_detections(expected, other).holds()
+
+
+def unsure_detector(architecture: str) -> torch.nn.Module:
+    """One that is sure of nothing, so that it finds nothing."""
+    limits = {"box_score_thresh": 1.0} if "rcnn" in architecture else {"score_thresh": 1.0}
+    return small_detector(architecture, 1, PARTS[architecture], kwargs=limits).eval()
+
+
+@pytest.mark.parametrize("architecture", list(PARTS))
+def test_where_nothing_is_found_maps_and_raw_scores_are_compared(architecture: str) -> None:
+    detector = unsure_detector(architecture)
+    deployed = deploy_detector(detector, images(), layout="split")
+    raw = raw_outputs(detector, images()[0])
+    assert {name.split(".")[0] for name in raw} == {"backbone", "rpn" if "rcnn" in architecture else "head"} | (
+        {"roi_heads"} if "rcnn" in architecture else set()
+    )
+    agreement = agreement_of(detector, deployed, images()[0])
+    assert agreement.is_empty
+    assert agreement.raw is not None
+    assert 0 < agreement.raw.maps < 1e-4
+    assert 0 < agreement.raw.scores < 1e-4
+    assert agreement.holds()
+    assert "nothing is found in the example; feature maps differ by" in str(agreement)
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("backbone.fpn.layer_blocks.0.0", "maps"),
+        ("rpn.head.cls_logits", "scores"),
+        ("roi_heads.box_predictor.cls_score", "scores"),
+    ],
+)
+def test_another_detector_that_finds_nothing_either_does_not_agree(part: str, kind: str) -> None:
+    detector = unsure_detector("fasterrcnn")
+    other = copy.deepcopy(detector)
+    with torch.no_grad():
+        for parameter in other.get_submodule(part).parameters():
+            parameter.mul_(1.1)
+    agreement = agreement_of(detector, other, images()[0])
+    assert agreement.is_empty
+    assert getattr(agreement.raw, kind) > 1e-3
+    assert not agreement.holds()
+
+
+@pytest.mark.parametrize("architecture", ["maskrcnn", "fcos"])
+def test_a_file_that_finds_nothing_is_compared_by_maps_and_raw_scores(tmp_path, architecture: str) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    deployed = deploy_detector(unsure_detector(architecture), images(), layout="split")
+    report = export_detector(deployed, tmp_path / "detector.onnx", images()[0])
+    assert report.content == "detector"
+    assert report.agreement.is_empty
+    assert 0 < report.agreement.raw.maps < 1e-4
+    assert report.agreement.raw.scores < 1e-4
+    assert [file.name for file in tmp_path.iterdir()] == ["detector.onnx"]
+
+
+def test_a_file_that_finds_nothing_and_computes_something_else_is_not_written(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    deployed = deploy_detector(unsure_detector("fcos"), images(), layout="split")
+    run = OnnxSession._run
+    monkeypatch.setattr(OnnxSession, "_run", lambda self, inputs: [1.1 * y for y in run(self, inputs)])
+    with pytest.raises(ExportError, match="finds something else than the detector: no detections to compare"):
+        export_detector(deployed, tmp_path / "detector.onnx", images()[0])
+    assert not list(tmp_path.iterdir())

@@ -85,3 +85,21 @@ def test_the_small_image_stem_keeps_the_resolution() -> None:
 def test_what_cannot_be_built_says_why(spec: ModelSpec, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build_model(spec)
+
+
+def test_no_weights_of_these_networks_are_promised_and_the_plain_ones_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert timm.list_models("xvolution*", pretrained=True) == []
+    assert len(timm.list_models("xvolution*")) == 4
+    from xvolution.models import resnet
+
+    asked = []
+
+    def plain(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+        asked.append(pretrained)
+        return timm.create_model("resnet18", **kwargs)
+
+    monkeypatch.setitem(resnet._PLAIN, "resnet18", plain)
+    timm.create_model("xvolution_resnet18", pretrained=True, layers=[1, 1, 1, 1])
+    assert asked == [True]

@@ -17,13 +17,14 @@ from PIL import Image
 from tests.training import coco_folder
 from xvolution.cli import main
 from xvolution.models import ModelSpec, build_model
-from xvolution.training import InputError, evaluate, load_model, train
+from xvolution.training import InputError, commands, evaluate, load_model, train
 from xvolution.training.checkpoint import read_weights, save_weights
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.commands import parse_run
 from xvolution.training.config import DetectionConfig
 from xvolution.training.data.transforms import Preprocessing
 from xvolution.training.detection.module import Detection
+from xvolution.training.detection.train import detector_spec
 from xvolution.training.fit import TrainResult
 
 SMALL: dict[str, Any] = {
@@ -71,6 +72,46 @@ def deployed(detector: TrainResult, blocks: Path) -> dict[str, Path]:
     image = str(blocks / "val" / "000.png")
     assert main(["deploy", str(detector.weights), "--output", *map(str, files.values()), "--image", image]) == 0
     return files
+
+
+def test_random_weights_have_no_norms_to_freeze(
+    blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**SMALL, "epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "data": str(blocks)}
+    del given["norm"], given["trainable_layers"]
+    with pytest.raises(
+        InputError, match=r"--norm frozen .* random weights.*; add --pretrained or --backbone-weights, or leave --norm"
+    ):
+        train(DetectionConfig(**given, norm="frozen", output=str(tmp_path / "frozen")))
+    chosen = train(DetectionConfig(**given, output=str(tmp_path / "chosen")))
+    said = capsys.readouterr().out
+    assert (
+        "the backbone begins with random weights: its norms are trained (--norm batch), so are all its layers;" in said
+    )
+    model, metadata = load_model(chosen.weights)
+    assert (metadata.model.norm, metadata.model.trainable_layers) == ("batch", 5)
+    assert isinstance(model.backbone.body.bn1, torch.nn.BatchNorm2d)
+    assert not {"--norm", "--trainable-layers"} & set(commands.train_flags(config_of(chosen)))
+
+
+def config_of(result: TrainResult) -> DetectionConfig:
+    """What a run says it was configured by."""
+    return DetectionConfig.from_dict(json.loads((result.run_dir / "config.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("given", "norm", "layers"),
+    [
+        ({}, "batch", 5),
+        ({"pretrained": True}, "frozen", 3),
+        ({"backbone_weights": "weights.safetensors"}, "frozen", 3),
+        ({"pretrained": True, "norm": "batch", "trainable_layers": 4}, "batch", 4),
+        ({"trainable_layers": 2}, "batch", 2),
+    ],
+)
+def test_norms_and_trained_layers_suit_the_weights(given: dict[str, Any], norm: str, layers: int) -> None:
+    spec = detector_spec(DetectionConfig(**given), 3)
+    assert (spec.norm, spec.trainable_layers) == (norm, layers)
 
 
 def test_a_run_leaves_weights_history_and_figures(detector: TrainResult) -> None:

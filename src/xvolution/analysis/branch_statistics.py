@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.attention.base import methods_of
+from xvolution.conversion.attention_share import share_of, usual_variance
 from xvolution.operator import XVolution2d
 
 
@@ -21,7 +22,7 @@ class BranchStatistics:
     Attributes:
         size: (H', W'), pixels of the operator's output.
         share: variance of the attention branch over that of both branches added up, after their norms, from 0 (convolution
-            alone) to 1; mean over channels.
+            alone) to 1; mean over channels. See `xvolution.conversion.attention_share`.
         context: part of the attention branch's variance that is the same at every pixel of an image, so that it says
             something of the image and nothing of the place; mean over channels.
         kurtosis: fourth standardized moment of the products ``φ(q) ⊙ Σ_δ w_δ ⊙ k_δ`` in front of ``W^v``, mean over channels: 3
@@ -123,7 +124,8 @@ def branch_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, 
         raise ValueError(
             "the model is in training mode, where a look would move its statistics; call model.eval() first"
         )
-    probes = {name: _Probe(operator) for name, operator in operators.items()}
+    usual = usual_variance(model)
+    probes = {name: _Probe(operator, usual) for name, operator in operators.items()}
     with ExitStack() as stack:
         for probe in probes.values():
             stack.callback(probe.remove)
@@ -157,8 +159,9 @@ def silenced(model: nn.Module, averages: Mapping[str, Tensor]) -> Iterator[None]
 class _Probe:
     """Listens to one operator while the network runs."""
 
-    def __init__(self, operator: XVolution2d) -> None:
+    def __init__(self, operator: XVolution2d, usual: float) -> None:
         self.size: Any = None
+        self._usual = usual
         self._attended: Any = None
         self._attention, self._convolution, self._products = Moments(), Moments(), Moments()
         projection = methods_of(operator.attention).projection
@@ -187,7 +190,7 @@ class _Probe:
         attention, convolution = self._attention.variance, self._convolution.variance
         return BranchStatistics(
             self.size,
-            share=_mean_ratio(attention, attention + convolution),
+            share=share_of(attention, convolution, self._usual),
             context=_mean_ratio(self._attention.variance_of_image_means, attention),
             kurtosis=self._kurtosis() if self._has_products else None,
             mean=self._attention.mean.float(),

@@ -22,8 +22,9 @@ import torch
 from xvolution.compare.grid import Cell, read_json
 from xvolution.compare.register import comparison_of
 from xvolution.compare.variants import Variant
+from xvolution.conversion.attention_share import estimated_shares
 from xvolution.signals import ending_politely, status
-from xvolution.training.api import evaluate
+from xvolution.training.api import evaluate, load_model
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import Interrupted
 from xvolution.training.files import write_text
@@ -106,6 +107,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "digest": cell.digest,
         "command": cell.command,
         **found,
+        "attention_shares": estimated_shares(load_model(trained.checkpoint)[0]),
         "seconds_after_training": time.perf_counter() - trained_at,
         "seconds_per_epoch": statistics.median(row["seconds"] for row in trained.history),
         "peak_memory_bytes": memory.bytes,

@@ -22,7 +22,7 @@ from xvolution.training.coco.data import detection_loader
 from xvolution.training.coco.resampling import resampled_precision
 from xvolution.training.config import DetectionConfig
 from xvolution.training.detection.evaluate import DetectionEvaluation
-from xvolution.training.detection.train import new_detector, opened
+from xvolution.training.detection.train import new_detector, opened, require_norms
 from xvolution.training.files import atomic_path
 from xvolution.training.tasks import DETECT
 
@@ -48,11 +48,17 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
         return f"{recipe.architecture} over {recipe.backbone}"
 
     def builder(self, recipe: DetectionConfig) -> Callable[[DetectionConfig], nn.Module]:
+        require_norms(recipe)
         splits = opened(recipe)
         judging = None if recipe.limit_val_batches is None else recipe.limit_val_batches * recipe.batch_size
         splits.val.require_objects(judging)
         categories = len(splits.train.class_names)
-        return lambda train: new_detector(replace(train, pretrained=False), categories)[0]
+
+        def build(train: DetectionConfig) -> nn.Module:
+            kept = {"norm": train.backbone_norm, "trainable_layers": train.trained_layers}
+            return new_detector(replace(train, pretrained=False, **kept), categories)[0]
+
+        return build
 
     def judge(self, train: DetectionConfig, judged: DetectionEvaluation, folder: Path) -> dict[str, Any]:
         evaluation = judged.judged.evaluation(self.kind)

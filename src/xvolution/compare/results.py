@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -16,6 +16,7 @@ from xvolution.compare.register import comparison_of
 from xvolution.compare.statistics import Interval, mean_interval, paired_difference, pareto_front
 from xvolution.compare.task import ComparedTask
 from xvolution.compare.verdict import headline, verdict
+from xvolution.conversion.attention_share import hardly_begun
 
 MEDIANS = ("parameters", "flops", "deployed_parameters", "deployed_flops", "seconds_per_epoch", "peak_memory_bytes")
 
@@ -33,7 +34,9 @@ def gather(
     _mark_front(rows)
     for row in rows:
         row["verdict"] = verdict(row, config.baseline, rows)
+        row["verdict"] += "" if row["asleep"] is None else "; its attention has hardly begun to speak"
     return {
+        "asleep": [f"{row['label']}: {row['asleep']}" for row in rows if row["asleep"] is not None],
         "headline": headline(rows, config.baseline, len(config.seeds), task.metric.name),
         "task": config.recipe.task,
         "network": task.network(config.recipe),
@@ -84,6 +87,7 @@ def _row(
         "metrics": {},
         **_difference(task, by_label[label], by_label[config.baseline], done),
         "latency": None,
+        "asleep": None,
     }
     row |= {name: _median(own, name) if own else None for name in MEDIANS}
     row |= {f"{name}_ratio": row[name] / _median(base, name) if own and base else None for name in MEDIANS}
@@ -92,6 +96,7 @@ def _row(
         row["metrics"] = {
             metric.key: statistics.mean(result[metric.key] for result in own.values()) for metric in task.metrics
         }
+        row["asleep"] = hardly_begun(_largest_shares(own.values()))
     if latency is not None:
         row["latency"] = latency["forms"].get(label)
     return row
@@ -147,6 +152,15 @@ def _median(results: Mapping[int, dict[str, Any]], name: str) -> float:
     """Over seeds; a count stays a whole number between two seeds."""
     values = [each[name] for each in results.values()]
     return round(statistics.median(values)) if isinstance(values[0], int) else statistics.median(values)
+
+
+def _largest_shares(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Of each operator, the largest share of its attention over seeds; results of older versions say none."""
+    largest: dict[str, float] = {}
+    for result in results:
+        for name, share in result.get("attention_shares", {}).items():
+            largest[name] = max(share, largest.get(name, 0.0))
+    return largest
 
 
 def _values(interval: Interval | None) -> dict[str, Any] | None:

@@ -49,7 +49,8 @@ class Comparison:
     def __str__(self) -> str:
         width = max(len(row["label"]) for row in self.figures["variants"])
         lines = [f"{row['label']:<{width}}  {_percent(row)}  {row['verdict']}" for row in self.figures["variants"]]
-        return "\n".join([*lines, self.figures["headline"], f"page {self.page}\nfigures {self.results}"])
+        said = [self.figures["headline"], *self.figures["asleep"]]
+        return "\n".join([*lines, *said, f"page {self.page}\nfigures {self.results}"])
 
 
 def compare(config: CompareConfig) -> Comparison:

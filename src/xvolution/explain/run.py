@@ -16,6 +16,7 @@ from torch import nn
 
 from xvolution.analysis import attending_operators, half_radius
 from xvolution.bench.conditions import device_conditions, versions
+from xvolution.conversion.attention_share import hardly_begun
 from xvolution.explain.figures import (
     as_pictures,
     attention_picture,
@@ -59,7 +60,8 @@ class Explanation:
             f"{words:<26}  top-1 {self.figures[form]['top1']:.2%}  loss {self.figures[form]['loss']:.4f}"
             for words, form in forms.items()
         ]
-        return "\n".join([*lines, f"page {self.page}", f"figures {self.results}"])
+        asleep = [self.figures["asleep"]] if self.figures["asleep"] else []
+        return "\n".join([*lines, *asleep, f"page {self.page}", f"figures {self.results}"])
 
 
 def print_at_once(line: str) -> None:
@@ -126,6 +128,9 @@ def explain(
         "data": {"name": splits.name, "split": split, "images": len(judged.labels), "of": len(splits.part(split))},
         **{form: asdict(getattr(found, form)) for form in ("trained", "silent", "static")},
         "operators": _rows(model, found),
+        "asleep": hardly_begun(
+            {name: each.share for name, each in found.statistics.items()}, f"on {len(judged.labels)} images"
+        ),
         "drawn": {"operator": drawn, "radius": {key: half_radius(field) for key, field in fields.items()}},
         "conditions": _conditions(metadata),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxReader, OnnxRunt
 from xvolution.deploy.runtimes.onnx_files import write_properties, write_traced
 from xvolution.files import written_whole
 from xvolution.models.detect_deploy import deploy_detector
-from xvolution.models.detect_match import Agreement, match_detections
+from xvolution.models.detect_match import Agreement, RawAgreement, match_detections
+from xvolution.models.detect_raw import WithRawOutputs, as_raw, compare_raw, open_axes, raw_outputs
 from xvolution.operator import XVolution
 
 #: Outputs of an exported detector; ``masks`` where there are any.
@@ -38,7 +40,8 @@ class DetectorExport:
         content: ``"detector"``: one image (3, H, W) in [0, 1] to ``boxes``, ``labels``, ``scores`` and ``masks``; or
             ``"pyramid"``: normalized images (N, 3, H, W) to the levels of the feature pyramid.
         dynamic: which axes of the input are open: ``"image size"`` of a detector.
-        agreement: how the detections compare with the model's; None for a pyramid, whose features were compared.
+        agreement: how the detections compare with the model's, or where there are none the feature maps and raw scores; None for
+            a pyramid, whose features were compared.
         reason: why it is not the whole detector; empty when it is.
         layouts: of every deployed operator of the detector, by module name.
         choice: how the layouts were chosen; None where the detector was deployed before, or the layouts were given.
@@ -162,13 +165,33 @@ def _export_whole(
         find = runtime.load(temporary)
         actual = [dict(zip(names, find(trial), strict=True)) for trial in trials]
         agreement = match_detections(expected, actual, threshold)
+        if agreement.is_empty:
+            agreement = replace(agreement, raw=_raw_agreement(detector, runtime, path, trials))
         if not agreement.holds():
             raise _Disagreement(f"{path.name} finds something else than the detector: {agreement}; nothing was written")
     return agreement
 
 
-def _trace(detector: nn.Module, image: Tensor, names: Sequence[str], path: Path) -> None:
-    axes = {"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}}
+def _raw_agreement(
+    detector: nn.Module, runtime: OnnxReader[LoadedFile], path: Path, trials: Sequence[Tensor]
+) -> RawAgreement:
+    """Of the detector and a temporary file of the same graph that answers its feature maps and raw scores as well."""
+    expected = [raw_outputs(detector, trial) for trial in trials]
+    with torch.no_grad():
+        names = list(detector([trials[0]])[0])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        runtime.write_from(lambda to: _trace(WithRawOutputs(detector), trials[0], names, to, expected[0]), file)
+        find = runtime.load(file)
+        raw = [compare_raw(each, as_raw(list(each), find(trial))) for each, trial in zip(expected, trials, strict=True)]
+    return RawAgreement(max(each.maps for each in raw), max(each.scores for each in raw))
+
+
+def _trace(
+    detector: nn.Module, image: Tensor, names: Sequence[str], path: Path, raw: Mapping[str, Tensor] | None = None
+) -> None:
+    raw = {} if raw is None else raw
+    axes = {"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}, **open_axes(raw)}
     if "masks" in names:
         axes["masks"] = {0: "detections", 2: "height", 3: "width"}
     write_traced(
@@ -177,7 +200,7 @@ def _trace(detector: nn.Module, image: Tensor, names: Sequence[str], path: Path)
         path,
         opset_version=_OPSET,
         input_names=["image"],
-        output_names=names,
+        output_names=[*names, *raw],
         dynamic_axes=axes,
     )
 

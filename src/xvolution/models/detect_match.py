@@ -16,6 +16,26 @@ _SAME_BOX = 1e-2
 
 
 @dataclass(frozen=True)
+class RawAgreement:
+    """How far two detectors are from each other before suppression, on the same image.
+
+    Attributes:
+        maps: largest difference of a feature map, over its largest magnitude.
+        scores: the same of the heads' raw scores and offsets.
+    """
+
+    maps: float
+    scores: float
+
+    def __str__(self) -> str:
+        return f"feature maps differ by {self.maps:.1e} and raw scores by {self.scores:.1e} of their largest value"
+
+    def holds(self, tolerance: float = 1e-3) -> bool:
+        """Whether both compute the same."""
+        return max(self.maps, self.scores) <= tolerance
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How far two results are from each other.
 
@@ -25,6 +45,7 @@ class Agreement:
         iou: smallest overlap of a pair; 1 without pairs.
         score: largest difference of the scores of a pair.
         mask: largest share of an image's pixels in which the masks of a pair, cut at one half, differ.
+        raw: of feature maps and raw scores, which were compared because there was no detection; else None.
     """
 
     matched: int
@@ -32,8 +53,17 @@ class Agreement:
     iou: float
     score: float
     mask: float
+    raw: RawAgreement | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to compare."""
+        return self.matched == 0 and self.unmatched == 0
 
     def __str__(self) -> str:
+        if self.is_empty:
+            instead = "nothing was compared" if self.raw is None else str(self.raw)
+            return f"no detections to compare, since nothing is found in the example; {instead}"
         masks = f", masks in {self.mask:.1e} of an image's pixels" if self.mask else ""
         return (
             f"{self.matched} detections agree, {self.unmatched} do not; smallest overlap {self.iou:.3f}, scores differ by "
@@ -43,7 +73,7 @@ class Agreement:
     def holds(self, min_iou: float = 0.99, score_tolerance: float = 1e-3, mask_tolerance: float = 1e-3) -> bool:
         """Whether both found the same."""
         close = self.iou >= min_iou and self.score <= score_tolerance and self.mask <= mask_tolerance
-        return close and self.unmatched == 0
+        return close and self.unmatched == 0 and (self.raw is None or self.raw.holds())
 
 
 def match_detections(

@@ -1,4 +1,8 @@
-"""`xvolution_resnet18/34/50/101`: timm's ResNets with X-volution in the third stage, by timm's registry."""
+"""`xvolution_resnet18/34/50/101`: timm's ResNets with X-volution in the third stage, by timm's registry.
+
+Nobody has published weights of these networks, so that ``timm.list_models("xvolution*", pretrained=True)`` lists none of them.
+``pretrained=True`` loads the plain network's weights, and attention begins at zero effect.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,11 @@ from xvolution.conversion.convert import convert
 _PLAIN = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
 
 default_cfgs = generate_default_cfgs(
-    {f"xvolution_{name}": config.to_dict() for name in _PLAIN if (config := timm.get_pretrained_cfg(name)) is not None}
+    {
+        f"xvolution_{name}": config.to_dict(remove_source=True)  # a name with a source is listed as pretrained
+        for name in _PLAIN
+        if (config := timm.get_pretrained_cfg(name)) is not None
+    }
 )
 
 
@@ -35,7 +43,10 @@ def _xvolution_resnet(
 
 @register_model
 def xvolution_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 with X-volution in `stages` (from 1, default `(3,)`); `xvolution`, an XVolutionConfig, says which."""
+    """ResNet-18 with X-volution in `stages` (from 1, default `(3,)`); `xvolution`, an XVolutionConfig, says which.
+
+    With `pretrained` the weights are those of timm's plain ResNet-18: there are none of this network.
+    """
     return _xvolution_resnet("resnet18", pretrained, **kwargs)
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from xvolution.training.errors import RunError as RunError
     from xvolution.training.evaluation import Evaluation as Evaluation
     from xvolution.training.fit import TrainResult as TrainResult
+    from xvolution.training.quantization import Quantization as Quantization
+    from xvolution.training.quantization import quantize as quantize
 
 _HOMES = {
     "ClassifierDeployment": "classification.deploy",
@@ -38,6 +40,7 @@ _HOMES = {
     "EvaluationResult": "classification.evaluate",
     "InputError": "errors",
     "Interrupted": "errors",
+    "Quantization": "quantization",
     "RunError": "errors",
     "TrainConfig": "config",
     "TrainResult": "fit",
@@ -48,6 +51,7 @@ _HOMES = {
     "open_data": "data",
     "open_detection": "coco.catalog",
     "predict": "api",
+    "quantize": "quantization",
     "train": "api",
 }
 

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from xvolution.conversion.attention_share import estimated_shares, hardly_begun
 from xvolution.deploy.measure import TORCH
 from xvolution.training.config import RunConfig
 from xvolution.training.data.reading import IMAGE_ENDINGS, is_file, printable, require_max_pixels
@@ -169,6 +170,7 @@ def deploy(
     runtimes = tuple(dict.fromkeys(map(runtime_of, paths))) or (TORCH,)
     settings = DeploySettings(layout, fold_norms, runtimes, threads, progress)
     result = task.deploy(model, metadata, settings, **own)
+    result.asleep = hardly_begun(estimated_shares(model))
     for path in paths:
         if progress is not None:
             progress(f"writing {path}, running it, comparing what it computes")

@@ -52,7 +52,7 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     add_run_flags(parser, defaults)
     add_operator_flags(parser, operator, arguments)
     values = parser.parse_args(list(arguments)).as_dict()
-    options = _operator_options(values, operator, arguments)
+    options = operator_options(values, operator, arguments)
     return configured(defaults, {**values, "operator": operator, "operator_options": options})
 
 
@@ -128,7 +128,7 @@ def configured(defaults: Config, values: Mapping[str, Any]) -> Config:
     return dataclasses.replace(defaults, **values)
 
 
-def _operator_options(values: dict[str, Any], operator: str, arguments: Sequence[str]) -> dict[str, Any]:
+def operator_options(values: dict[str, Any], operator: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Take the operator's options out of what was parsed; one that the command line names wins over a file's."""
     options, given = dict(values["operator_options"] or {}), set(names_in(arguments))
     for option in flags_of(operator):

@@ -209,6 +209,8 @@ class TrainConfig(RunConfig):
         model: the network, by its name in timm, such as resnet18 or convnext_atto.
         model_kwargs: further keyword arguments of timm.create_model, as JSON.
         pretrained: begin with timm's pretrained weights.
+        weights: begin with the weights of this file: of the same network, plain or converted in the same way, by this library or
+            in timm's names (.safetensors). The classifier on top is new where the number of classes differs.
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
         data: the images: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set
             (torchvision:CIFAR10) or a Hugging Face data set.
@@ -240,6 +242,7 @@ class TrainConfig(RunConfig):
     model: str = "resnet18"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    weights: str | None = None
     small_images: bool = False
     data: str = "digits"
     image_size: int | None = None
@@ -266,6 +269,7 @@ class TrainConfig(RunConfig):
         require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         sides = f"from {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
         require(self, "image_size", self.image_size is None or SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE, sides)
+        require(self, "weights", self.weights is None or not self.pretrained, "left out with --pretrained")
         require(self, "recalibrate_norms", self.recalibrate_norms >= 0, "0 or a number of images")
         require(self, "anneal_to_conv", 0 <= self.anneal_to_conv <= self.epochs, f"from 0 to epochs ({self.epochs})")
         alone = not self.anneal_to_conv or (self.ema_decay is None and not self.compile)
@@ -302,8 +306,10 @@ class DetectionConfig(RunConfig):
         backbone_weights: a classifier's weights for the backbone: a .ckpt or .safetensors file of this library, or a .safetensors
             file of timm or torchvision.
         pretrained: begin with the library's ImageNet weights in the backbone.
-        norm: norms of the backbone: frozen keeps the classifier's statistics, batch trains them.
-        trainable_layers: how many of the backbone's five layers, from the end, are trained.
+        norm: norms of the backbone: frozen keeps a classifier's statistics, batch trains them. By default frozen where it begins
+            with a classifier's weights, and batch where it begins with random ones, whose norms have no statistics.
+        trainable_layers: how many of the backbone's five layers, from the end, are trained; by default 3 where it begins with a
+            classifier's weights, and all 5 where it begins with random ones.
         parts: where convolutions are replaced: backbone (in the stages of --stages), fpn, rpn, mask, head.
         model_kwargs: further arguments of torchvision's class, as JSON, such as {"box_score_thresh": 0.2}.
         data: the images: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
@@ -320,8 +326,8 @@ class DetectionConfig(RunConfig):
     backbone: str = "resnet50"
     backbone_weights: str | None = None
     pretrained: bool = False
-    norm: Literal["frozen", "batch"] = "frozen"
-    trainable_layers: int = 3
+    norm: Literal["frozen", "batch"] | None = None
+    trainable_layers: int | None = None
     parts: list[str] = field(default_factory=lambda: ["backbone", "fpn"])
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     min_size: int = 800
@@ -349,9 +355,26 @@ class DetectionConfig(RunConfig):
         for name in ("min_size", "max_size"):
             require(self, name, SMALLEST_SIDE <= getattr(self, name) <= LARGEST_SIDE, sides)
         require(self, "max_size", self.max_size >= self.min_size, f"at least min-size ({self.min_size})")
-        require(self, "trainable_layers", 0 <= self.trainable_layers <= 5, "from 0 to 5")
+        require(self, "trainable_layers", (layers := self.trainable_layers) is None or 0 <= layers <= 5, "from 0 to 5")
         alone = self.backbone_weights is None or not self.pretrained
         require(self, "backbone_weights", alone, "left out with --pretrained")
+
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the backbone begins with the weights of a classifier."""
+        return self.pretrained or self.backbone_weights is not None
+
+    @property
+    def backbone_norm(self) -> Literal["frozen", "batch"]:
+        """``norm``, or what suits the weights that the backbone begins with."""
+        return self.norm or ("frozen" if self.begins_trained else "batch")
+
+    @property
+    def trained_layers(self) -> int:
+        """``trainable_layers``, or what suits the weights that the backbone begins with."""
+        if self.trainable_layers is not None:
+            return self.trainable_layers
+        return 3 if self.begins_trained else 5
 
     @property
     def trained(self) -> str:

@@ -101,12 +101,14 @@ class DeployResult(ABC, Generic[Compared]):
         example: the input that the training form and the deployed ones were compared on.
         files: what was written.
         reports: the report of each exported file.
+        asleep: a sentence where the network's attention has hardly begun to speak, so that comparing the forms says little of it.
     """
 
     forms: Mapping[str, DeployedForm[Compared]]
     example: Tensor
     files: list[Path] = field(default_factory=list, kw_only=True)
     reports: list[Any] = field(default_factory=list, kw_only=True)
+    asleep: str | None = field(default=None, kw_only=True)
 
     @property
     def model(self) -> nn.Module:
@@ -133,7 +135,8 @@ class DeployResult(ABC, Generic[Compared]):
 
     def __str__(self) -> str:
         wrote = [f"wrote {path}{self._layouts_in(path)}" for path in self.files]
-        return "\n".join([f"deployed; {self.compared}", *wrote, *self.notes()])
+        asleep = [] if self.asleep is None else [self.asleep]
+        return "\n".join([f"deployed; {self.compared}", *wrote, *self.notes(), *asleep])
 
     def _layouts_in(self, path: Path) -> str:
         form = self.forms[runtime_of(path)]

@@ -1,4 +1,4 @@
-"""The parsers of `xvolution evaluate`, `deploy`, `predict` and `data`."""
+"""The parsers of `xvolution evaluate`, `deploy` and `predict`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 from xvolution.training.flags.flag import Flag
 from xvolution.training.flags.parser import Parser
+from xvolution.training.flags.shared import DEVICE, add_checksum, add_judging, add_reading
 from xvolution.training.tasks import TASKS, Task, owners_of
 
-_MAX_PIXELS = "the most pixels that an image may have; 178956970 by default, against files that fill the memory."
 _ANY_FORM = "a .ckpt, .safetensors (training or deployed form) or .onnx file."
-_DEVICE = Flag(
-    "device", str, "auto", "where the network runs: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one."
-)
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
@@ -27,25 +23,17 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=_ANY_FORM)
     data = "what the network is judged by, as in training; by default the data it was trained on."
     parser.add_flag("data", Flag("data", str | None, None, data))
-    split = Flag("split", str, "val", "which part of the data the network is judged by.")
-    parser.add_flag("data", split, choices=["train", "val", "test"])
-    holdout = "judge by this fraction of the training part, as in training; by default the part of --split."
-    parser.add_flag("data", Flag("holdout", float | None, None, holdout))
-    parser.add_flag("data", Flag("seed", int, 0, "the seed that chooses the held-out part."))
+    add_judging(parser)
     bad = Flag("on_bad_image", str, "error", "what to do at an unreadable image: end, or go on without it.")
     parser.add_flag("data", bad, choices=["error", "skip"])
-    parser.add_flag(
-        "data", Flag("limit_batches", int | None, None, "evaluate at most so many batches; all by default.")
-    )
-    parser.add_flag("data", Flag("max_pixels", int | None, None, _MAX_PIXELS), rare=True)
-    _add_outside_images(parser)
-    parser.add_flag("machine", _DEVICE)
+    add_reading(parser)
+    parser.add_flag("machine", DEVICE)
     batches = _by_task(lambda task: str(task.evaluation_batch))
     parser.add_flag("machine", Flag("batch_size", int | None, None, f"images in a batch; by default {batches}."))
     workers = "processes that load images; by default one for each core but one, and none for digits and detectors."
     parser.add_flag("machine", Flag("workers", int | None, None, workers))
     parser.add_flag("output", Flag("json", str | None, None, "a file for the figures; none is written by default."))
-    _add_checksum(parser)
+    add_checksum(parser)
     _add_task_options(parser, "evaluate")
     values = parser.parse_args(list(arguments)).as_dict()
     report, checkpoint = values.pop("json"), values.pop("checkpoint")
@@ -72,24 +60,13 @@ def deploy_command(arguments: Sequence[str]) -> None:
     parser.add_flag("network", Flag("fold_norms", bool, False, norms))
     threads = "threads of the CPU while layouts are timed; by default as many as torch has."
     parser.add_flag("machine", Flag("threads", int | None, None, threads))
-    _add_checksum(parser)
+    add_checksum(parser)
     _add_task_options(parser, "deploy")
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import deploy
 
     progress = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
     print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
-
-
-def _add_outside_images(parser: Parser) -> None:
-    text = "read images that annotations or tables name outside of the data's folder too."
-    parser.add_flag("data", Flag("outside_images", bool, False, text), rare=True)
-
-
-def _add_checksum(parser: Parser) -> None:
-    parser.add_flag(
-        "network", Flag("checksum", bool, True, "compare the checkpoint with the checksum in it."), rare=True
-    )
 
 
 def _add_task_options(parser: Parser, command: Literal["evaluate", "deploy"]) -> None:
@@ -113,36 +90,13 @@ def predict_command(arguments: Sequence[str]) -> None:
     parser = Parser("predict", "Draw what a detector finds on images, and write it in COCO's format.")
     parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=_ANY_FORM)
     parser.add_argument("images", nargs="+", type=str, help="files, or folders of them.")
-    parser.add_flag("data", Flag("max_pixels", int | None, None, _MAX_PIXELS), rare=True)
-    parser.add_flag("machine", _DEVICE)
+    add_reading(parser, outside_images=False)
+    parser.add_flag("machine", DEVICE)
     parser.add_flag("output", Flag("output", str, "predictions", "a folder for the pictures and results.json."))
     parser.add_flag("output", Flag("score_threshold", float, 0.5, "leave out what scores less."))
-    _add_checksum(parser)
+    add_checksum(parser)
     values = parser.parse_args(list(arguments)).as_dict()
     from xvolution.training.api import predict
 
     written = predict(values.pop("checkpoint"), values.pop("images"), values.pop("output"), **values)
     print(f"{len(written) - 1} pictures in {written[-1].parent}, results in {written[-1]}")
-
-
-def data_command(arguments: Sequence[str]) -> None:
-    """Check a data set: the one thing to do with it is `check`."""
-    parser = Parser("data", "Everything about a folder in COCO's format at once.")
-    parser.add_argument("action", choices=["check"], help="what to do.")
-    folder = "with annotations/instances_train*.json, or train/_annotations.coco.json."
-    parser.add_argument("folder", type=str, metavar="FOLDER", help=folder)
-    parser.add_flag("data", Flag("masks", bool, False, "every object needs a mask."))
-    parser.add_flag("data", Flag("max_pixels", int | None, None, _MAX_PIXELS), rare=True)
-    _add_outside_images(parser)
-    parser.add_flag(
-        "output", Flag("json", str | None, None, "a file for the whole report; none is written by default.")
-    )
-    values = parser.parse_args(list(arguments)).as_dict()
-    from xvolution.training.coco.check import check_folder
-
-    report = check_folder(values["folder"], values["masks"], values["max_pixels"], values["outside_images"])
-    print(report)
-    if values["json"] is not None:
-        write_text(values["json"], json.dumps(report.to_dict(), indent=2) + "\n")
-    if report.refused:
-        raise InputError(f"{report.refused} problems of {values['folder']} must be mended.")

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.tensorboard.summary import hparams
 
+from xvolution.conversion.attention_share import estimated_shares, hardly_begun
 from xvolution.conversion.parameters import new_parameters
 from xvolution.conversion.summary import conversion_summary, is_converted
 from xvolution.training.announcement import Announcement
@@ -107,6 +108,9 @@ def fit(
         _log_configuration(trainer, config, module.judged_by)
         with checkpoints.heeding_requests(), write_errors(config.run_dir):
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    asleep = hardly_begun(estimated_shares(module.judged))
+    if asleep is not None:
+        _say(asleep)
     best = best_row(module.eligible, module.judged_by)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)
 

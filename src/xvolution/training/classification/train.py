@@ -16,6 +16,7 @@ from xvolution.models import ModelSpec, build_model
 from xvolution.training.classification.distillation import teacher_of
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.classification.module import Classification
+from xvolution.training.classification.weights import begin_with
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import ClassificationData, DataSplits, open_data
 from xvolution.training.data.labels import require_labels
@@ -55,8 +56,10 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
     if config.image_size is None and splits.survey.looks:
         _announce_size(size, splits.survey.sides)
     model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
+    if config.weights is not None:
+        begin_with(model, config.weights, spec)
     announce(model, config)
-    preprocessing = _preprocessing(model, size, spec.in_chans)
+    preprocessing = preprocessing_of(model, size, spec.in_chans)
     kept = {name: value for name, value in spec.kwargs.items() if name not in READING}  # the weights are in the file
     metadata = ClassifierMetadata(
         model=replace(spec, kwargs=kept),
@@ -121,7 +124,8 @@ def model_spec(config: TrainConfig, num_classes: int, grey: bool = False) -> Mod
     )
 
 
-def _preprocessing(model: nn.Module, size: int, channels: int) -> Preprocessing:
+def preprocessing_of(model: nn.Module, size: int, channels: int) -> Preprocessing:
+    """How the images of a timm network are prepared: squares of ``size`` pixels, with the mean and deviation of its weights."""
     settings = timm.data.resolve_model_data_config(model)
     mean, std = tuple(settings["mean"]), tuple(settings["std"])
     if channels == 1:  # timm's weights of a grey stem are the sum over the channels

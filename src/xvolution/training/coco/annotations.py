@@ -7,10 +7,10 @@ import reprlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from xvolution.training.data.problems import Problem, Severity
 from xvolution.training.data.reading import MAX_PIXELS, leaves_folder, printable
 from xvolution.training.errors import InputError
 
@@ -22,33 +22,6 @@ _MOST_COORDINATE = 1e7
 _MOST_OUTLINE = 1e7
 #: Characters of a number in compressed RLE, five bits each.
 _MOST_DIGITS = 8
-
-
-class Severity(Enum):
-    """What becomes of something unusual."""
-
-    #: Training and evaluation end with it.
-    REFUSED = "refused"
-    #: It is used as pycocotools and torchvision use it; the sentence says how.
-    NOTED = "noted"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong, or unusual, in an annotation file.
-
-    Attributes:
-        severity: what becomes of it.
-        kind: what it is in a few words, to count by.
-        sentence: what and where, naming the file and the id.
-    """
-
-    severity: Severity
-    kind: str
-    sentence: str
-
-    def __str__(self) -> str:
-        return self.sentence
 
 
 @dataclass

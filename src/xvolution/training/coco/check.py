@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xvolution.training.coco.annotations import Annotations, Problem, Severity, read_annotations
+from xvolution.training.coco.annotations import Annotations, read_annotations
 from xvolution.training.coco.folder import annotation_file, image_root, missing_images, open_image_file
 from xvolution.training.coco.masks import decode_mask
+from xvolution.training.data.problems import Problem, Severity, Watch, problem_lines, refused, watched
 from xvolution.training.data.reading import NOTES, BadImage, look_at, printable, read_picture, require_max_pixels
 from xvolution.training.errors import InputError
-
-#: Sentences of each kind that the printed report has; the JSON has all.
-_SHOWN = 5
 
 
 @dataclass
@@ -41,10 +39,7 @@ class PartReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        problems = [
-            {"severity": each.severity.value, "kind": each.kind, "sentence": each.sentence} for each in self.problems
-        ]
-        return {**vars(self), "path": str(self.path), "problems": problems}
+        return {**vars(self), "path": str(self.path), "problems": [each.to_dict() for each in self.problems]}
 
     def __str__(self) -> str:
         unused = [name for name, count in self.categories.items() if count == 0]
@@ -52,15 +47,7 @@ class PartReport:
             f"{self.path}: {self.images} images ({self.images_without_objects} without objects), {self.objects} objects in "
             f"{len(self.categories) - len(unused)} of {len(self.categories)} categories, {self.crowds} crowds, {self.masks} masks"
         ]
-        for severity in Severity:
-            chosen = [problem for problem in self.problems if problem.severity is severity]
-            for kind, count in Counter(problem.kind for problem in chosen).items():
-                lines.append(f"  {severity.value}: {kind}, {count} times")
-                shown = [problem for problem in chosen if problem.kind == kind][:_SHOWN]
-                lines += [f"    {problem}" for problem in shown]
-                if count > len(shown):
-                    lines.append(f"    and {count - len(shown)} more")
-        return "\n".join(lines)
+        return "\n".join([*lines, *problem_lines(self.problems)])
 
 
 @dataclass
@@ -80,8 +67,7 @@ class DataReport:
     @property
     def refused(self) -> int:
         """How many problems training and evaluation would end with."""
-        found = [problem for part in self.parts.values() for problem in part.problems]
-        return len(self.missing) + sum(problem.severity is Severity.REFUSED for problem in found)
+        return len(self.missing) + sum(refused(part.problems) for part in self.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -94,7 +80,11 @@ class DataReport:
 
 
 def check_folder(
-    folder: str | os.PathLike[str], masks: bool = False, max_pixels: int | None = None, outside_images: bool = False
+    folder: str | os.PathLike[str],
+    masks: bool = False,
+    max_pixels: int | None = None,
+    outside_images: bool = False,
+    watch: Watch | None = None,
 ) -> DataReport:
     """Check annotations, images and masks of every part of a folder in COCO's format.
 
@@ -103,6 +93,7 @@ def check_folder(
         masks: every object needs a mask; otherwise masks that are none are noted.
         max_pixels: the most that an image may have; Pillow's own limit when None.
         outside_images: allow images that the annotations name outside of the folder.
+        watch: is told how far it is.
 
     Raises:
         InputError: there is no such folder, or it has no annotations at all.
@@ -125,7 +116,10 @@ def check_folder(
             report.missing.append(str(error))
             continue
         root = image_root(folder, path, part, annotations)
-        annotations.problems += [*_image_problems(annotations, root, max_pixels), *_mask_problems(annotations, masks)]
+        annotations.problems += [
+            *_image_problems(annotations, root, max_pixels, part, watch),
+            *_mask_problems(annotations, masks),
+        ]
         report.parts[part] = _summary(annotations)
     names = {part: report.parts[part].categories.keys() for part in ("train", "val") if part in report.parts}
     if len(names) == 2 and names["train"] != names["val"]:
@@ -133,7 +127,9 @@ def check_folder(
     return report
 
 
-def _image_problems(annotations: Annotations, root: Path, max_pixels: int | None) -> list[Problem]:
+def _image_problems(
+    annotations: Annotations, root: Path, max_pixels: int | None, part: str, watch: Watch | None
+) -> list[Problem]:
     missing = missing_images(annotations, root)
     problems = [
         Problem(
@@ -144,7 +140,7 @@ def _image_problems(annotations: Annotations, root: Path, max_pixels: int | None
         for image in missing
     ]
     absent = {image["id"] for image in missing}
-    for image in annotations.images.values():
+    for image in watched(list(annotations.images.values()), part, watch):
         if image["id"] in absent:
             continue
         where = f"image {image['id']} of {annotations.path}, {printable(root / image['file_name'])},"

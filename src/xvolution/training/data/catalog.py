@@ -85,6 +85,8 @@ def open_data(
     """
     require_max_pixels(max_pixels)
     name = os.fspath(data)
+    if not name:
+        raise InputError("the network does not say what it was trained on; give --data.")
     parts = _open_parts(name, outside_images)
     if "train" not in parts:
         raise InputError(f"{name} has no training part; found: {', '.join(parts) or 'nothing'}.")
@@ -138,8 +140,7 @@ def _open_parts(name: str, outside_images: bool) -> dict[str, ImageSource]:
     path = Path(os.path.expanduser(name))
     if os.path.exists(path):
         try:
-            tables = path.suffix == ".parquet" or _holds_parquet(path)
-            return _parquet(path, outside_images) if tables else _folders(path)
+            return table_parts(path, outside_images) if holds_tables(path) else _folders(path)
         except OSError as error:
             raise InputError(
                 f"{printable(error.filename or path)} cannot be read ({error.strerror or error})."
@@ -183,11 +184,12 @@ def _folders(path: Path) -> dict[str, ImageSource]:
     }
 
 
-def _holds_parquet(path: Path) -> bool:
-    return path.is_dir() and any(each.is_file() for each in path.glob("*.parquet"))
+def holds_tables(path: Path) -> bool:
+    """Whether a path is a parquet file or a folder of them."""
+    return path.suffix == ".parquet" or (path.is_dir() and any(each.is_file() for each in path.glob("*.parquet")))
 
 
-def _parquet(path: Path, outside_images: bool) -> dict[str, ImageSource]:
+def table_parts(path: Path, outside_images: bool = False) -> dict[str, ImageSource]:
     """Parquet files, gathered into parts by how their names begin."""
     from datasets import load_dataset
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from xvolution.deploy.measure import LayoutChoice, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import DetectorExport, export_detector
-from xvolution.models.detect_match import Agreement, match_detections
+from xvolution.models.detect_match import Agreement
+from xvolution.models.detect_raw import agreement_of
 from xvolution.training.data.reading import require_max_pixels
 from xvolution.training.deployment import DeployedForm, DeployResult, DeploySettings, deployed_forms
 from xvolution.training.detection.metadata import DetectorMetadata
@@ -39,12 +39,15 @@ class DetectorDeployment(DeployResult[Agreement]):
         return export_detector(form.model, path, self.example, properties={HEADER: form.metadata.to_json()})
 
     def notes(self) -> list[str]:
-        return [
+        said = [
             f"{report.path} holds backbone and pyramid alone: {report.reason}"
             if report.content == "pyramid"
             else f"{report.path} on two sizes of the example: {report.agreement}"
             for report in self.reports
         ]
+        if self.agreement.is_empty:
+            said.append("--image FILE compares what is found in a picture with objects")
+        return said
 
 
 def deploy_trained(
@@ -64,8 +67,7 @@ def deploy_trained(
 
     def build(layout: str | Mapping[str, str]) -> DeployedForm[Agreement]:
         deployed = deploy_detector(model, [example], layout, settings.fold_norms)
-        with torch.inference_mode():
-            agreement = match_detections(model([example]), deployed([example]))
+        agreement = agreement_of(model, deployed, example)
         form = replace(metadata, form="deployed", layouts=layouts_of(deployed), fold_norms=settings.fold_norms)
         return DeployedForm(deployed, form, agreement)
 

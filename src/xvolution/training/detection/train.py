@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from xvolution.models.detection import DetectorSpec, build_detector
@@ -16,6 +17,7 @@ from xvolution.training.coco.source import DetectionSplits
 from xvolution.training.config import DetectionConfig
 from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.module import Detection
+from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
 from xvolution.training.metadata import provenance
 from xvolution.training.schema import ClassifierFile, require_described
@@ -35,10 +37,13 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     resume = resume_from(config)
+    if resume is None:
+        require_norms(config)
     splits = opened(config)
     splits.train.require_objects()
     splits.val.require_objects()
     seed_run(config.seed)
+    _announce_start(config)
     model, spec = new_detector(config, len(splits.train.class_names))
     announce(model, config)
     metadata = DetectorMetadata(
@@ -66,6 +71,34 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         "size": f"shorter side {config.min_size} pixels, longer side at most {config.max_size}",
     }
     return fit(config, module, data, metadata, resume, said)
+
+
+def require_norms(config: DetectionConfig) -> None:
+    """See that no norm is to keep statistics that it does not have.
+
+    Raises:
+        InputError: one is.
+    """
+    if config.norm == "frozen" and not config.begins_trained:
+        raise InputError(
+            "--norm frozen keeps the statistics of a classifier's norms, and the backbone begins with random weights, which have "
+            "none; add --pretrained or --backbone-weights, or leave --norm out."
+        )
+
+
+@rank_zero_only
+def _announce_start(config: DetectionConfig) -> None:
+    """Print what a backbone without a classifier's weights means for the training; on the first process alone."""
+    if config.begins_trained:
+        return
+    norms = "its norms are trained (--norm batch)" if config.norm is None else f"--norm is {config.norm}"
+    kept = 5 - config.trained_layers
+    layers = "so are all its layers" if not kept else f"{kept} of its 5 layers keep random weights (--trainable-layers)"
+    print(
+        f"the backbone begins with random weights: {norms}, {layers}; --pretrained or --backbone-weights begins with a "
+        "classifier's and freezes its norms",
+        flush=True,
+    )
 
 
 def opened(config: DetectionConfig) -> DetectionSplits:
@@ -113,10 +146,10 @@ def detector_spec(
         version=config.version,
         backbone=config.backbone,
         num_classes=categories + 1,
-        norm=config.norm,
+        norm=config.backbone_norm,
         min_size=config.min_size,
         max_size=config.max_size,
-        trainable_layers=config.trainable_layers,
+        trainable_layers=config.trained_layers,
         kwargs={**(normalization or {}), **config.model_kwargs},
         parts=tuple(config.parts),
         conversion=None if config.conversion is None else config.conversion.to_dict(),

@@ -22,7 +22,7 @@ FIELDS: dict[str, tuple[str, str]] = {
         "max_pixels outside_images limit_train_batches limit_val_batches",
     ),
     "network": (
-        "architecture backbone model pretrained backbone_weights small_images norm",
+        "architecture backbone model pretrained weights backbone_weights small_images norm",
         "version trainable_layers model_kwargs",
     ),
     "operator": ("operator stages names parts", "operator_options kernel_sizes at_projections"),
@@ -48,7 +48,17 @@ def add_run_flags(parser: Parser, defaults: RunConfig, leave_out: Collection[str
     parser.group("recipe").add_argument("--config", action="config", metavar="FILE", help=config)
     task = Flag("task", str, defaults.task, "what the network does; each task has flags and defaults of its own.")
     parser.add_flag("network", task, choices=tuple(TASKS))
-    fields = {flag.name: flag for flag in flags_of_fields(defaults) if flag.name not in ("task", *leave_out)}
+    add_field_flags(parser, defaults, [name for name in fields_of(defaults) if name not in ("task", *leave_out)])
+
+
+def fields_of(defaults: RunConfig) -> list[str]:
+    """The names of a configuration's fields."""
+    return [flag.name for flag in flags_of_fields(defaults)]
+
+
+def add_field_flags(parser: Parser, defaults: RunConfig, names: Collection[str]) -> None:
+    """Add a flag for each of some fields of a configuration, in its group."""
+    fields = {flag.name: flag for flag in flags_of_fields(defaults) if flag.name in names}
     for group, (first, rare) in FIELDS.items():
         for name in (*first.split(), *rare.split()):
             if name in fields:

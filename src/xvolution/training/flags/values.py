@@ -15,7 +15,9 @@ LEGEND = "N is a whole number, X a number, [N,...] a list such as [3,4], JSON an
 _SHORT = {int: "N", float: "X", Path: "FILE", bool: "true|false", dict: "JSON", Any: "JSON"}
 #: Of words that are places.
 _PLACES = {
-    **dict.fromkeys(("json", "predictions", "results", "page", "image", "backbone_weights", "teacher"), "FILE"),
+    **dict.fromkeys(
+        ("json", "predictions", "results", "page", "image", "weights", "backbone_weights", "teacher", "plain"), "FILE"
+    ),
     "output": "FOLDER",
     "resume": "last|CHECKPOINT",
 }

@@ -1,0 +1,202 @@
+"""A classifier in 8-bit integers: calibrated on images of its own kind, judged before and after."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from xvolution.deploy.equalize import equalize
+from xvolution.deploy.quantize import QuantizationError, QuantizationReport, quantize
+from xvolution.deploy.runtimes import ExportError, LoadedFile, OnnxReader, OnnxRuntime, runtime_for
+from xvolution.training.classification.deploy import ClassifierDeployment, deploy_classifier
+from xvolution.training.classification.evaluate import EvaluationResult, evaluate_model, labelled_images
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.data import DataSplits, ImageSource, evaluation_loader, open_data
+from xvolution.training.data.dataset import GOOD, Batch
+from xvolution.training.data.module import default_workers
+from xvolution.training.deployment import DeployedForm, DeploySettings
+from xvolution.training.errors import InputError, RunError
+from xvolution.training.evaluation import EvaluationSettings
+from xvolution.training.files import atomic_path
+from xvolution.training.metadata import HEADER
+
+#: How ONNX Runtime takes a range from what was seen.
+METHODS = ("minmax", "entropy", "percentile")
+#: Ending of a deployed file that is quantized as it is.
+ONNX = OnnxRuntime.ending
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a network is made of 8-bit integers.
+
+    Attributes:
+        images: of the training part, evenly spread, that set the ranges of the activations.
+        method: how a range is taken from what was seen; see `xvolution.deploy.quantize`.
+        equalized: give the parts of deployed operators ranges that one scale can hold.
+    """
+
+    images: int = 256
+    method: str = "minmax"
+    equalized: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise InputError(f"--images is {self.images}; it must be at least 1.")
+        if self.method not in METHODS:
+            raise InputError(f"--method is {self.method}; it must be one of {', '.join(METHODS)}.")
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """One network before and after.
+
+    Attributes:
+        name: what it is called in a report.
+        before: its deployed form in fp32, judged.
+        after: the quantized file, judged by the same images.
+        report: of the quantization.
+    """
+
+    name: str
+    before: EvaluationResult
+    after: EvaluationResult
+    report: QuantizationReport
+
+    @property
+    def changed(self) -> int:
+        """Images whose most likely class is another one than before."""
+        return int((self.before.predictions != self.after.predictions).sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, as plain JSON values."""
+        judged = {"fp32": self.before.to_dict(), "int8": self.after.to_dict(), "changed_predictions": self.changed}
+        return {"network": self.name, **judged, **vars(self.report), "path": str(self.report.path)}
+
+
+class _Runs(nn.Module):
+    """A file of a runtime as a module: (N, C, H, W) float32 images to (N, num_classes) logits, on the CPU."""
+
+    def __init__(self, file: LoadedFile) -> None:
+        super().__init__()
+        self.file = file
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.file(images)[0]
+
+
+def quantize_classifier(
+    source: nn.Module | Path,
+    metadata: ClassifierMetadata,
+    path: Path,
+    settings: EvaluationSettings,
+    deploy: DeploySettings,
+    calibration: Calibration,
+    name: str,
+) -> QuantizedNetwork:
+    """Write a classifier in 8-bit integers and judge it before and after.
+
+    Args:
+        source: a classifier in eval mode, in its training or its deployed form; or an fp32 ``.onnx`` file of `deploy`.
+        metadata: of the classifier.
+        path: ``.onnx``, or the ending of another runtime that reads ONNX, such as ``.xml``.
+        settings: of the judging; its data calibrate too.
+        deploy: layouts and norms of the deployed form.
+        calibration: see there.
+        name: what the report calls it.
+
+    Raises:
+        InputError: the data or an option cannot be used.
+        RunError: the network cannot be quantized, or the file cannot be written.
+    """
+    splits = open_data(settings.data, settings.holdout, settings.seed, settings.max_pixels, settings.outside_images)
+    judging = _batches(labelled_images(splits, settings.split, metadata), metadata, settings, splits)
+    chosen = _spread(splits.train, calibration.images)
+    images = [batch["image"][batch["status"] == GOOD] for batch in _batches(chosen, metadata, settings, splits)]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            original = source if isinstance(source, Path) else Path(folder) / f"fp32{ONNX}"
+            if isinstance(source, nn.Module):
+                _export(source, metadata, original, deploy, images if calibration.equalized else None)
+            judge = partial(
+                evaluate_model,
+                loader=judging,
+                num_classes=metadata.model.num_classes,
+                limit_batches=settings.limit_batches,
+            )
+            before = judge(_Runs(OnnxRuntime().load(original)))
+            report = _write(original, path, images, calibration.method)
+            after = judge(_Runs(runtime_for(path).load(path)))
+        except (ExportError, QuantizationError) as error:
+            raise RunError(f"{path} was not written: {error}") from error
+    return QuantizedNetwork(name, before, after, report)
+
+
+def reader_of(path: Path) -> OnnxReader[LoadedFile]:
+    """The runtime of a path's ending, which must take ONNX.
+
+    Raises:
+        InputError: it does not, or no runtime has such an ending.
+    """
+    try:
+        runtime = runtime_for(path)
+    except ValueError as error:
+        raise InputError(f"{error}.") from error
+    if not isinstance(runtime, OnnxReader):
+        raise InputError(f"{path} cannot be quantized: {runtime.title} takes no ONNX files; .onnx and .xml can be.")
+    return runtime
+
+
+def _batches(
+    source: ImageSource, metadata: ClassifierMetadata, settings: EvaluationSettings, splits: DataSplits
+) -> DataLoader[Batch]:
+    workers = settings.workers if settings.workers is not None else default_workers(splits)
+    options: dict[str, Any] = {"workers": workers, "on_bad_image": settings.on_bad_image}
+    return evaluation_loader(source, metadata.preprocessing, settings.batch_size, **options)
+
+
+def _spread(source: ImageSource, count: int) -> ImageSource:
+    """So many images, evenly spread: a part is often sorted by class."""
+    return source.subset(np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)))
+
+
+def _export(
+    model: nn.Module,
+    metadata: ClassifierMetadata,
+    path: Path,
+    settings: DeploySettings,
+    equalized: Sequence[torch.Tensor] | None,
+) -> None:
+    """Write the deployed form in fp32, with its description, for the runtime that the settings name."""
+    result = deploy_classifier(model, metadata, settings) if metadata.form == "training" else None
+    form = DeployedForm(model, metadata, 0.0) if result is None else next(iter(result.forms.values()))
+    if equalized is not None:
+        form = replace(form, model=equalize(form.model, equalized))
+    writer = result or ClassifierDeployment({}, metadata.example_images(), False)
+    writer.export(form, path)
+
+
+def _write(original: Path, path: Path, images: Sequence[torch.Tensor], method: str) -> QuantizationReport:
+    """Write the quantized file by its ending, its description in it or beside it."""
+    runtime = reader_of(path)
+    with atomic_path(path) as temporary:
+        if path.suffix == ONNX:
+            return replace(quantize(original, temporary, images, method=method), path=path)
+        with tempfile.TemporaryDirectory() as folder:
+            quantized = Path(folder) / f"int8{ONNX}"
+            report = quantize(original, quantized, images, method=method)
+            runtime.write_from(partial(shutil.copyfile, quantized), temporary)
+            header = OnnxRuntime().load(original).properties[HEADER]
+        temporary.with_suffix(temporary.suffix + ".json").write_text(f"{header}\n", encoding="utf-8")
+        after = sum(part.stat().st_size for part in temporary.parent.iterdir() if part.suffix != ".json")
+    return replace(report, path=path, bytes_after=after)

@@ -1,0 +1,68 @@
+"""Beginning a training with the weights of a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from xvolution.conversion.checkpoints import load_unconverted
+from xvolution.models import ModelSpec
+from xvolution.training.checkpoint import load_weights, read_tensors
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.errors import InputError
+
+
+def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
+    """Load the weights of a file into a new network, plain ones into a converted one too, and say what was new.
+
+    Args:
+        model: a timm classifier, converted or not.
+        path: a file of this library, or a .safetensors file in timm's names.
+        spec: of the network.
+
+    Raises:
+        InputError: the weights are of another network, or converted in another way.
+    """
+    tensors, header = read_tensors(path)
+    if header is not None:
+        _require_alike(ClassifierMetadata.from_dict(header), spec, path)
+    own = model.state_dict()
+    new = _other_classes(model, own, tensors)
+    tensors = {**tensors, **{name: own[name] for name in new}}
+    if own.keys() <= tensors.keys() or spec.conversion is None:
+        load_weights(model, tensors, path)
+    else:
+        try:
+            load_unconverted(model, tensors)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{path} cannot be loaded into {spec.name}: {' '.join(str(error).split())}.") from error
+    _say(
+        f"begins with the weights of {path}"
+        + (f"; new for {spec.num_classes} classes: {', '.join(new)}" if new else "")
+    )
+
+
+def _require_alike(stored: ClassifierMetadata, spec: ModelSpec, path: str) -> None:
+    if stored.form == "deployed":
+        raise InputError(f"{path} holds the deployed form, which is not trained; give the file of the training form.")
+    if stored.model.name != spec.name:
+        raise InputError(f"{path} holds the weights of {stored.model.name}; give --model {stored.model.name}.")
+    if stored.model.conversion not in (None, spec.conversion):
+        raise InputError(
+            f"{path} was converted in another way ({stored.model.conversion}) than this training asks for ({spec.conversion}); "
+            "give the flags that it was converted with, or the plain network's file."
+        )
+
+
+def _other_classes(model: Any, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    """The weights of the classifier on top, where those of the file are for another number of classes."""
+    head: nn.Module = model.get_classifier()
+    names = [f"{name}.{part}" for name, module in model.named_modules() if module is head for part in head.state_dict()]
+    return [name for name in names if name in tensors and tensors[name].shape != own[name].shape]
+
+
+@rank_zero_only
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)

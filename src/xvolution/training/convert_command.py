@@ -1,0 +1,69 @@
+"""The parser of `xvolution convert`; what is put in and where is said by flags of `xvolution train`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from xvolution.training.commands import configured, operator_options, said, train_flags
+from xvolution.training.config import TrainConfig
+from xvolution.training.errors import InputError
+from xvolution.training.flags.flag import Flag
+from xvolution.training.flags.parser import Parser
+from xvolution.training.flags.run import add_field_flags, add_operator_flags, operators_help
+from xvolution.training.flags.shared import add_checksum
+
+#: Flags of `xvolution train` that say what is converted and how.
+TAKEN = (
+    "operator",
+    "operator_options",
+    "stages",
+    "kernel_sizes",
+    "names",
+    "at_projections",
+    "model_kwargs",
+    "in_chans",
+    "small_images",
+    "image_size",
+)
+#: Of the network that is converted.
+OWN = ("model", "pretrained", "num_classes", "checksum")
+
+
+def convert_command(arguments: Sequence[str]) -> None:
+    """Convert a network, print what was converted and what was left alone, and store it."""
+    defaults = TrainConfig()
+    operator = said(arguments, "operator") or defaults.operator
+    parser = Parser(
+        "convert",
+        "Put X-volution, or another operator, into a classifier, print what was converted and what was left alone and why,\n"
+        "and store the network for train, evaluate and deploy. Its outputs are compared before and after.",
+        operators_help("--operator", "--help-all" in arguments, operator),
+    )
+    name = "timm's name of a network, torchvision:NAME, or a .safetensors or .ckpt file."
+    parser.add_argument("name", type=str, metavar="NAME", help=name)
+    model = "timm's name of the network whose weights a file holds that does not say it; none by default."
+    parser.add_flag("network", Flag("model", str | None, None, model))
+    parser.add_flag("network", Flag("pretrained", bool, True, "begin with timm's weights of a network by name."))
+    classes = "classes of a network by name; by default those of its weights."
+    parser.add_flag("network", Flag("num_classes", int | None, None, classes))
+    add_checksum(parser)
+    add_field_flags(parser, defaults, TAKEN)
+    add_operator_flags(parser, operator, arguments)
+    output = "the file of the converted network, in its training form: .safetensors; by default none, with --dry-run."
+    parser.add_flag("output", Flag("output", str | None, None, output))
+    parser.add_flag("output", Flag("dry_run", bool, False, "print the summary and write nothing."))
+    values = parser.parse_args(list(arguments)).as_dict()
+    if values["output"] is None and not values["dry_run"]:
+        raise InputError("give --output FILE for the converted network, or --dry-run to see the summary alone.")
+    options = operator_options(values, operator, arguments)
+    chosen = {name: values[name] for name in TAKEN} | {"operator": operator, "operator_options": options}
+    from xvolution.training.converting import convert_network
+
+    path = None if values["dry_run"] else values["output"]
+    own = {name: values[name] for name in OWN}
+    converted = convert_network(values["name"], path, configured(defaults, chosen), **own)
+    print(converted.summary)
+    if converted.path is not None:
+        training = shlex.join(["xvolution", "train", *train_flags(converted.config), "--data", "DATA"])
+        print(f"wrote {converted.path}\ntrain it: {training}")

@@ -1,0 +1,167 @@
+"""`convert_network`: a network by its name, a checkpoint or a weights file, converted and stored in its training form."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+from xvolution.conversion.convert import ConversionError, convert
+from xvolution.conversion.summary import ConversionSummary, conversion_summary
+from xvolution.models import ModelError, ModelSpec, build_model
+from xvolution.training.checkpoint import load_weights, read_tensors, save_weights
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.classification.train import preprocessing_of
+from xvolution.training.config import TrainConfig
+from xvolution.training.data.reading import PHOTOGRAPH_SIDE
+from xvolution.training.errors import InputError
+from xvolution.training.metadata import provenance
+from xvolution.training.tasks import CLASSIFY, task_of_file
+
+_ENDING = ".safetensors"
+_TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted network.
+
+    Attributes:
+        summary: what was replaced, what was left alone and why.
+        config: a training that begins with it, of whatever data.
+        path: where it was stored; None where nothing was written.
+    """
+
+    summary: ConversionSummary
+    config: TrainConfig
+    path: Path | None
+
+
+def convert_network(
+    name: str,
+    output: str | os.PathLike[str] | None,
+    config: TrainConfig,
+    *,
+    model: str | None = None,
+    pretrained: bool = True,
+    num_classes: int | None = None,
+    checksum: bool = True,
+) -> Converted:
+    """Convert a classifier and store it as `train`, `evaluate` and `deploy` read it; outputs are compared before and after.
+
+    Args:
+        name: of timm; a .safetensors or .ckpt file; or ``torchvision:`` and a name of torchvision, which is shown and not stored.
+        output: a .safetensors file; None writes nothing.
+        config: what is put in and where, and how a network by name is built: ``operator``, ``operator_options``, ``stages``,
+            ``kernel_sizes``, ``names``, ``at_projections``, ``model_kwargs``, ``in_chans``, ``small_images`` and ``image_size``.
+        model: timm's name of the network whose weights a file holds that does not say it.
+        pretrained: begin with timm's weights of a network by name.
+        num_classes: of a network by name, where it should differ from the library's.
+        checksum: compare a file with the checksum in it, where it has one.
+
+    Raises:
+        InputError: a name, a file or an option cannot be used.
+        ModelError: no such network can be built, or nothing in it can be converted.
+        RunError: the file cannot be written.
+    """
+    path = None if output is None else Path(output)
+    if path is not None and path.suffix != _ENDING:
+        raise InputError(f"{path} ends with {path.suffix or 'nothing'}; converted networks are stored as {_ENDING}.")
+    conversion = config.conversion
+    if conversion is None:
+        raise InputError(
+            "--operator is conv, which leaves the network as it is; give what to put in, such as xvolution."
+        )
+    if name.startswith(_TORCHVISION):
+        if path is not None:
+            raise InputError(
+                f"{name} can be shown (--dry-run) and not stored: files describe networks of timm, which has torchvision's "
+                "weights too, as in resnet50.tv_in1k."
+            )
+        plain, metadata = _of_torchvision(name.removeprefix(_TORCHVISION)), None
+        side = config.image_size or PHOTOGRAPH_SIDE
+        example = torch.zeros(1, 3, side, side)
+    else:
+        if Path(name).suffix in (_ENDING, ".ckpt") or os.path.exists(name):
+            plain, metadata = _of_file(name, model, config, checksum)
+        else:
+            plain, metadata = _of_timm(name, config, pretrained, num_classes)
+        example = metadata.example_images()
+    try:
+        converted = convert(
+            plain.eval(), conversion.operator, **vars(conversion.where), example_inputs=example, inplace=True
+        )
+    except (ValueError, ConversionError) as error:
+        raise ModelError(f"{name} cannot be converted: {error}") from error
+    summary = conversion_summary(converted, example)
+    if metadata is None:
+        return Converted(summary, config, None)
+    spec = metadata.model
+    if path is not None:
+        stored = replace(metadata, model=replace(spec, conversion=conversion.to_dict()), provenance=provenance(0))
+        save_weights(path, converted, stored)
+    size = metadata.preprocessing.image_size
+    config = replace(config, model=spec.name, model_kwargs=spec.kwargs, small_images=spec.small_images, image_size=size)
+    weights = None if path is None else str(path)
+    return Converted(summary, replace(config, weights=weights), path)
+
+
+def _of_timm(
+    name: str, config: TrainConfig, pretrained: bool, num_classes: int | None
+) -> tuple[nn.Module, ClassifierMetadata]:
+    known = timm.get_pretrained_cfg(name.removeprefix("timm/"), allow_unregistered=True)
+    classes = num_classes or getattr(known, "num_classes", None) or 1000
+    plain, metadata = _built(name, config, classes, pretrained)
+    subset = infer_imagenet_subset(plain) if pretrained and num_classes is None else None
+    if subset is not None:
+        info = ImageNetInfo(subset)
+        metadata = replace(metadata, class_names=[info.index_to_description(label) for label in range(classes)])
+    return plain, metadata
+
+
+def _built(name: str, config: TrainConfig, classes: int, pretrained: bool) -> tuple[nn.Module, ClassifierMetadata]:
+    channels = 3 if config.in_chans == "auto" else config.in_chans
+    spec = ModelSpec(name, classes, channels, dict(config.model_kwargs), config.small_images)
+    plain = build_model(spec, pretrained)
+    size = config.image_size or timm.data.resolve_model_data_config(plain)["input_size"][-1]
+    names = [str(label) for label in range(classes)]
+    return plain, ClassifierMetadata(
+        model=spec, preprocessing=preprocessing_of(plain, size, channels), class_names=names, data=""
+    )
+
+
+def _of_file(name: str, model: str | None, config: TrainConfig, checksum: bool) -> tuple[nn.Module, ClassifierMetadata]:
+    tensors, header = read_tensors(name, checksum)
+    if header is None:
+        if model is None:
+            raise InputError(f"{name} does not say of which network it is; give timm's name of it by --model.")
+        plain, metadata = _built(model, config, _classes_in(tensors, model), pretrained=False)
+        load_weights(plain, tensors, f"{name} ({model})")
+        return plain, metadata
+    if task_of_file(name) is not CLASSIFY:
+        raise InputError(f"{name} holds no classifier; a detector is converted by xvolution train --backbone-weights.")
+    plain, metadata = CLASSIFY.load(name, checksum=checksum)
+    if metadata.form == "deployed" or metadata.model.conversion is not None:
+        found = "in its deployed form" if metadata.form == "deployed" else "converted already"
+        raise InputError(f"the network of {name} is {found}; give that of the plain network.")
+    return plain, metadata
+
+
+def _classes_in(tensors: dict[str, Tensor], model: str) -> int:
+    """Rows of the classifier among the tensors of a network."""
+    known = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    weight = tensors.get(f"{getattr(known, 'classifier', None)}.weight")
+    return 1000 if weight is None else len(weight)
+
+
+def _of_torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        raise ModelError(f"torchvision has no network {name!r}.")
+    return get_model(name, weights=None)

@@ -1,0 +1,136 @@
+"""`quantize`: a checkpoint in 8-bit integers, beside its plain twin where there is one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.classification.quantize import (
+    ONNX,
+    Calibration,
+    QuantizedNetwork,
+    quantize_classifier,
+    reader_of,
+)
+from xvolution.training.deployment import DeploySettings
+from xvolution.training.errors import InputError
+from xvolution.training.evaluation import EvaluationSettings
+from xvolution.training.tasks import CLASSIFY, task_of_file
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What was written, and what it cost.
+
+    Attributes:
+        path: the file.
+        networks: the network of the checkpoint, then its plain twin where one was given.
+    """
+
+    path: Path
+    networks: tuple[QuantizedNetwork, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, as plain JSON values."""
+        return {"path": str(self.path), "networks": [network.to_dict() for network in self.networks]}
+
+    def __str__(self) -> str:
+        width = max(len(network.name) for network in self.networks)
+        lines = [f"{'':<{width}}  form     top-1    top-5    loss  other predictions  error of the logits       bytes"]
+        for each in self.networks:
+            for form, judged, size in (
+                ("fp32", each.before, each.report.bytes_before),
+                ("int8", each.after, each.report.bytes_after),
+            ):
+                name = each.name if form == "fp32" else ""
+                of = f"{each.changed} of {each.after.images}" if form == "int8" else ""
+                off = f"{each.report.relative_error:.1%}" if form == "int8" else ""
+                figures = f"{judged.top1:7.2%}  {judged.top5:7.2%}  {judged.loss:6.4f}"
+                lines.append(f"{name:<{width}}  {form}   {figures}  {of:>17}  {off:>19}  {size:>10,}")
+        lost = " and ".join(
+            f"{100 * (each.after.top1 - each.before.top1):+.2f} points for {each.name}" for each in self.networks
+        )
+        images = self.networks[0].report.calibration_images
+        lines.append(f"top-1 after minus before: {lost}; calibrated on {images} training images")
+        return "\n".join([*lines, f"wrote {self.path}"])
+
+
+def quantize(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    plain: str | os.PathLike[str] | None = None,
+    images: int = 256,
+    method: str = "minmax",
+    equalized: bool = False,
+    layout: str = "auto",
+    split: str = "val",
+    holdout: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int | None = None,
+    limit_batches: int | None = None,
+    max_pixels: int | None = None,
+    outside_images: bool = False,
+    checksum: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Quantization:
+    """Write a classifier in 8-bit integers, and judge it before and after.
+
+    The deployed form, with every norm folded, is written in fp32 and quantized: weights per output channel, activations per
+    tensor, their ranges from training images.
+
+    Args:
+        checkpoint: a .ckpt or .safetensors file of this library, or an fp32 .onnx file of `deploy`.
+        output: ``.onnx`` or ``.xml``.
+        data: as in training; by default what the network was trained on.
+        plain: a checkpoint or file of the plain twin, which is judged before and after in the same way and not written.
+        images: of the training part, evenly spread, that set the ranges of the activations.
+        method: how a range is taken from what was seen: minmax, entropy or percentile.
+        equalized: give the parts of deployed operators ranges that one 8-bit scale can hold; see `xvolution.deploy.equalize`.
+        layout: of every operator, or auto for the fastest one in the output's runtime, in fp32.
+        split: train, val or test: what judges.
+        holdout: as in training: ``val`` is then this fraction of the training part.
+        seed: of the held-out part.
+        batch_size: images in a batch.
+        workers: processes that load images.
+        limit_batches: judge by at most so many batches.
+        max_pixels: the most that an image may have; Pillow's own limit when None.
+        outside_images: read images that tables name outside of the data's folder too.
+        checksum: compare the files with the checksums in them, where they have one.
+        progress: is told of each operator what was timed and chosen, and what comes next.
+
+    Raises:
+        InputError: a file, the data or an option cannot be used.
+        RunError: a network cannot be quantized, or the file cannot be written.
+    """
+    path, calibration = Path(output), Calibration(images, method, equalized)
+    deploy = DeploySettings(layout, True, (reader_of(path).name,), None, progress)
+
+    def made(given: str | os.PathLike[str], to: Path, name: str) -> QuantizedNetwork:
+        if task_of_file(given) is not CLASSIFY:
+            raise InputError(f"{given} holds no classifier; only classifiers are quantized.")
+        model, metadata = CLASSIFY.load(given, checksum=checksum)
+        assert isinstance(metadata, ClassifierMetadata)
+        is_file = Path(given).suffix == ONNX
+        if is_file and equalized:
+            raise InputError(f"{given} is a graph already, whose parts cannot be equalized; give the checkpoint.")
+        judged_by = metadata.data if data is None else data
+        settings = EvaluationSettings(
+            judged_by, split, holdout, seed, batch_size, workers, "error", limit_batches, max_pixels, outside_images
+        )
+        if progress is not None:
+            progress(f"quantizing {given}")
+        return quantize_classifier(Path(given) if is_file else model, metadata, to, settings, deploy, calibration, name)
+
+    found = [made(checkpoint, path, os.fspath(Path(checkpoint).name) if plain is None else "the network")]
+    if plain is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(made(plain, Path(folder) / f"plain{path.suffix}", "its plain twin"))
+    return Quantization(path, tuple(found))
