@@ -33,6 +33,7 @@ class Annealing(nn.Module):
         InputError: it has none, or others too.
     """
 
+    begun: Tensor
     settled: Tensor
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,6 +41,7 @@ class Annealing(nn.Module):
         self._branches = dict(_branches(model))
         self.teacher = deepcopy(model).requires_grad_(False)
         self.share = 0.0
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
         self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
         self.means, self.starts = _Buffers(), _Buffers()
         for name, branch in self._branches.items():
@@ -49,18 +51,24 @@ class Annealing(nn.Module):
             for index, term in enumerate(branch.image_terms()):
                 self.starts.keep(f"{name}.{index}", term.detach().clone())
         self._hooks: list[Any] = []
+        self._listens = False
 
     def begin(self, model: nn.Module) -> None:
-        """Learn from the network as it is now, and from its gates."""
-        self.teacher.load_state_dict(model.state_dict())
-        for name, index, term in self._terms():
-            self.starts[f"{name}.{index}"].copy_(term)
+        """Learn from the network as it is now, listen to its gates, and move them by ``share`` from now on.
 
-    def attach(self) -> None:
-        """Listen to the gates, and move them by ``share`` from now on; settled ones stay what they are."""
+        What a resumed run has begun already goes on; settled gates stay what they are. Called again, it does nothing.
+        """
+        if self._listens:
+            return
+        self._listens = True
+        if not self.begun:
+            self.begun.fill_(True)
+            self.teacher.load_state_dict(model.state_dict())
+            for name, index, term in self._terms():
+                self.starts[f"{name}.{index}"].copy_(term)
         if self.settled:
             self.settle()
-        elif not self._hooks:
+        else:
             for name, branch in self._branches.items():
                 for gate in branch.gates():
                     self._hooks.append(branch.get_submodule(gate).register_forward_hook(self._moved(name, gate)))

@@ -74,18 +74,14 @@ class Classification(TrainingModule):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._skipped = 0
-        first = self.config.epochs - self.config.anneal_to_conv
-        if self.annealing is not None and self.current_epoch >= first:
-            if self.current_epoch == first:
-                self.annealing.begin(self.model)
-            self.annealing.attach()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        config, batches = self.config, int(self.trainer.num_training_batches)
-        done = self.current_epoch + (batch_idx + 1) / batches - (config.epochs - config.anneal_to_conv)
-        if self.annealing is not None and done > 0:
-            self.annealing.move_to(done / config.anneal_to_conv)
+        if self.annealing is not None and self._is_annealed:
+            self.annealing.begin(self.model)  # a resumed run may be in the middle of an epoch
+            epochs, batches = self.config.anneal_to_conv, int(self.trainer.num_training_batches)
+            done = self.current_epoch + (batch_idx + 1) / batches - (self.config.epochs - epochs)
+            self.annealing.move_to(done / epochs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         images, target = batch["image"].contiguous(memory_format=self._memory_format), batch["target"]
@@ -101,9 +97,14 @@ class Classification(TrainingModule):
         self._skipped += int((batch["status"] == BAD).sum())
         return loss
 
+    @property
+    def _is_annealed(self) -> bool:
+        """Whether the annealing has begun in this epoch."""
+        return self.current_epoch >= self.config.epochs - self.config.anneal_to_conv
+
     def _taught(self, images: torch.Tensor) -> torch.Tensor | None:
         """The logits to learn from: of the network itself from before its annealing, once that has begun; else of the teacher."""
-        if self.annealing is not None and self.current_epoch >= self.config.epochs - self.config.anneal_to_conv:
+        if self.annealing is not None and self._is_annealed:
             return self.annealing.taught(images)
         for teacher in self._teacher:
             return teacher(images)
