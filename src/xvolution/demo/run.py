@@ -177,10 +177,13 @@ def _evaluate_all(
         ]
         for operator, by_seed in trainings.items()
     }
-    twins, equalities = {}, []
+    twins: dict[int, Twin] = {}
+    equalities = []
+    layouts = None  # timed on the first twin; the others are the same network with other weights
     for seed, trained in trainings["xvolution"].items():
         say(f"re-parameterizing and exporting the twin of seed {seed}, comparing every prediction")
-        twins[seed] = deploy_twin(trained.checkpoint, folder / "deployed" / f"seed{seed}")
+        twins[seed] = deploy_twin(trained.checkpoint, folder / "deployed" / f"seed{seed}", layouts)
+        layouts = twins[seed].layouts
         equalities.append(compare_forms(twins[seed], images))
     return accuracy, twins, equalities
 
