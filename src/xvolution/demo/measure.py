@@ -89,16 +89,15 @@ class Twin:
     layouts: dict[str, str]
 
 
-def deploy_twin(checkpoint: Path, folder: Path, layouts: Mapping[str, str] | None = None) -> Twin:
+def deploy_twin(checkpoint: Path, folder: Path, layout: str | Mapping[str, str]) -> Twin:
     """Re-parameterize, write deployed.safetensors and deployed.onnx into ``folder``, and run the latter.
 
     Args:
         checkpoint: of the twin.
         folder: for the files.
-        layouts: of its operators, by name; timed when None.
+        layout: of its operators, or of each by its name, or auto, which times them.
     """
     files = [folder / "deployed.safetensors", folder / "deployed.onnx"]
-    layout = "auto" if layouts is None else layouts
     result = deploy(checkpoint, files, layout=layout, fold_norms=True, batch_size=BATCH_SIZES[-1])
     training, _ = CLASSIFY.load(checkpoint)
     return Twin(training, result.model, OnnxClassifier(files[1]), result.metadata.layouts)
