@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import types
 import typing
 from functools import cache
 from pathlib import Path
@@ -46,7 +47,9 @@ def described() -> dict[str, Described]:
 
 def _described(bench: Any) -> Described:
     flags = [
-        dataclasses.replace(flag, type=list[typing.get_args(flag.type)[0]]) if typing.get_args(flag.type) else flag
+        dataclasses.replace(flag, type=types.GenericAlias(list, typing.get_args(flag.type)))
+        if typing.get_args(flag.type)
+        else flag
         for flag in flags_of_fields(bench)
     ]
     return Described(docstring_parser.parse(bench.__doc__).short_description or "", tuple(flags))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,16 @@ class Twin:
     layouts: dict[str, str]
 
 
-def deploy_twin(checkpoint: Path, folder: Path) -> Twin:
-    """Re-parameterize, write deployed.safetensors and deployed.onnx into ``folder``, and run the latter."""
+def deploy_twin(checkpoint: Path, folder: Path, layout: str | Mapping[str, str]) -> Twin:
+    """Re-parameterize, write deployed.safetensors and deployed.onnx into ``folder``, and run the latter.
+
+    Args:
+        checkpoint: of the twin.
+        folder: for the files.
+        layout: of its operators, or of each by its name, or auto, which times them.
+    """
     files = [folder / "deployed.safetensors", folder / "deployed.onnx"]
-    result = deploy(checkpoint, files, fold_norms=True, batch_size=BATCH_SIZES[-1])
+    result = deploy(checkpoint, files, layout=layout, fold_norms=True, batch_size=BATCH_SIZES[-1])
     training, _ = CLASSIFY.load(checkpoint)
     return Twin(training, result.model, OnnxClassifier(files[1]), result.metadata.layouts)
 

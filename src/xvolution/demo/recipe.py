@@ -28,11 +28,13 @@ class Recipe:
         seeds: each trains both networks.
         epochs: of every training.
         rounds: samples of every latency.
+        layout: in which the twins are deployed; auto times each layout.
     """
 
     seeds: tuple[int, ...]
     epochs: int
     rounds: int
+    layout: str = "auto"
 
     @classmethod
     def choose(cls, quick: bool, seeds: Sequence[int] | None, epochs: int | None) -> Recipe:
@@ -41,7 +43,7 @@ class Recipe:
         Raises:
             InputError: no seeds, or a seed twice.
         """
-        recipe = cls(seeds=(0,), epochs=3, rounds=15) if quick else cls(seeds=(0, 1, 2), epochs=6, rounds=40)
+        recipe = cls((0,), epochs=3, rounds=15, layout="split") if quick else cls(seeds=(0, 1, 2), epochs=6, rounds=40)
         if seeds is not None:
             if not seeds or len(set(seeds)) != len(seeds):
                 raise InputError(f"the seeds are {list(seeds)}; give at least one, and each once.")

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def run_demo(
     trainings = _train_all(recipe, folder, say)
     plain, metadata = CLASSIFY.load(trainings["conv"][recipe.seeds[0]].checkpoint)
     images = judging_images(metadata)
-    accuracy, twins, equalities = _evaluate_all(trainings, images, folder, say)
+    accuracy, twins, equalities = _evaluate_all(recipe, trainings, images, folder, say)
     twin = twins[recipe.seeds[0]]
     figures = {
         "accuracy": accuracy,
@@ -118,6 +118,7 @@ def run_demo(
         "largest_difference": max(each.largest_difference for found in equalities for each in found.values()),
         "images": len(images.labels),
         "layouts": twin.layouts,
+        "layouts_timed": recipe.layout == "auto",
         **_cost_and_time(plain, twin, images, recipe, folder, say),
     }
     figures["conditions"] = _conditions(recipe, images)
@@ -167,7 +168,7 @@ def _train_all(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Trai
 
 
 def _evaluate_all(
-    trainings: Trainings, images: Images, folder: Path, say: Callable[[str], None]
+    recipe: Recipe, trainings: Trainings, images: Images, folder: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[int, Twin], list[dict[str, Equality]]]:
     """Accuracy by operator, the deployed twins by seed, and how far their forms are from each other."""
     accuracy: dict[str, list[float]] = {
@@ -177,10 +178,13 @@ def _evaluate_all(
         ]
         for operator, by_seed in trainings.items()
     }
-    twins, equalities = {}, []
+    twins: dict[int, Twin] = {}
+    equalities = []
+    layout: str | Mapping[str, str] = recipe.layout
     for seed, trained in trainings["xvolution"].items():
         say(f"re-parameterizing and exporting the twin of seed {seed}, comparing every prediction")
-        twins[seed] = deploy_twin(trained.checkpoint, folder / "deployed" / f"seed{seed}")
+        twins[seed] = deploy_twin(trained.checkpoint, folder / "deployed" / f"seed{seed}", layout)
+        layout = twins[seed].layouts  # timed once: the other twins are the same network with other weights
         equalities.append(compare_forms(twins[seed], images))
     return accuracy, twins, equalities
 

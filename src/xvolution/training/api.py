@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def deploy(
     checkpoint: str | os.PathLike[str],
     outputs: Sequence[str | os.PathLike[str]],
     *,
-    layout: str = "auto",
+    layout: str | Mapping[str, str] = "auto",
     fold_norms: bool = False,
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -138,7 +138,7 @@ def deploy(
         outputs: files; .safetensors holds the deployed form's weights; .onnx, .xml and, of a classifier, .pt2 are exports that
             have been run and compared.
         layout: auto, which times each distinct operator in the runtime of each output (.safetensors: torch) and may choose
-            other layouts for other outputs; or one that every operator has, such as single or split.
+            other layouts for other outputs; or one that every operator has, such as single or split; or one for each by name.
         fold_norms: fold the other convolution and norm pairs too.
         threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
         progress: is told of each distinct operator what was timed and chosen, and of each file before it is written.

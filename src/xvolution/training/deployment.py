@@ -29,14 +29,14 @@ class DeploySettings:
     """What every deployment is asked for.
 
     Attributes:
-        layout: of every operator, or auto for the fastest one in each runtime.
+        layout: of every operator, or of each by its name, or auto for the fastest one in each runtime.
         fold_norms: fold the other norms into their convolutions.
         runtimes: by name, for which layouts are chosen, each once.
         threads: of the CPU while layouts are timed; as many as torch has when None.
         progress: is told what was timed and chosen.
     """
 
-    layout: str = AUTO
+    layout: str | Mapping[str, str] = AUTO
     fold_norms: bool = False
     runtimes: tuple[str, ...] = (TORCH,)
     threads: int | None = None

@@ -214,7 +214,8 @@ def _log_configuration(trainer: L.Trainer, config: RunConfig, judged_by: str) ->
     """Tell TensorBoard the configuration, for its table of runs; the metric's values follow from training."""
     kept = (int, float, str)
     plain = {name: value if type(value) in kept else json.dumps(value) for name, value in config.to_dict().items()}
-    writer = trainer.loggers[0].experiment.file_writer  # type: ignore[union-attr]
+    tensorboard: Any = trainer.loggers[0]
+    writer = tensorboard.experiment.file_writer
     for summary in hparams(plain, {judged_by: 0.0}):
         writer.add_summary(summary)
 

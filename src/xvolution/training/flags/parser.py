@@ -39,7 +39,7 @@ class Parser(ArgumentParser):
             prog=f"xvolution {command}",
             description=description,
             epilog=epilog,
-            formatter_class=_Formatter,  # type: ignore[arg-type]
+            formatter_class=_Formatter,
             default_env=False,
             allow_abbrev=False,
             add_help=False,
