@@ -225,6 +225,7 @@ def test_a_file_that_finds_nothing_is_compared_by_maps_and_raw_scores(tmp_path, 
     deployed = deploy_detector(unsure_detector(architecture), images(), layout="split")
     report = export_detector(deployed, tmp_path / "detector.onnx", images()[0])
     assert report.content == "detector"
+    assert not any(module.training for module in deployed.modules())
     assert report.agreement.is_empty
     assert 0 < report.agreement.raw.maps < 1e-4
     assert report.agreement.raw.scores < 1e-4

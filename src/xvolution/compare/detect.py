@@ -55,8 +55,12 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
         categories = len(splits.train.class_names)
 
         def build(train: DetectionConfig) -> nn.Module:
-            kept = {"norm": train.backbone_norm, "trainable_layers": train.trained_layers}
-            return new_detector(replace(train, pretrained=False, **kept), categories)[0]
+            norm, layers = (
+                train.backbone_norm,
+                train.trained_layers,
+            )  # of the network with its weights, which are left out
+            without = replace(train, pretrained=False, norm=norm, trainable_layers=layers)
+            return new_detector(without, categories)[0]
 
         return build
 

@@ -29,6 +29,7 @@ class WithRawOutputs(nn.Module):
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
+        self.train(detector.training)  # exporters leave a module, and all in it, in the mode that it was in
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, ...]:
         """One image (3, H, W) in a list -> its detections, then what `raw_outputs` names, in that order."""

@@ -13,6 +13,7 @@ from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.classification.quantize import (
     ONNX,
     Calibration,
+    Method,
     QuantizedNetwork,
     quantize_classifier,
     reader_of,
@@ -67,7 +68,7 @@ def quantize(
     *,
     plain: str | os.PathLike[str] | None = None,
     images: int = 256,
-    method: str = "minmax",
+    method: Method = "minmax",
     equalized: bool = False,
     layout: str = "auto",
     split: str = "val",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ from xvolution.training.files import atomic_path
 from xvolution.training.metadata import HEADER
 
 #: How ONNX Runtime takes a range from what was seen.
-METHODS = ("minmax", "entropy", "percentile")
+Method = Literal["minmax", "entropy", "percentile"]
+METHODS: tuple[Method, ...] = get_args(Method)
 #: Ending of a deployed file that is quantized as it is.
 ONNX = OnnxRuntime.ending
 
@@ -47,7 +48,7 @@ class Calibration:
     """
 
     images: int = 256
-    method: str = "minmax"
+    method: Method = "minmax"
     equalized: bool = False
 
     def __post_init__(self) -> None:
@@ -186,7 +187,7 @@ def _export(
     writer.export(form, path)
 
 
-def _write(original: Path, path: Path, images: Sequence[torch.Tensor], method: str) -> QuantizationReport:
+def _write(original: Path, path: Path, images: Sequence[torch.Tensor], method: Method) -> QuantizationReport:
     """Write the quantized file by its ending, its description in it or beside it."""
     runtime = reader_of(path)
     with atomic_path(path) as temporary:

@@ -149,7 +149,8 @@ def _folders(path: Path, max_pixels: int | None) -> dict[str, _Part]:
     if not path.is_dir():
         raise InputError(f"{printable(path)} is neither a folder of class folders nor a parquet file.")
     place = place_of_classes(path)
-    parts, found, known = parts_in(place) or {"train": place}, {}, ()
+    parts, known = parts_in(place) or {"train": place}, list[str]()
+    found: dict[str, _Part] = {}
     for name in sorted(parts, key=lambda part: part != "train"):
         classes = visible_folders(place_of_classes(parts[name], known))
         pictures = [
@@ -161,7 +162,7 @@ def _folders(path: Path, max_pixels: int | None) -> dict[str, _Part]:
             for describe in (partial(printable, file),)
         ]
         found[name] = ([printable(each.name) for each in classes], pictures)
-        known = tuple(each.name for each in classes) if name == "train" else known
+        known = [each.name for each in classes] if name == "train" else known
     return found
 
 
