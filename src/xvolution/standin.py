@@ -19,7 +19,7 @@ _OF_NO_VALUES = {
     Tensor.to: lambda w: torch.empty((), dtype=w.dtype, device=w.device),
     Tensor.type_as: lambda w: torch.empty((), dtype=w.dtype, device=w.device),
 }
-#: Values in the place of a weight's repeat after this many, none of them zero or whole; bf16 and TF32 hold them exactly.
+#: Values in the place of a weight's repeat after this many, none of them zero or whole, all of them exact in bf16 and TF32.
 _PERIOD = 113
 
 
@@ -31,8 +31,8 @@ class ConversionError(RuntimeError):
 class ReplacedTensor:
     """What is left of the weight or the bias of a replaced convolution: dtype, device and size; no values.
 
-    What leaves all of its values as they are gives the same again: another shape, a product with ones, a sum with zeros. Code that
-    folds a norm of identity statistics into a convolution does nothing else. Anything else is refused.
+    What leaves all of its values as they are gives the same again: another shape, a product with ones, a sum with zeros. Code
+    that folds a norm of identity statistics into a convolution does nothing else. Anything else is refused.
 
     Attributes:
         name: in the network.
