@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, TypeVar
 
 from torch import nn
@@ -25,6 +24,8 @@ Given = TypeVar("Given", bound=nn.Module)
 
 #: Where a model's configuration says how it was converted.
 KEY = "xvolution"
+#: Classes of converted models by the class from before.
+_CLASSES: dict[type, Any] = {}
 
 
 def convert_pretrained(
@@ -74,7 +75,6 @@ def convert_pretrained(
     return converted
 
 
-@cache
 def converted_class(cls: type[Given]) -> type[Given]:
     """The class of converted models of class ``cls``: its ``from_pretrained`` converts what it builds, then loads the weights.
 
@@ -83,6 +83,12 @@ def converted_class(cls: type[Given]) -> type[Given]:
     """
     if issubclass(cls, _Converted):
         return cls
+    if cls not in _CLASSES:
+        _CLASSES[cls] = _class_over(cls)
+    return _CLASSES[cls]
+
+
+def _class_over(cls: Any) -> Any:
     build = _init_of_config(cls) if _kind_of(cls) == "transformers" else _init_of_arguments(cls)
     name = f"Converted{cls.__name__}"
     return type(name, (_Converted, cls), {"__init__": build, "__module__": __name__, "plain": cls})
@@ -98,9 +104,9 @@ class _Converted:
         return _blank, (self.plain,), vars(self)
 
 
-def _blank(plain: type) -> Any:
+def _blank(plain: Any) -> Any:
     """A converted model without attributes, for copies and pickles to fill."""
-    cls = converted_class(plain)
+    cls: Any = converted_class(plain)
     return cls.__new__(cls)
 
 

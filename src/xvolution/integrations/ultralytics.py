@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -25,7 +26,8 @@ from xvolution.conversion.modules import call, evaluating, infer_inputs
 from xvolution.conversion.projections import at_projections_of
 from xvolution.conversion.recipe import Recipe
 from xvolution.conversion.register import operator_config
-from xvolution.conversion.selection import select
+from xvolution.conversion.selection import reasons
+from xvolution.conversion.summary import forget, left_alone, remember
 from xvolution.deploy.reparameterize import reparameterize
 from xvolution.operator import XVolution
 
@@ -63,19 +65,12 @@ def convert_yolo(
 
     Raises:
         TypeError: neither a ``YOLO`` with a network nor a network of Ultralytics.
-        ValueError: as of ``xvolution.convert``; or a network that is fused already, whose norms are gone.
+        ValueError: as of ``xvolution.convert``; or a network that is converted, or fused so that its norms are gone.
         ConversionError: as of ``xvolution.convert``.
     """
     if isinstance(model, Model):
-        network = convert_yolo(
-            model.model,
-            config,
-            kernel_sizes=kernel_sizes,
-            names=names,
-            at_projections=at_projections,
-            example_inputs=example_inputs,
-        )
-        _exchange(model, network)
+        options: dict[str, Any] = {"kernel_sizes": kernel_sizes, "names": names, "at_projections": at_projections}
+        _exchange(model, convert_yolo(model.model, config, **options, example_inputs=example_inputs))
         return model
     if not isinstance(model, tasks.BaseModel):
         raise TypeError(
@@ -86,35 +81,41 @@ def convert_yolo(
         raise ValueError(
             "the network is fused, and its norms are gone; convert it before fuse, or load the checkpoint that it was trained as"
         )
-    where = Placement.of(None, kernel_sizes, names, at_projections)
-    chosen = _places(model, where, operator_config(config), example_inputs)
+    if KEY in model.yaml:
+        raise ValueError("the network is converted already; give the one from before")
     operator = operator_config(config)
     operator.to_dict()  # raises for a function before anything is converted
-    network = convert(model, operator, names=chosen, at_projections=False, example_inputs=example_inputs)
+    found = _reasons(model, Placement.of(None, kernel_sizes, names, at_projections), operator, example_inputs)
+    chosen = [name for name, reason in found.items() if reason is None]
+    network: Any = convert(model, operator, names=chosen, at_projections=False, example_inputs=example_inputs)
+    remember(network, replace(forget(network), left=left_alone(model, found)))
     _become_converted(network, Recipe.of(network, operator))
     return network
 
 
-def _places(model: nn.Module, where: Placement, config: ConversionConfig, example_inputs: Any) -> list[str]:
-    """The names of the convolutions that are meant, run on an image, and have kernels that are not added to others.
+def _reasons(
+    model: nn.Module, where: Placement, config: ConversionConfig, example_inputs: Any
+) -> dict[str, str | None]:
+    """Why each convolution stays, by name; None for those to replace.
 
     Raises:
-        ValueError: some are meant, and none of them is such.
+        ValueError: some are meant, and none of them can be replaced.
     """
     inputs = infer_inputs(model) if example_inputs is None else example_inputs
-    adding = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _ADD_UP_KERNELS))
-    selected = chosen = select(model, where)
+    found = reasons(model, where)
+    selected = [name for name, reason in found.items() if reason is None]
     if where.kernel_sizes is None and where.names is None and where.at_projections and config.takes_projections:
-        chosen, _ = at_projections_of(model, chosen, lambda: inputs)
-    ran = _run(model, chosen, inputs)
-    chosen = [name for name in chosen if name in ran and not name.startswith(adding)]
-    if selected and not chosen:
-        kinds = ", ".join(kind.__name__ for kind in _ADD_UP_KERNELS)
-        raise ValueError(
-            f"all of the selected convolutions ({', '.join(selected[:5])}) are in blocks that add up kernels when they fuse "
-            f"({kinds}), or do not run on an image; select others"
-        )
-    return chosen
+        selected, behind = at_projections_of(model, selected, lambda: inputs)
+        found |= {name: f"attention stands at its projection, {projection}" for name, projection in behind.items()}
+    adding = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _ADD_UP_KERNELS))
+    ran = _run(model, selected, inputs)
+    for name in selected:
+        idle = None if name in ran else "does not run on an image"
+        found[name] = "in a block that adds up kernels when it fuses" if name.startswith(adding) else idle
+    if selected and None not in found.values():
+        said = ", ".join(f"{name} ({found[name]})" for name in selected[:5])
+        raise ValueError(f"none of the selected convolutions can be replaced: {said}; select others")
+    return found
 
 
 def _run(model: nn.Module, names: Sequence[str], inputs: Any) -> set[str]:
@@ -166,7 +167,8 @@ class ConvertedNetwork:
         if any(isinstance(module, XVolution) for module in self.modules()):
             with evaluating(self):
                 reparameterize(self, inplace=True)
-        return super().fuse(verbose=verbose, imgsz=imgsz)
+        plain: Any = super()
+        return plain.fuse(verbose=verbose, imgsz=imgsz)
 
     def load(self: Any, weights: Any, verbose: bool = True) -> None:
         """Load weights of a network that was converted alike, or of one that was not."""
@@ -174,7 +176,8 @@ class ConvertedNetwork:
         if isinstance(given, tasks.BaseModel) and KEY not in given.yaml:
             given = deepcopy(given).float()
             _convert_(given, Recipe.from_dict(self.yaml[KEY]))
-        super().load(given, verbose=verbose)
+        plain: Any = super()
+        plain.load(given, verbose=verbose)
 
 
 def _converted_classes() -> dict[str, type]:
