@@ -5,6 +5,10 @@ DEMO_ARGS ?=
 TEST_ARGS ?= -n 2
 FUZZ_ARGS ?= --cases 200000 --processes 2
 COVERAGE_ARGS ?=
+INTEGRATIONS_VENV ?= .venv-integrations
+INTEGRATIONS_ARGS ?=
+# The libraries of docs/integrations that no extra brings, in the versions that the tests were run with.
+LIBRARIES := transformers==5.24.0 accelerate==1.15.0 diffusers==0.42.1 segmentation-models-pytorch==0.6.0 monai==1.6.1
 
 BIN := $(VENV)/bin
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
@@ -12,7 +16,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null)
 # The stamp carries the Python version: another PYTHON makes a new environment, a changed pyproject.toml a new install.
 INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: all install demo test fuzz lint flags docs coverage bench clean
+.PHONY: all install demo test test-integrations fuzz lint flags docs coverage bench clean
 
 all: lint test docs demo
 
@@ -32,6 +36,15 @@ demo: $(INSTALLED)
 # One thread for each of the two test processes: more would only wait for each other.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+# The flows of other libraries, in an environment of their own: one of them is licensed under the AGPL-3.0.
+test-integrations: $(INTEGRATIONS_VENV)/.installed
+	OMP_NUM_THREADS=1 $(INTEGRATIONS_VENV)/bin/python -m pytest tests/integrations $(INTEGRATIONS_ARGS)
+
+$(INTEGRATIONS_VENV)/.installed: pyproject.toml Makefile
+	test -x $(INTEGRATIONS_VENV)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS_VENV)
+	$(INTEGRATIONS_VENV)/bin/python -m pip install --disable-pip-version-check --quiet -e ".[dev,ultralytics,hub]" $(LIBRARIES)
+	@touch $@
 
 # Random operators against their deployed forms. Stopped and started again, it goes on where it was; figures are in fuzz.jsonl.
 fuzz: $(INSTALLED)
@@ -67,4 +80,4 @@ bench: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/xvolution bench scaling
 
 clean:
-	rm -rf $(VENV) build site demo dist
+	rm -rf $(VENV) $(INTEGRATIONS_VENV) build site demo dist

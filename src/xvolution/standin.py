@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from xvolution.capture import node_of
 
-#: What networks read of their norms, to merge them or to wrap them.
-_OF_NORMS = frozenset({"weight", "bias", "running_mean", "running_var", "eps"})
 #: Functions that take dtype, device or size of a tensor among their arguments, and none of its values.
 _OF_NO_VALUES = {
     Tensor.to: lambda w: torch.empty((), dtype=w.dtype, device=w.device),
     Tensor.type_as: lambda w: torch.empty((), dtype=w.dtype, device=w.device),
 }
+#: Values in the place of a weight's repeat after this many, none of them zero or whole, all of them exact in bf16 and TF32.
+_PERIOD = 113
 
 
 class ConversionError(RuntimeError):
     """A network cannot be converted, or uses a replaced convolution in a way that its operator does not follow."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ReplacedTensor:
     """What is left of the weight or the bias of a replaced convolution: dtype, device and size; no values.
+
+    What leaves all of its values as they are gives the same again: another shape, a product with ones, a sum with zeros. Code
+    that folds a norm of identity statistics into a convolution does nothing else. Anything else is refused.
 
     Attributes:
         name: in the network.
@@ -51,6 +57,14 @@ class ReplacedTensor:
     def is_meta(self) -> bool:
         return self.device.type == "meta"
 
+    @property
+    def data(self) -> ReplacedTensor:
+        return self
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        self.require_same(value)
+
     def dim(self) -> int:
         return len(self.shape)
 
@@ -63,31 +77,90 @@ class ReplacedTensor:
     def is_floating_point(self) -> bool:
         return self.dtype.is_floating_point
 
+    def requires_grad_(self, requires_grad: bool = True) -> ReplacedTensor:
+        return replace(self, requires_grad=requires_grad)
+
     def __len__(self) -> int:
         return self.shape[0]
 
+    def require_same(self, value: Any) -> None:
+        """Raise ConversionError unless ``value`` is this tensor, in this shape, dtype and on this device."""
+        said = ("name", "dtype", "device", "shape")
+        if not isinstance(value, ReplacedTensor) or any(getattr(self, one) != getattr(value, one) for one in said):
+            self._refuse()
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = next(item for item in (*args, *(kwargs or {}).values()) if isinstance(item, cls))
+        given = next(item for item in tree_leaves((args, kwargs)) if isinstance(item, cls))
         like = _OF_NO_VALUES.get(func)
         if like is None or isinstance(args[0], cls):
-            given._refuse()
+            return given._kept_by(func, args, kwargs or {})
         return func(*(like(item) if isinstance(item, cls) else item for item in args), **(kwargs or {}))
 
-    def __getattr__(self, name: str) -> NoReturn:
-        if not name.startswith("__") and hasattr(Tensor, name):
+    def __getattr__(self, name: str) -> Callable[..., ReplacedTensor]:
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        if not callable(getattr(Tensor, name)):
             self._refuse()
-        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return partial(self._method, name)
+
+    def _method(self, name: str, *args: Any, **kwargs: Any) -> ReplacedTensor:
+        return self._kept_by(getattr(Tensor, name), (self, *args), kwargs)
+
+    @torch.inference_mode(False)  # whose tensors do not say whether they were written to
+    @torch.no_grad()
+    def _kept_by(self, func: Any, args: Any, kwargs: Any) -> ReplacedTensor:
+        """This tensor, shaped as the result of ``func``, where that leaves the values of any such tensor as they are.
+
+        It runs on copies. What writes into another tensor, which would not come to hold this one, is refused.
+        """
+        if self.is_meta:
+            self._refuse()
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
+        others = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
+        versions = [tensor._version for tensor in others]
+        try:
+            args, kwargs = tree_map_only(ReplacedTensor, ReplacedTensor._values, (args, kwargs))
+            result = func(*args, **kwargs)
+            values = self._values().flatten()
+            kept = isinstance(result, Tensor) and torch.equal(result.flatten().to(values), values)
+        except Exception:  # whatever a stranger's function raises
+            kept = False
+        if not kept or versions != [tensor._version for tensor in others]:
+            self._refuse()
+        return replace(self, dtype=result.dtype, device=result.device, shape=result.shape)
+
+    def _values(self) -> Tensor:
+        """Values in the place of those that it does not have, which every function but those that keep them changes."""
+        numbers = torch.arange(self.numel(), device=self.device) % _PERIOD - _PERIOD / 2
+        return numbers.to(self.dtype).reshape(self.shape)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise ConversionError(
             f"the network computes with {self.name}, which no longer says what its layer computes: an X-volution is in the place "
             "of that convolution. Leave it out by names or filter_fn; if the network merges its layers itself (fuse, "
-            "timm.utils.reparameterize_model), do that before convert"
+            "timm.utils.reparameterize_model), do that before convert, or let reparameterize(model, fold_norms=True) merge "
+            "norms into convolutions in its place"
         )
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = _refuse
-    __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __iter__ = __bool__ = __float__ = __array__ = _refuse
+    def _with(self, operation: Callable[[Any, Any], Any], other: Any) -> ReplacedTensor:
+        return self._kept_by(operation, (self, other), {})
+
+    def __add__(self, other: Any) -> ReplacedTensor:
+        return self._with(torch.add, other)
+
+    def __sub__(self, other: Any) -> ReplacedTensor:
+        return self._with(torch.sub, other)
+
+    def __mul__(self, other: Any) -> ReplacedTensor:
+        return self._with(torch.mul, other)
+
+    def __truediv__(self, other: Any) -> ReplacedTensor:
+        return self._with(torch.div, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+    __rsub__ = __rtruediv__ = __pow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = _refuse
+    __getitem__ = __iter__ = __bool__ = __float__ = __array__ = _refuse
 
 
 class InPlaceOfConvolution(nn.Module):
@@ -117,22 +190,85 @@ class InPlaceOfConvolution(nn.Module):
         layer = self.place or f"a {type(self).__name__}"
         return ReplacedTensor(f"{layer}.{name}", like.dtype, like.device, like.shape, like.requires_grad)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weight", "bias"):
+            self._require_replaced(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of ``nn.Module``; a weight or a bias has to be the one that is there."""
+        if name in ("weight", "bias"):
+            self._require_replaced(name, param)
+        else:
+            super().register_parameter(name, param)
+
+    def _require_replaced(self, name: str, value: Any) -> None:
+        """Raise ConversionError unless a weight or a bias is put in the place of itself; a bias of zeros is none."""
+        if name == "bias" and self.bias is None:
+            zeros = isinstance(value, Tensor) and not value.is_meta and not value.any()
+            if value is not None and not zeros:
+                self._replaced(name, self._weight_like()).require_same(value)
+            return
+        getattr(self, name).require_same(value)
+
+
+class FixedTensor(Tensor):
+    """A tensor that says what it is, and lets nobody write to it, since nothing would come of that."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = args or (), kwargs or {}
+        name = getattr(func, "__name__", "")
+        writes = (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
+        if writes and isinstance(next(iter((*args, *kwargs.values()))), cls):
+            raise ConversionError(
+                "this weight stands in the place of one that moved into the convolution before it, so that writing to it would "
+                "change nothing; write to the norm itself, which is the operator's conv_norm, or do that before convert"
+            )
+        args, kwargs = tree_map_only(cls, lambda tensor: tensor.as_subclass(Tensor), (args, kwargs))
+        result = func(*args, **kwargs)
+        return result.as_subclass(cls) if name == "__get__" and isinstance(result, Tensor) else result
+
 
 class PassThrough(nn.Identity):
-    """In the place of a norm that moved into the convolution before it; as that one, one node of a graph of ``torch.fx``."""
+    """In the place of a norm that moved into the convolution before it; as that one, one node of a graph of ``torch.fx``.
+
+    It answers for the batch norm that changes nothing, exactly: scale and variance are 1, shift, mean and ``eps`` are 0. Code
+    that folds the norm into whatever is before it leaves that as it is.
+
+    Args:
+        norm: the norm that was there, whose channels, dtype and device it has.
+    """
+
+    eps = 0.0
+    unit: Tensor
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.num_features = norm.running_mean.numel()
+        self.register_buffer("unit", torch.ones_like(norm.running_mean[0]), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """(C,) ones."""
+        return self.unit.new_ones(self.num_features).as_subclass(FixedTensor)
+
+    @property
+    def bias(self) -> Tensor:
+        """(C,) zeros."""
+        return self.unit.new_zeros(self.num_features).as_subclass(FixedTensor)
+
+    @property
+    def running_mean(self) -> Tensor:
+        """(C,) zeros."""
+        return self.bias
+
+    @property
+    def running_var(self) -> Tensor:
+        """(C,) ones."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """``x``."""
         return node_of(self, x) if isinstance(x, Proxy) else x
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError as error:
-            if name not in _OF_NORMS:
-                raise
-            raise AttributeError(
-                f"'{type(self).__name__}' object has no attribute '{name}', since it stands in the place of a norm that moved "
-                "into the convolution before it. If the network merges its layers itself (fuse, "
-                "timm.utils.reparameterize_model), do that before convert; else leave this convolution out by names or filter_fn"
-            ) from error

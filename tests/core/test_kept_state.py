@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.core.networks import Residual, SmallNet, randomize
-from xvolution import OperatorConfig, XVolution2d, XVolutionConfig, convert, reparameterize
+from xvolution import ConversionError, OperatorConfig, XVolution2d, XVolutionConfig, convert, reparameterize
 
 
 def images():
@@ -73,20 +73,19 @@ def test_a_norm_with_activation_that_is_hooked_stays_whole(hooked):
     assert all(torch.equal(seen, y) for seen in log)
 
 
-def test_what_stands_in_a_place_says_that_it_has_no_weight():
+def test_what_stands_in_the_place_of_a_norm_is_one_that_changes_nothing():
     converted = randomize(convert(SmallNet())).eval()
     deployed = reparameterize(converted)
-    sentence = r"has no attribute '{}', since it stands in the place of a norm.*do that before convert; else leave"
     for net in (converted, deployed):
-        for name in ("weight", "bias"):
-            assert not hasattr(net.layer1.norm1, name)
-            with pytest.raises(AttributeError, match=sentence.format(name)):
-                getattr(net.layer1.norm1, name)
-        with pytest.raises(AttributeError, match=r"no attribute 'other'$"):
-            _ = net.layer1.conv1.other
-        with pytest.raises(AttributeError, match=sentence.format("running_mean")):
-            _ = net.layer1.norm1.running_mean
-        assert isinstance(net.layer1.norm1, nn.Identity)
+        left = net.layer1.norm1
+        assert isinstance(left, nn.Identity)
+        assert torch.equal(left.weight, torch.ones(left.num_features))
+        assert torch.equal(left.running_var + left.eps, torch.ones(left.num_features))
+        assert not left.bias.any()
+        assert not left.running_mean.any()
+        for missing in (left, net.layer1.conv1):
+            with pytest.raises(AttributeError, match=r"no attribute 'other'$"):
+                _ = missing.other
 
 
 class MergesItself(Residual):
@@ -98,13 +97,29 @@ class MergesItself(Residual):
             conv.weight.data *= scale.reshape(-1, 1, 1, 1)
 
 
+class AddsKernels(Residual):
+    """Merges two convolutions into one, as networks with parallel branches do."""
+
+    def reparameterize(self):
+        self.conv1.weight.data += self.conv2.weight.data
+
+
 @pytest.mark.parametrize("deployed", [False, True])
-def test_networks_that_merge_themselves_get_a_sentence_from_timm(deployed):
+def test_networks_that_merge_themselves_keep_their_operators(deployed):
     timm = pytest.importorskip("timm")
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), MergesItself(8)).eval()
-    converted = convert(model).eval()
+    model = randomize(nn.Sequential(nn.Conv2d(3, 8, 3), MergesItself(8))).eval()
+    converted = randomize(convert(model)).eval()
     assert isinstance(converted[1].conv1, XVolution2d)
-    with pytest.raises(AttributeError, match=r"If the network merges its layers itself .* do that before convert"):
+    merged = timm.utils.reparameterize_model(reparameterize(converted) if deployed else converted)
+    x = images()
+    torch.testing.assert_close(merged(x), converted(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_networks_that_add_kernels_get_a_sentence_from_timm(deployed):
+    timm = pytest.importorskip("timm")
+    converted = convert(nn.Sequential(nn.Conv2d(3, 8, 3), AddsKernels(8)).eval())
+    with pytest.raises(ConversionError, match=r"if the network merges its layers itself .* do that before convert"):
         timm.utils.reparameterize_model(reparameterize(converted) if deployed else converted)
 
 

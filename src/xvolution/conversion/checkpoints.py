@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from xvolution.conversion.summary import Replacement
 from xvolution.operator import XVolution
 
 #: Where wrappers hold the module that they wrap: torch.compile and DistributedDataParallel.
@@ -82,6 +83,13 @@ class MovedNorm:
                 values.setdefault(prefix + name, value)
         if not self._loading:
             self._awaited += (prefix,)
+
+
+def find_moved_norms(model: nn.Module, replaced: Iterable[Replacement]) -> None:
+    """Let checkpoints from before the conversion find the norms that moved."""
+    for row in replaced:
+        if row.norm is not None:
+            MovedNorm(model.get_submodule(f"{row.name}.conv_norm"), model.get_submodule(row.norm))
 
 
 def load_unconverted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

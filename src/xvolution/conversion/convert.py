@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.conversion.budget import within_budget
-from xvolution.conversion.checkpoints import MovedNorm
+from xvolution.conversion.checkpoints import find_moved_norms
 from xvolution.conversion.config import ConversionConfig, Placement
 from xvolution.conversion.modules import infer_inputs, without_zeros
 from xvolution.conversion.outputs import Difference, tensors_in
@@ -109,14 +109,12 @@ def convert(
         if verify:
             replaced, proof = _put_if_proven(changes, chosen, pairs, config, inputs(), original)
         else:
-            replaced, proof = _put(changes, chosen, pairs, config), "outputs were not compared"
+            replaced, proof = put_operators(changes, chosen, pairs, config), "outputs were not compared"
     except BaseException:
         changes.take_back()
         raise
     model = changes.model
-    for row in replaced:
-        if row.norm is not None:
-            MovedNorm(model.get_submodule(f"{row.name}.conv_norm"), model.get_submodule(row.norm))
+    find_moved_norms(model, replaced)
     shape = _image_shape(inputs() if verify else example_inputs)
     if behind:
         proof += f"; at the projections behind {len(behind)} depthwise convolutions, which stay"
@@ -172,7 +170,7 @@ def _put_if_proven(
         What was replaced, and what is known of the outputs.
     """
     if inputs is None:
-        return _put(
+        return put_operators(
             changes, chosen, pairs, config
         ), "outputs were not compared, for want of inputs: give example_inputs"
     model, proof = changes.model, Proof(inputs)
@@ -181,12 +179,12 @@ def _put_if_proven(
         proof.before(model, chosen, original)
         if not config.keeps_outputs:
             held = not pairs or pairs_hold(model, pairs, proof) or proof.is_random(model)
-            replaced = _put(changes, chosen, pairs if held else _holding(model, pairs, proof), config)
+            replaced = put_operators(changes, chosen, pairs if held else _holding(model, pairs, proof), config)
             proof.error(changes.model)
             if proof.failure is None and not (proof.idle and _is_random(changes.model, inputs)):
                 _require_runs(proof)
             return replaced, _NEW_WEIGHTS
-        replaced = _put(changes, chosen, pairs, config)
+        replaced = put_operators(changes, chosen, pairs, config)
         error = proof.error(changes.model)
         if error is None:
             _require_runs(proof)
@@ -196,12 +194,12 @@ def _put_if_proven(
             return replaced, f"outputs before and after differ by {error.absolute:.0e}"
         changes.take_back()
         if proof.is_random(model):
-            replaced = _put(changes, chosen, pairs, config)
+            replaced = put_operators(changes, chosen, pairs, config)
             proof.error(changes.model)
             if proof.failure is not None:
                 raise _refusal(None, proof)
             return replaced, "outputs were not compared, since the network draws random numbers"
-        replaced = _put(changes, chosen, _holding(model, pairs, proof), config)
+        replaced = put_operators(changes, chosen, _holding(model, pairs, proof), config)
         error = proof.error(changes.model)
         if error is None or not proof.allows(error):
             raise _refusal(error, proof) from proof.failure
@@ -251,9 +249,14 @@ def _image_shape(inputs: Any) -> tuple[int, ...] | None:
     return tuple(tensors[0].shape) if len(tensors) == 1 and isinstance(inputs, Tensor) else None
 
 
-def _put(
+def put_operators(
     changes: Changes, chosen: Sequence[str], pairs: Mapping[str, str], config: ConversionConfig
 ) -> list[Replacement]:
+    """Put an operator in the place of each convolution, and the norm that follows into it.
+
+    Raises:
+        ValueError: an operator does not fit a convolution.
+    """
     replaced = []
     for name in chosen:
         conv, norm = changes.model.get_submodule(name), pairs.get(name)

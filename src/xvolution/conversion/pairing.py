@@ -56,7 +56,7 @@ def without_norm(norm: Any) -> nn.Module:
     """What stays in the place of a norm that moved into the convolution before it."""
     rest = [norm.drop, norm.act] if _has_activation(norm) else []
     rest = [module for module in rest if type(module) is not nn.Identity]
-    stays = nn.Sequential(*rest) if rest else PassThrough()
+    stays = nn.Sequential(*rest) if rest else PassThrough(norm)
     stays.training = norm.training
     return stays
 
