@@ -4,6 +4,8 @@ To add one: a subclass of ``Runtime`` in a file of its own, decorated with ``reg
 """
 
 from xvolution.deploy.runtimes.base import RUNTIMES, ExportError, LoadedFile, Runtime, register, runtime_for
+from xvolution.deploy.runtimes.mnn_runtime import Mnn
+from xvolution.deploy.runtimes.ncnn_runtime import Ncnn
 from xvolution.deploy.runtimes.onnx_files import OnnxReader
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime
 from xvolution.deploy.runtimes.openvino_runtime import OpenVino
@@ -13,6 +15,8 @@ __all__ = [
     "RUNTIMES",
     "ExportError",
     "LoadedFile",
+    "Mnn",
+    "Ncnn",
     "OnnxReader",
     "OnnxRuntime",
     "OpenVino",

@@ -60,6 +60,7 @@ class Runtime(ABC, Generic[FileT_co]):
         packages: that run its files, by the name they are imported under.
         writer_packages: that write them, beyond those.
         extra: of xvolution, which installs them.
+        batched: whether a call takes a batch as it is; the others are given one image at a time, and written for one.
         computes_in: dtype of a network to the dtype that the runtime computes it in; other dtypes are refused.
     """
 
@@ -69,6 +70,7 @@ class Runtime(ABC, Generic[FileT_co]):
     packages: ClassVar[tuple[str, ...]]
     writer_packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
+    batched: ClassVar[bool] = True
     computes_in: ClassVar[Mapping[torch.dtype, torch.dtype]]
 
     def write(self, program: ExportedProgram, path: str | os.PathLike[str], opset_version: int | None = None) -> None:
