@@ -59,7 +59,19 @@ def deploy_command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("checkpoint", type=str, help="a .ckpt or .safetensors file in training form.")
     endings = _by_task(lambda task: " ".join(task.endings))
-    parser.add_argument("--output", nargs="+", required=True, help=f"files, written by their endings: {endings}.")
+    parser.add_argument(
+        "--output",
+        nargs="+",
+        type=str,
+        help=f"files, written by their endings: {endings}. With --to, one path without an ending.",
+    )
+    parser.add_argument(
+        "--to", nargs="+", type=str, help="all, or runtimes by name: write, run and time each; one table."
+    )
+    parser.add_argument("--data", type=str | None, help="with --to, as in training: images to compare predictions on.")
+    parser.add_argument("--images", type=int, default=256, help="with --data, how many of the validation part.")
+    parser.add_argument("--rounds", type=int, default=30, help="with --to, samples of each latency.")
+    parser.add_argument("--json", type=str | None, help="with --to, file for the table.")
     parser.add_argument(
         "--layout",
         type=str,
@@ -78,10 +90,37 @@ def deploy_command(arguments: Sequence[str]) -> None:
     _add_checksum(parser)
     _add_task_options(parser, "deploy")
     values = parser.parse_args(list(arguments)).as_dict()
+    values["progress"] = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
+    checkpoint, output, runtimes, report = (values.pop(name) for name in ("checkpoint", "output", "to", "json"))
+    if runtimes is not None:
+        _deploy_to(checkpoint, runtimes, output or [None], report, values)
+        return
+    if output is None:
+        raise InputError(
+            "nothing says what to write: give --output with files, or --to with runtimes, such as --to all."
+        )
+    of_table = {"data": values.pop("data"), "json": report}
+    del values["images"], values["rounds"]
+    if any(value is not None for value in of_table.values()):
+        given = " and ".join(f"--{name}" for name, value in of_table.items() if value is not None)
+        raise InputError(f"{given}: these are for the table of --to; give --to all, or leave them out.")
     from xvolution.training.api import deploy
 
-    progress = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
-    print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
+    print(deploy(checkpoint, output, **values))
+
+
+def _deploy_to(
+    checkpoint: str, runtimes: Sequence[str], output: Sequence[str | None], report: str | None, values: dict[str, Any]
+) -> None:
+    """Write the files of several runtimes, and print their table."""
+    if len(output) > 1:
+        raise InputError(f"--output is {len(output)} names; with --to give one path without an ending.")
+    from xvolution.training.shipping import deploy_to
+
+    table = deploy_to(checkpoint, runtimes, output[0], **values)
+    print(table)
+    if report is not None:
+        write_text(report, json.dumps(table.to_dict(), indent=2) + "\n")
 
 
 def _add_outside_images(parser: ArgumentParser) -> None:

@@ -117,6 +117,10 @@ class Runtime(ABC, Generic[FileT_co]):
         with one_sentence(f"{self.title} cannot open {Path(path).name}"):
             return self._load(Path(path), threads, input_shapes)
 
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        """A file of this runtime, and those that may be beside it with weights."""
+        return (path,)
+
     def require_writer(self) -> None:
         """Raise ``ExportError`` with what to install unless files can be written here, and run to compare them."""
         self._require("exporting to", (*self.writer_packages, *self.packages))

@@ -79,6 +79,9 @@ class Ncnn(Runtime[NcnnNet]):
 
         return ncnn.__version__
 
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        return (path, _weights(path))
+
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
         if opset_version is not None:
             raise ValueError(
@@ -102,12 +105,17 @@ class Ncnn(Runtime[NcnnNet]):
         net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
         if threads is not None:
             net.opt.num_threads = threads
-        weights = path.with_name(path.name.removesuffix(".param") + ".bin")
+        weights = _weights(path)
         if not weights.is_file():
             raise ValueError(f"the weights are missing: there is no file {weights}")
         if net.load_param(str(path)) or net.load_model(str(weights)):
             raise ValueError(f"{path.name} is damaged, or it holds a layer that ncnn {self.version()} does not have")
         return NcnnNet(self, path, net, path.read_text(encoding="utf-8"))
+
+
+def _weights(path: Path) -> Path:
+    """The file beside a graph's that holds its weights."""
+    return path.with_name(path.name.removesuffix(".param") + ".bin")
 
 
 def _shapes_in(program: ExportedProgram) -> list[tuple[int | None, ...]]:
@@ -146,7 +154,6 @@ def _convert(folder: Path, path: Path, traced: list[tuple[int, ...]], shapes: li
         (1, *(size + 32 if there is None else size for size, there in zip(shape[1:], open_shape[1:], strict=True)))
         for shape, open_shape in zip(traced, shapes, strict=True)
     ]
-    weights = path.with_name(path.name.removesuffix(".param") + ".bin")
     others = {"pnnxparam": "a", "pnnxbin": "b", "pnnxpy": "c.py", "pnnxonnx": "d.onnx", "ncnnpy": "e.py"}
     command = [
         pnnx.EXEC_PATH,
@@ -154,7 +161,7 @@ def _convert(folder: Path, path: Path, traced: list[tuple[int, ...]], shapes: li
         f"inputshape={_spelled(traced)}",
         *([f"inputshape2={_spelled(larger)}"] if larger != traced else []),
         f"ncnnparam={path}",
-        f"ncnnbin={weights}",
+        f"ncnnbin={_weights(path)}",
         *(f"{option}={folder / name}" for option, name in others.items()),
         "fp16=0",
     ]

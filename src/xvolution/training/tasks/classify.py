@@ -39,7 +39,7 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
             ),
         ),
     }
-    endings = (".safetensors", ".onnx", ".pt2", ".xml")
+    endings = (".safetensors", ".onnx", ".pt2", ".xml", ".ncnn.param", ".mnn")
     evaluation_batch = 64
 
     def defaults(self) -> TrainConfig:
