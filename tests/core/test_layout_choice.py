@@ -207,7 +207,7 @@ def test_an_empty_batch_is_timed_on_noise(runtime):
     [
         (
             {"runtime": "tensorrt"},
-            "runtime is 'tensorrt'; allowed are 'torch', 'mnn', 'ncnn', 'onnxruntime', 'openvino',",
+            "runtime is 'tensorrt'; allowed are 'torch', 'executorch', 'mnn', 'ncnn', 'onnxruntime',",
         ),
         ({"threads": 0}, "threads is 0; give at least 1"),
     ],

@@ -15,7 +15,7 @@ from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxRuntime, Runtime
 from xvolution.deploy.runtimes.onnx_files import write_properties
 
 #: The runtimes that are registered; those whose packages are missing are skipped.
-WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn"]
+WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch"]
 
 
 def installed(name):
@@ -82,7 +82,7 @@ def test_a_runtime_is_its_class_and_its_registration(tmp_path, toy, network, x):
     torch.testing.assert_close(y, network(x))
     with pytest.raises(ExportError, match="Toy cannot run float16"):
         export(network.half(), tmp_path / "half.toy", x.half())
-    with pytest.raises(ValueError, match=r"must end in \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.toy, \.xml"):
+    with pytest.raises(ValueError, match=r"must end in \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.toy, \.xml"):
         export(network, tmp_path / "model.tflite", x)
 
 
@@ -143,9 +143,9 @@ def test_files_are_loaded_for_some_threads_and_timed(tmp_path, network, x, name)
     export(network, path, x)
     threads = torch.get_num_threads()
     loaded = {
-        "any": runtime.load(path),
         "one": runtime.load(path, threads=1),
         "fixed": runtime.load(path, threads=1, input_shapes=[x.shape]),
+        "any": runtime.load(path),
     }
     for run in loaded.values():
         (y,) = run(x)
@@ -238,14 +238,16 @@ def test_deployed_networks_compute_the_same(tmp_path, name, layout):
     attention = PixelShift(pooled_key=True, gate="sigmoid")
     trained = randomize(convert(SmallNet(), XVolutionConfig(attention=attention, zero_init=False))).eval()
     deployed = reparameterize(trained, layout=layout)
-    report = export(deployed, tmp_path / f"model{runtime.ending}", torch.randn(3, 3, 16, 20))
-    assert report.dynamic == "batch and image size"
-    x = torch.randn(2, 3, 24, 17)
+    example = torch.randn(3, 3, 16, 20)
+    report = export(deployed, tmp_path / f"model{runtime.ending}", example)
+    fixed = name == "executorch"
+    assert report.dynamic == ("none" if fixed else "batch and image size")
+    x = torch.randn_like(example) if fixed else torch.randn(2, 3, 24, 17)
     (y,) = runtime.load(report.path)(x)
     torch.testing.assert_close(y, trained(x).detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ncnn", "mnn"])
+@pytest.mark.parametrize("name", ["ncnn", "mnn", "executorch"])
 def test_layouts_are_timed_in_it(name):
     installed(name)
     torch.manual_seed(0)
@@ -280,8 +282,20 @@ def test_ncnn_files_say_the_sizes_of_their_inputs(tmp_path, network, x):
         runtime.load(fixed_path)
 
 
-@pytest.mark.parametrize(("name", "ending"), [("ncnn", ".ncnn.param"), ("torch_export", ".pt2")])
+@pytest.mark.parametrize(
+    ("name", "ending"), [("ncnn", ".ncnn.param"), ("executorch", ".pte"), ("torch_export", ".pt2")]
+)
 def test_an_opset_is_refused_where_there_is_none(tmp_path, network, x, name, ending):
     installed(name)
     with pytest.raises(ExportError, match="opset_version is 18, which is ONNX's"):
         export(network, tmp_path / f"model{ending}", x, opset_version=18)
+
+
+def test_executorch_does_not_change_the_threads_of_open_files(tmp_path, network, x):
+    runtime = installed("executorch")
+    path = tmp_path / "model.pte"
+    export(network, path, x)
+    run = runtime.load(path, threads=1)
+    with pytest.raises(ExportError, match="threads is 2, and files that are open run on its 1 threads"):
+        runtime.load(path, threads=2)
+    torch.testing.assert_close(run(x)[0], network(x).detach(), rtol=1e-4, atol=1e-5)

@@ -31,7 +31,8 @@ class ExportReport:
 
     Attributes:
         path: the file.
-        format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"`` or ``"mnn"``.
+        format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"``, ``"mnn"`` or
+            ``"pte"``.
         dynamic: which axes are open: ``"batch and image size"``, ``"batch"`` or ``"none"``.
         max_difference: largest absolute difference of any output, over all shapes that were tried.
         relative_error: the same relative to the largest magnitude of the output.
@@ -74,8 +75,8 @@ def export(
 
     ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
     ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param`` (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn,
-    one image at a time; ``.mnn`` by MNN's converter, run in MNN. The graph holds standard operators only. Nothing is left
-    behind when the outputs differ.
+    one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch. The graph of an ONNX
+    file holds standard operators only. Nothing is left behind when the outputs differ.
 
     Args:
         model: a network in eval mode, in its training form or from ``reparameterize``.
