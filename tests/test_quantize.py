@@ -13,7 +13,7 @@ from tests.core.networks import SmallNet, randomize
 from xvolution import XVolution1d, XVolution2d, XVolutionConfig, convert, export, reparameterize
 from xvolution.attention import PixelShift
 from xvolution.deploy.equalize import equalize
-from xvolution.deploy.quantize import QuantizationError, quantize
+from xvolution.deploy.quantize import QuantizationError, quantize, saturates
 
 
 def unbalanced(layout: str, attention: PixelShift, operator: type = XVolution2d, **options: Any) -> nn.Module:
@@ -185,3 +185,31 @@ def test_bad_input_is_refused_with_a_sentence(network: nn.Module, tmp_path: Path
     with pytest.raises(QuantizationError, match=r"cannot quantize broken\.onnx"):
         quantize(tmp_path / "broken.onnx", tmp_path / "int8.onnx", [images])
     assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(("vnni", "asked", "largest"), [(True, None, 127), (False, None, 64), (True, True, 64)])
+def test_weights_have_seven_bits_where_the_processor_saturates(
+    network: nn.Module,
+    calibration: list[torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vnni: bool,
+    asked: bool | None,
+    largest: int,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    deployed = reparameterize(network, fold_norms=True)
+    quantize(deployed, tmp_path / "int8.onnx", calibration, reduce_range=asked)
+    stored = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in stored if tensor.data_type == onnx.TensorProto.INT8]
+    found = max(int(abs(weight.astype("int32")).max()) for weight in weights if weight.ndim == 4)
+    assert found == largest
+
+
+def test_other_processors_do_not_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert not saturates()

@@ -1,14 +1,28 @@
 """One file a runtime: what is registered exports, compares and times with nothing else changed."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from xvolution import ExportError, export
+from tests.core.networks import SmallNet, randomize
+from xvolution import ExportError, XVolution2d, XVolutionConfig, choose_layouts, convert, export, reparameterize
+from xvolution.attention import PixelShift
 from xvolution.conversion.outputs import tensors_in
 from xvolution.deploy.latency import measure_latency
 from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxRuntime, Runtime, base, register
 from xvolution.deploy.runtimes.onnx_files import write_properties
+
+#: The runtimes that are registered; those whose packages are missing are skipped.
+WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch"]
+
+
+def installed(name):
+    runtime = RUNTIMES[name]
+    for package in (*runtime.packages, *runtime.writer_packages):
+        pytest.importorskip(package)
+    return runtime
 
 
 class ToyFile(LoadedFile):
@@ -68,7 +82,7 @@ def test_a_runtime_is_its_class_and_its_registration(tmp_path, toy, network, x):
     torch.testing.assert_close(y, network(x))
     with pytest.raises(ExportError, match="Toy cannot run float16"):
         export(network.half(), tmp_path / "half.toy", x.half())
-    with pytest.raises(ValueError, match=r"must end in \.onnx, \.pt2, \.toy, \.xml"):
+    with pytest.raises(ValueError, match=r"must end in \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.toy, \.xml"):
         export(network, tmp_path / "model.tflite", x)
 
 
@@ -122,18 +136,16 @@ def test_a_graph_of_fewer_sizes_stays_with_fewer_open_axes(
     assert [file.name for file in tmp_path.iterdir()] == ["model.toy"]
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+@pytest.mark.parametrize("name", WRITTEN)
 def test_files_are_loaded_for_some_threads_and_timed(tmp_path, network, x, name):
-    runtime = RUNTIMES[name]
-    for package in (*runtime.packages, *runtime.writer_packages):
-        pytest.importorskip(package)
+    runtime = installed(name)
     path = tmp_path / f"model{runtime.ending}"
     export(network, path, x)
     threads = torch.get_num_threads()
     loaded = {
-        "any": runtime.load(path),
         "one": runtime.load(path, threads=1),
         "fixed": runtime.load(path, threads=1, input_shapes=[x.shape]),
+        "any": runtime.load(path),
     }
     for run in loaded.values():
         (y,) = run(x)
@@ -144,21 +156,19 @@ def test_files_are_loaded_for_some_threads_and_timed(tmp_path, network, x, name)
     assert runtime.version()[0].isdigit()
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+@pytest.mark.parametrize("name", WRITTEN)
 def test_what_cannot_be_loaded_is_said(tmp_path, network, x, name):
-    runtime = RUNTIMES[name]
-    for package in (*runtime.packages, *runtime.writer_packages):
-        pytest.importorskip(package)
+    runtime = installed(name)
     path = tmp_path / f"model{runtime.ending}"
     with pytest.raises(FileNotFoundError, match="there is no file"):
         runtime.load(path)
     path.write_text("no network")
-    with pytest.raises(ExportError, match=rf"{runtime.title} cannot open model\{runtime.ending}: "):
+    with pytest.raises(ExportError, match=rf"{runtime.title} cannot open {re.escape(path.name)}: "):
         runtime.load(path)
     with pytest.raises(ValueError, match="threads is 0; give at least 1"):
         runtime.load(path, threads=0)
     export(network, path, x)
-    with pytest.raises(ExportError, match=rf"{runtime.title} cannot run model\{runtime.ending}: "):
+    with pytest.raises(ExportError, match=rf"{runtime.title} cannot run {re.escape(path.name)}: "):
         runtime.load(path)(torch.randn(2, 5, 12, 12))
 
 
@@ -190,3 +200,102 @@ def test_an_onnx_file_tells_names_shapes_and_metadata_and_keeps_its_data_file(tm
     assert session.input_shapes == ((None, 3, None, None),)
     assert (len(session.input_names), len(session.output_names)) == (1, 1)
     torch.testing.assert_close(session(x)[0], network(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_every_runtime_is_tested():
+    assert set(WRITTEN) == set(RUNTIMES)
+
+
+class TwoInputs(nn.Module):
+    """Two outputs that tell the inputs and each other apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(5, 8, 1)
+
+    def forward(self, z, a):
+        first, second = self.first(z).sigmoid(), self.second(a).tanh()
+        return (first * second).mean((2, 3)), first - second
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_inputs_and_outputs_keep_their_order(tmp_path, name):
+    runtime = installed(name)
+    torch.manual_seed(0)
+    network, inputs = TwoInputs().eval(), (torch.randn(1, 3, 9, 7), torch.randn(1, 5, 9, 7))
+    report = export(network, tmp_path / f"model{runtime.ending}", inputs)
+    found, expected = runtime.load(report.path)(*inputs), network(*inputs)
+    assert [y.shape for y in found] == [y.shape for y in expected]
+    for y, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(y, e.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["single", "split", "parts"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_deployed_networks_compute_the_same(tmp_path, name, layout):
+    runtime = installed(name)
+    torch.manual_seed(0)
+    attention = PixelShift(pooled_key=True, gate="sigmoid")
+    trained = randomize(convert(SmallNet(), XVolutionConfig(attention=attention, zero_init=False))).eval()
+    deployed = reparameterize(trained, layout=layout)
+    example = torch.randn(3, 3, 16, 20)
+    report = export(deployed, tmp_path / f"model{runtime.ending}", example)
+    fixed = name == "executorch"
+    assert report.dynamic == ("none" if fixed else "batch and image size")
+    x = torch.randn_like(example) if fixed else torch.randn(2, 3, 24, 17)
+    (y,) = runtime.load(report.path)(x)
+    torch.testing.assert_close(y, trained(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ncnn", "mnn", "executorch"])
+def test_layouts_are_timed_in_it(name):
+    installed(name)
+    torch.manual_seed(0)
+    trained = randomize(convert(SmallNet(), XVolutionConfig(zero_init=False))).eval()
+    choice = choose_layouts(trained, torch.randn(2, 3, 12, 12), name, threads=1)
+    assert (choice.timed_in, choice.reason) == (name, "")
+    assert all(set(seconds) == {"split", "parts", "single"} for seconds in choice.seconds.values())
+
+
+def test_a_layout_that_ncnn_lacks_an_operator_for_is_left_out():
+    installed("ncnn")
+    trained = randomize(nn.Sequential(XVolution2d(3, 8, 3, stride=2, padding=1, zero_init=False))).eval()
+    choice = choose_layouts(trained, torch.randn(1, 3, 12, 12), "ncnn", threads=1)
+    assert choice.layouts == {"0": "single"}
+    assert set(choice.seconds["0"]) == {"single"}
+
+
+def test_ncnn_files_say_the_sizes_of_their_inputs(tmp_path, network, x):
+    runtime = installed("ncnn")
+    open_path, fixed_path = tmp_path / "open.ncnn.param", tmp_path / "fixed.ncnn.param"
+    assert export(network, open_path, x).dynamic == "batch and image size"
+    assert export(network, fixed_path, x, dynamic=False).dynamic == "none"
+    assert runtime.load(open_path).input_shapes == {"in0": (3, None, None)}
+    assert runtime.load(fixed_path).input_shapes == {"in0": (3, 12, 12)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{name}.ncnn.{ending}" for name in ("fixed", "open") for ending in ("bin", "param")
+    ]
+    with pytest.raises(ExportError, match=r"input in0 takes images \(3, 12, 12\), and was given \(3, 12, 20\)"):
+        runtime.load(fixed_path)(torch.randn(1, 3, 12, 20))
+    fixed_path.with_name("fixed.ncnn.bin").unlink()
+    with pytest.raises(ExportError, match=r"the weights are missing: there is no file .*fixed\.ncnn\.bin"):
+        runtime.load(fixed_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("ncnn", ".ncnn.param"), ("executorch", ".pte"), ("torch_export", ".pt2")]
+)
+def test_an_opset_is_refused_where_there_is_none(tmp_path, network, x, name, ending):
+    installed(name)
+    with pytest.raises(ExportError, match="opset_version is 18, which is ONNX's"):
+        export(network, tmp_path / f"model{ending}", x, opset_version=18)
+
+
+def test_executorch_does_not_change_the_threads_of_open_files(tmp_path, network, x):
+    runtime = installed("executorch")
+    path = tmp_path / "model.pte"
+    export(network, path, x)
+    run = runtime.load(path, threads=1)
+    with pytest.raises(ExportError, match="threads is 2, and files that are open run on its 1 threads"):
+        runtime.load(path, threads=2)
+    torch.testing.assert_close(run(x)[0], network(x).detach(), rtol=1e-4, atol=1e-5)

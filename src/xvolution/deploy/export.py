@@ -31,7 +31,8 @@ class ExportReport:
 
     Attributes:
         path: the file.
-        format: its ending without the dot: ``"onnx"``, ``"pt2"`` or ``"xml"``.
+        format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"``, ``"mnn"`` or
+            ``"pte"``.
         dynamic: which axes are open: ``"batch and image size"``, ``"batch"`` or ``"none"``.
         max_difference: largest absolute difference of any output, over all shapes that were tried.
         relative_error: the same relative to the largest magnitude of the output.
@@ -73,12 +74,13 @@ def export(
     A model in its training form is re-parameterized first, each operator in the layout that is fastest in that runtime.
 
     ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
-    ``.bin`` beside it) by OpenVINO, run there in fp32. The graph holds standard operators only. Nothing is left behind when
-    the outputs differ.
+    ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param`` (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn,
+    one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch. The graph of an ONNX
+    file holds standard operators only. Nothing is left behind when the outputs differ.
 
     Args:
         model: a network in eval mode, in its training form or from ``reparameterize``.
-        path: where to write; ``.onnx``, ``.pt2`` or ``.xml``.
+        path: where to write; its ending is one of the runtimes'.
         example_inputs: a tensor or a tuple of tensors, images as (N, C, H, W), signals as (N, C, L), videos as (N, C, D, H, W).
         layout: of a model in its training form: ``"auto"`` times the layouts in the runtime on the example inputs, others are
             as of ``reparameterize``; None writes the training form itself.
@@ -136,7 +138,7 @@ def _checked(model: nn.Module, runtime: Runtime[LoadedFile], example_inputs: Any
             f"{runtime.title} cannot run {_names(refused)}, the dtype of {type(model).__name__} or of its inputs; allowed "
             f"are {_names(runtime.computes_in)}: convert both, for example by model.float() and example_inputs.float()"
         )
-    return inputs
+    return inputs if runtime.batched else tuple(x[:1] if is_batch(x) else x for x in inputs)
 
 
 def _dtypes(model: nn.Module, inputs: tuple[Tensor, ...]) -> set[torch.dtype]:

@@ -127,7 +127,8 @@ class _Disagreement(ExportError):
 
 def _runtime(path: Path) -> OnnxReader[LoadedFile]:
     """By the path's ending; detectors are traced to ONNX, so it must be one that takes ONNX."""
-    readers = {runtime.ending: runtime for runtime in RUNTIMES.values() if isinstance(runtime, OnnxReader)}
+    onnx_readers = [runtime for runtime in RUNTIMES.values() if isinstance(runtime, OnnxReader)]
+    readers = {runtime.ending: runtime for runtime in onnx_readers if runtime.takes_detectors}
     if path.suffix not in readers:
         raise ValueError(
             f"cannot export a detector to {path.name!r}; the name must end in {' or '.join(sorted(readers))}"

@@ -135,8 +135,8 @@ def deploy(
 
     Args:
         checkpoint: a .ckpt or .safetensors file in training form.
-        outputs: files; .safetensors holds the deployed form's weights; .onnx, .xml and, of a classifier, .pt2 are exports that
-            have been run and compared.
+        outputs: files; .safetensors holds the deployed form's weights; .onnx, .xml and, of a classifier, .pt2, .pte,
+            .ncnn.param and .mnn are exports that have been run and compared.
         layout: auto, which times each distinct operator in the runtime of each output (.safetensors: torch) and may choose
             other layouts for other outputs; or one that every operator has, such as single or split; or one for each by name.
         fold_norms: fold the other convolution and norm pairs too.
@@ -159,7 +159,7 @@ def deploy(
     own = own_options(task, "deploy", options)
     paths = [Path(output) for output in outputs]
     for path in paths:
-        if path.suffix not in task.endings:
+        if not path.name.endswith(task.endings):
             raise InputError(
                 f"{path} ends with {path.suffix or 'nothing'}; the endings are {', '.join(task.endings)} for "
                 f"{task.metadata.noun}."

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 from xvolution.training.flags.flag import Flag
 from xvolution.training.flags.parser import Parser
@@ -52,8 +53,15 @@ def deploy_command(arguments: Sequence[str]) -> None:
         "checkpoint", type=str, metavar="CHECKPOINT", help="a .ckpt or .safetensors file in training form."
     )
     endings = _by_task(lambda task: " ".join(task.endings))
-    output = Flag("output", str, None, f"the files, written by their endings: {endings}.")
-    parser.add_flag("output", output, nargs="+", required=True, type=str, metavar="FILE ...")
+    files = f"the files, written by their endings: {endings}; with --to, one path without an ending, by default the checkpoint's."
+    parser.add_flag("output", Flag("output", str | None, None, files), nargs="+", type=str, metavar="FILE ...")
+    to = "write, run and time the file of each of these runtimes, by name or all of them, and print one table; none by default."
+    parser.add_flag("output", Flag("to", str | None, None, to), nargs="+", type=str, metavar="RUNTIME ...")
+    data = "images on which the predictions of --to are compared, as in training; none by default."
+    parser.add_flag("data", Flag("data", str | None, None, data))
+    parser.add_flag("data", Flag("images", int, 256, "how many images of the validation part --data takes."))
+    parser.add_flag("measurement", Flag("rounds", int, 30, "samples of each latency of --to."))
+    parser.add_flag("output", Flag("json", str | None, None, "a file for the table of --to; none by default."))
     layout = "layout of the operators: auto times each in the runtime of each file; single, split and parts are chosen by name."
     parser.add_flag("operator", Flag("layout", str, "auto", layout))
     norms = "fold the other norms of the network into their convolutions too."
@@ -63,10 +71,37 @@ def deploy_command(arguments: Sequence[str]) -> None:
     add_checksum(parser)
     _add_task_options(parser, "deploy")
     values = parser.parse_args(list(arguments)).as_dict()
+    values["progress"] = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
+    checkpoint, output, runtimes, report = (values.pop(name) for name in ("checkpoint", "output", "to", "json"))
+    if runtimes is not None:
+        _deploy_to(checkpoint, runtimes, output or [None], report, values)
+        return
+    if output is None:
+        raise InputError(
+            "nothing says what to write: give --output with files, or --to with runtimes, such as --to all."
+        )
+    of_table = {"data": values.pop("data"), "json": report}
+    del values["images"], values["rounds"]
+    if any(value is not None for value in of_table.values()):
+        given = " and ".join(f"--{name}" for name, value in of_table.items() if value is not None)
+        raise InputError(f"{given}: these are for the table of --to; give --to all, or leave them out.")
     from xvolution.training.api import deploy
 
-    progress = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
-    print(deploy(values.pop("checkpoint"), values.pop("output"), progress=progress, **values))
+    print(deploy(checkpoint, output, **values))
+
+
+def _deploy_to(
+    checkpoint: str, runtimes: Sequence[str], output: Sequence[str | None], report: str | None, values: dict[str, Any]
+) -> None:
+    """Write the files of several runtimes, and print their table."""
+    if len(output) > 1:
+        raise InputError(f"--output is {len(output)} names; with --to give one path without an ending.")
+    from xvolution.training.shipping import deploy_to
+
+    table = deploy_to(checkpoint, runtimes, output[0], **values)
+    print(table)
+    if report is not None:
+        write_text(report, json.dumps(table.to_dict(), indent=2) + "\n")
 
 
 def _add_task_options(parser: Parser, command: Literal["evaluate", "deploy"]) -> None:

@@ -4,6 +4,9 @@ To add one: a subclass of ``Runtime`` in a file of its own, decorated with ``reg
 """
 
 from xvolution.deploy.runtimes.base import RUNTIMES, ExportError, LoadedFile, Runtime, register, runtime_for
+from xvolution.deploy.runtimes.executorch_runtime import ExecuTorch
+from xvolution.deploy.runtimes.mnn_runtime import Mnn
+from xvolution.deploy.runtimes.ncnn_runtime import Ncnn
 from xvolution.deploy.runtimes.onnx_files import OnnxReader
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime
 from xvolution.deploy.runtimes.openvino_runtime import OpenVino
@@ -11,8 +14,11 @@ from xvolution.deploy.runtimes.torch_export import TorchExport
 
 __all__ = [
     "RUNTIMES",
+    "ExecuTorch",
     "ExportError",
     "LoadedFile",
+    "Mnn",
+    "Ncnn",
     "OnnxReader",
     "OnnxRuntime",
     "OpenVino",

@@ -60,6 +60,7 @@ class Runtime(ABC, Generic[FileT_co]):
         packages: that run its files, by the name they are imported under.
         writer_packages: that write them, beyond those.
         extra: of xvolution, which installs them.
+        batched: whether a call takes a batch as it is; the others are given one image at a time, and written for one.
         computes_in: dtype of a network to the dtype that the runtime computes it in; other dtypes are refused.
     """
 
@@ -69,6 +70,7 @@ class Runtime(ABC, Generic[FileT_co]):
     packages: ClassVar[tuple[str, ...]]
     writer_packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
+    batched: ClassVar[bool] = True
     computes_in: ClassVar[Mapping[torch.dtype, torch.dtype]]
 
     def write(self, program: ExportedProgram, path: str | os.PathLike[str], opset_version: int | None = None) -> None:
@@ -114,6 +116,10 @@ class Runtime(ABC, Generic[FileT_co]):
         self._require("opening", self.packages)
         with one_sentence(f"{self.title} cannot open {Path(path).name}"):
             return self._load(Path(path), threads, input_shapes)
+
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        """A file of this runtime, and those that may be beside it with weights."""
+        return (path,)
 
     def require_writer(self) -> None:
         """Raise ``ExportError`` with what to install unless files can be written here, and run to compare them."""

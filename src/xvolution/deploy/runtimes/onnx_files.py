@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -28,7 +28,13 @@ OnnxWriter = Callable[[Path], None]
 
 
 class OnnxReader(Runtime[FileT_co]):
-    """A runtime whose files are ONNX files, or are made from them."""
+    """A runtime whose files are ONNX files, or are made from them.
+
+    Attributes:
+        takes_detectors: whether it has what a whole detector is made of, such as suppression and outputs of any length.
+    """
+
+    takes_detectors: ClassVar[bool] = True
 
     def write_from(self, write_onnx: OnnxWriter, path: str | os.PathLike[str]) -> None:
         """Write a network that somebody else makes an ONNX file of.

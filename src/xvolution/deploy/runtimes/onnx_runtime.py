@@ -60,6 +60,9 @@ class OnnxRuntime(OnnxReader[OnnxSession]):
 
         return onnxruntime.__version__
 
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        return (path, path.with_name(f"{path.name}.data"))
+
     def _write_from(self, write_onnx: OnnxWriter, path: Path) -> None:
         write_onnx(path)
 

@@ -47,6 +47,9 @@ class OpenVino(OnnxReader[CompiledFile]):
 
         return openvino.__version__
 
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        return (path, path.with_suffix(".bin"))
+
     def _write_from(self, write_onnx: OnnxWriter, path: Path) -> None:
         import openvino
 

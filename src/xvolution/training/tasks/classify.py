@@ -41,7 +41,7 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
             ),
         ),
     }
-    endings = (".safetensors", ".onnx", ".pt2", ".xml")
+    endings = (".safetensors", ".onnx", ".pt2", ".xml", ".ncnn.param", ".mnn", ".pte")
     evaluation_batch = 64
 
     def defaults(self) -> TrainConfig:
