@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -422,3 +423,17 @@ def test_another_recipe_is_another_digest(tmp_path: Path) -> None:
     assert len(set(digests)) == 4
     assert not set(digests) & {cell.digest for cell in cells(other)}
     assert digests == [cell.digest for cell in cells(moved)]
+
+
+@pytest.mark.parametrize(("rounds", "left"), [(20, "about 3 min"), (0, "about 2 min")])
+def test_the_time_that_is_left_counts_judging_and_timing(rounds, left):
+    done = {"seconds_per_epoch": 10.0, "seconds_after_training": 30.0}
+    grid = [
+        SimpleNamespace(name=name, train=SimpleNamespace(epochs=10), result=lambda found=found: found)
+        for name, found in (("conv", done), ("xvolution", None))
+    ]
+    reporter = run.Reporter.__new__(run.Reporter)
+    reporter.grid, reporter._epochs, reporter._jobs = grid, {}, 1
+    reporter.config = SimpleNamespace(variants=grid, latency_rounds=rounds)
+    # 10 epochs, judging, and twice as long as judging to deploy and to time both.
+    assert reporter._remaining() == f"  [1 of 2 cells, {left} left with judging and timing]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from xvolution.training import TrainConfig, open_data, train
 from xvolution.training.announcement import duration
+from xvolution.training.progress import counting, followed
 
 
 @pytest.mark.slow
@@ -77,3 +79,18 @@ def test_where_the_images_that_judge_come_from(tmp_path: Path) -> None:
 )
 def test_a_duration_is_as_exact_as_an_estimate(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_alone(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(followed(range(5), 5, "judging")) == [0, 1, 2, 3, 4]
+    with counting(2, "timing") as advance:
+        advance()
+        advance()
+    said = capsys.readouterr().err
+    assert ("judging" in said) == terminal
+    assert ("timing" in said) == terminal
