@@ -23,7 +23,7 @@ from xvolution.deploy.equalize import equalize
 from xvolution.deploy.quantize import quantize
 from xvolution.deploy.runtimes import OnnxRuntime
 from xvolution.training import TrainConfig, load_model, open_data, train
-from xvolution.training.classification.onnx_classifier import OnnxClassifier
+from xvolution.training.classification.exported_classifier import ExportedClassifier
 from xvolution.training.data.transforms import Preprocessing, evaluation_transform
 
 STAGES = (2, 3)
@@ -87,7 +87,7 @@ def quantized(deployed: nn.Module, calibration: list[Tensor], images: Tensor) ->
     """Logits of the int8 file, and what ``quantize`` reports."""
     with tempfile.TemporaryDirectory() as folder:
         report = quantize(deployed, Path(folder) / "int8.onnx", calibration)
-        logits = logits_of(OnnxClassifier(report.path), images)
+        logits = logits_of(ExportedClassifier(report.path, OnnxRuntime()), images)
     return logits, {"bytes_fp32": report.bytes_before, "bytes_int8": report.bytes_after}
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from xvolution.deploy.reparameterize import layouts_of as layouts_of
     from xvolution.deploy.reparameterize import reparameterize as reparameterize
     from xvolution.deploy.reparameterize import unfolded_of as unfolded_of
+    from xvolution.loading import load as load
     from xvolution.operator import ReparameterizationError as ReparameterizationError
     from xvolution.operator import XVolution1d as XVolution1d
     from xvolution.operator import XVolution2d as XVolution2d
@@ -64,6 +65,7 @@ _HOMES = {
     "dynamic_kernel": "deploy.dynamic_kernel",
     "export": "deploy.export",
     "layouts_of": "deploy.reparameterize",
+    "load": "loading",
     "load_unconverted": "conversion.checkpoints",
     "parameter_groups": "conversion.parameters",
     "reparameterize": "deploy.reparameterize",

@@ -34,7 +34,7 @@ COMMANDS = {
         "quantize_command",
         "a classifier in 8-bit integers, judged before and after",
     ),
-    "predict": ("xvolution.training.file_commands", "predict_command", "draw what a detector finds on images"),
+    "predict": ("xvolution.training.predict_command", "predict_command", "classes of pictures, or the objects on them"),
     "data": ("xvolution.training.data_command", "data_command", "check a data set: broken pictures, duplicates, sizes"),
     "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
     "explain": ("xvolution.explain.command", "explain_command", "what the attention in a trained classifier does"),

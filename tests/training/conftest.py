@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xvolution.training import TrainConfig, train
+from xvolution.training import TrainConfig, deploy, train
 from xvolution.training.fit import TrainResult
 
 TINY: dict[str, Any] = {
@@ -54,6 +54,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
 
     output = str(tmp_path_factory.mktemp("trained") / "run")
     return train(TrainConfig(**TINY, output=output, stages=[2, 3], operator_options={"zero_init": False}))
+
+
+@pytest.fixture(scope="session")
+def exported(trained: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The deployed forms of `trained`, by the endings of their files."""
+    for package in ("onnxruntime", "onnxscript", "openvino"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("exported")
+    files = {ending: folder / f"model.{ending}" for ending in ("safetensors", "onnx", "xml", "pt2")}
+    deploy(trained.weights, list(files.values()), layout="single")
+    return files
 
 
 @pytest.fixture

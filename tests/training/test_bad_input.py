@@ -123,7 +123,7 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path: Path, legacy: bool) 
     assert not Payload.ran
 
 
-@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x.onnx", "x"])
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x.onnx", "x.xml", "x.pt2", "x"])
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with pytest.raises(InputError, match="there is no file"):

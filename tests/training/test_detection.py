@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import xvolution
 from tests.training import coco_folder
 from xvolution.cli import main
 from xvolution.models import ModelSpec, build_model
@@ -68,7 +69,7 @@ def detector(blocks: Path) -> TrainResult:
 @pytest.fixture(scope="session")
 def deployed(detector: TrainResult, blocks: Path) -> dict[str, Path]:
     """The deployed forms, by ending."""
-    files = {ending: detector.run_dir / f"deployed.{ending}" for ending in ("safetensors", "onnx")}
+    files = {ending: detector.run_dir / f"deployed.{ending}" for ending in ("safetensors", "onnx", "xml")}
     image = str(blocks / "val" / "000.png")
     assert main(["deploy", str(detector.weights), "--output", *map(str, files.values()), "--image", image]) == 0
     return files
@@ -172,8 +173,10 @@ def test_evaluate_writes_results_and_pictures(detector: TrainResult, tmp_path: P
     assert "http" not in page
 
 
-@pytest.mark.parametrize("form", ["safetensors", "onnx"])
-def test_predict_draws_and_writes(deployed: dict[str, Path], blocks: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", ["safetensors", "onnx", "xml"])
+def test_predict_draws_and_writes(
+    deployed: dict[str, Path], blocks: Path, tmp_path: Path, form: str, capsys: Any
+) -> None:
     arguments = [str(deployed[form]), str(blocks / "val"), str(blocks / "train" / "000.png")]
     assert main(["predict", *arguments, "--output", str(tmp_path), "--score-threshold", "0.01"]) == 0
     assert len(list(tmp_path.glob("*.png"))) == 9
@@ -181,6 +184,28 @@ def test_predict_draws_and_writes(deployed: dict[str, Path], blocks: Path, tmp_p
     results = json.loads((tmp_path / "results.json").read_text())
     assert {each["image_id"] for each in results} <= set(range(9))
     assert all(each["file_name"].endswith(".png") for each in results)
+    pictures = len({each["image_id"] for each in results})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{len(results)} objects on {pictures} of 9 pictures: ")
+    assert main(["predict", *arguments, "--output", str(tmp_path / "none"), "--score-threshold", "1"]) == 0
+    best = max(each["score"] for each in results)
+    assert f"no object scores 1 or more on 9 pictures; the best score is {best:.2f}" in capsys.readouterr().out
+
+
+def test_a_detector_is_ready_for_pictures(detector: TrainResult, deployed: dict[str, Path], blocks: Path) -> None:
+    picture = blocks / "val" / "000.png"
+    model, exported = xvolution.load(detector.weights, "cpu"), xvolution.load(deployed["onnx"])
+    (expected,), (found,) = (each.predict(picture, score_threshold=0.01) for each in (model, exported))
+    assert expected.classes
+    assert set(expected.classes) <= set(model.classes)
+    assert found.classes == expected.classes
+    assert found.scores == pytest.approx(expected.scores, abs=1e-4)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
+    (objects,) = model([model.preprocess(picture)])
+    assert len(objects["scores"]) >= len(expected.scores)
+    assert tuple(objects["scores"].tolist()[: len(expected.scores)]) == expected.scores
+    with pytest.raises(InputError, match="--score-threshold is 2; it must be between 0 and 1"):
+        model.predict(picture, score_threshold=2)
 
 
 def train_flags(blocks: Path, output: Path, **changes: Any) -> list[str]:

@@ -29,9 +29,9 @@ def test_what_describes_an_export_comes_with_it(trained: TrainResult, tmp_path: 
     path = tmp_path / "models" / f"network{ending}"
     result = deploy(trained.weights, [path], layout="split")
     assert [report.path for report in result.reports] == [path]
-    assert json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8")) == result.metadata.to_dict()
+    assert json.loads(runtime_for(path).properties(path)["xvolution"]) == result.metadata.to_dict()
     runtime_for(path).load(path)(torch.zeros(1, 3, 16, 16))
-    assert {each.name for each in path.parent.iterdir()} <= {path.name, f"{path.name}.json", "network.bin"}
+    assert {each.name for each in path.parent.iterdir()} <= {path.name, "network.bin"}
 
 
 def test_an_export_into_a_link_replaces_what_it_leads_to(trained: TrainResult, tmp_path: Path) -> None:

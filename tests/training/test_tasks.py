@@ -43,8 +43,8 @@ def test_every_task_has_all_of_the_interface(task: Task[Any, Any]) -> None:
     assert parse_run(train_flags(config)) == config
     assert issubclass(task.metadata, Metadata)
     assert {task.metadata.type, task.metadata.noun} <= {"classify", "detect", "a classifier", "a detector"}
-    assert task.options.keys() == {"evaluate", "deploy"}
-    for command in (task.evaluate, task.deploy):
+    assert task.options.keys() == {"evaluate", "deploy", "predict"}
+    for command in (task.evaluate, task.deploy, task.predict):
         for option in task.options[command.__name__]:
             assert option.help.endswith(".")
     assert ".safetensors" in task.endings
@@ -171,8 +171,8 @@ class Toy(Task[ToyConfig, ToyMetadata]):
     def build(self, metadata: ToyMetadata) -> nn.Module:
         return nn.Linear(metadata.model.num_classes, 1)
 
-    def onnx_network(self, path: Any) -> Any:
-        raise InputError("toys are not for ONNX.")
+    def exported_network(self, path: Any, runtime: Any, checksum: bool = True) -> Any:
+        raise InputError("toys are not exported.")
 
     def train(self, config: ToyConfig) -> TrainResult:
         metadata = ToyMetadata(model=ModelSpec("toy", config.size), class_names=[], data=config.data)
@@ -208,7 +208,7 @@ def test_a_task_of_ones_own_is_reached_by_every_command(toy: Toy, tmp_path: Path
     assert "the endings are .safetensors for a toy" in capsys.readouterr().err
     assert main(["deploy", weights, "--output", str(tmp_path / "toy.safetensors")]) == 1
     assert main(["predict", weights, weights]) == 2
-    assert "a toy finds nothing that could be drawn" in capsys.readouterr().err
+    assert "a toy does not take pictures by themselves; give a classifier or a detector" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     assert "--colour" in capsys.readouterr().out

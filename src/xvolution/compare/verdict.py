@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from xvolution.training.pages import MINUS
+
 ENOUGH_SEEDS = 3
 WORTH = 1.25  # times the baseline's FLOPs, at most, for a gain to be called worth it
-MINUS = "\N{MINUS SIGN}"
 
 
 def verdict(row: dict[str, Any], baseline: str, rows: Sequence[dict[str, Any]]) -> str:

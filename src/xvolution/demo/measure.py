@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from xvolution.bench import LatencyComparison, count_flops, count_parameters, measure_latency
 from xvolution.deploy.export import export
+from xvolution.deploy.runtimes import OnnxRuntime
 from xvolution.training import RunError, deploy, open_data
+from xvolution.training.classification.exported_classifier import ExportedClassifier
 from xvolution.training.classification.metadata import ClassifierMetadata
-from xvolution.training.classification.onnx_classifier import OnnxClassifier
 from xvolution.training.data.transforms import evaluation_transform
 from xvolution.training.tasks import CLASSIFY
 
@@ -85,7 +86,7 @@ class Twin:
 
     training: nn.Module
     deployed: nn.Module
-    onnx: OnnxClassifier
+    onnx: ExportedClassifier
     layouts: dict[str, str]
 
 
@@ -100,7 +101,7 @@ def deploy_twin(checkpoint: Path, folder: Path, layout: str | Mapping[str, str])
     files = [folder / "deployed.safetensors", folder / "deployed.onnx"]
     result = deploy(checkpoint, files, layout=layout, fold_norms=True, batch_size=BATCH_SIZES[-1])
     training, _ = CLASSIFY.load(checkpoint)
-    return Twin(training, result.model, OnnxClassifier(files[1]), result.metadata.layouts)
+    return Twin(training, result.model, ExportedClassifier(files[1], OnnxRuntime()), result.metadata.layouts)
 
 
 def compare_forms(twin: Twin, images: Images) -> dict[str, Equality]:
@@ -130,10 +131,10 @@ def costs(models: dict[str, nn.Module], example: Tensor) -> dict[str, dict[str, 
     }
 
 
-def in_onnxruntime(model: nn.Module, path: Path, example: Tensor) -> OnnxClassifier:
+def in_onnxruntime(model: nn.Module, path: Path, example: Tensor) -> ExportedClassifier:
     """Export ``model`` and run the file."""
     export(model, path, example_inputs=example, layout=None)
-    return OnnxClassifier(path)
+    return ExportedClassifier(path, OnnxRuntime())
 
 
 def latencies(

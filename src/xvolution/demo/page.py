@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from xvolution.compare.page import environment
 from xvolution.demo.measure import FORMS, RUNTIMES
+from xvolution.training.pages import environment
 
 
 def render(figures: dict[str, Any], pictures: dict[str, str]) -> str:

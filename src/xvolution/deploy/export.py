@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from xvolution.conversion.outputs import TOLERANCE, Difference, difference, tens
 from xvolution.deploy.capture import axes_of, capture, is_batch
 from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
-from xvolution.deploy.runtimes import ExportError, LoadedFile, Runtime, runtime_for
+from xvolution.deploy.runtimes import ExportError, Labels, LoadedFile, Runtime, runtime_for
 from xvolution.deploy.runtimes.base import one_sentence
+from xvolution.deploy.runtimes.labels import AXES
 from xvolution.files import written_whole
 from xvolution.operator import XVolution
 
@@ -66,6 +67,9 @@ def export(
     progress: Progress | None = None,
     dynamic: bool = True,
     opset_version: int | None = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+    properties: Mapping[str, str] | None = None,
     rtol: float | None = None,
     atol: float = 1e-6,
 ) -> ExportReport:
@@ -76,7 +80,8 @@ def export(
     ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
     ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param`` (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn,
     one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch. The graph of an ONNX
-    file holds standard operators only. Nothing is left behind when the outputs differ.
+    file holds standard operators only. Nothing is left behind when the outputs differ. Open axes of images are called ``batch``,
+    ``height`` and ``width``; an ``.xml`` file has the layout NCHW.
 
     Args:
         model: a network in eval mode, in its training form or from ``reparameterize``.
@@ -89,6 +94,10 @@ def export(
         dynamic: leave batch and image size open. Where the network or its graph does not run or compare at other sizes, fewer
             axes stay open, and the report says which and why.
         opset_version: of ONNX, which the file then has; the exporter's own when None.
+        input_names: of the graph; by default those of ``forward``. A ``.pt2`` file has none.
+        output_names: of the graph; by default the exporter's. A ``.pt2`` file has none.
+        properties: strings that travel in the file: metadata of ``.onnx``, runtime information of ``.xml``, extra files of
+            ``.pt2``.
         rtol: allowed difference relative to the largest magnitude of the output; by default what rounding explains in the
             dtype that the runtime computes the model in: 1e-4 in float32, 2e-2 in float16, 1e-10 in float64.
         atol: allowed absolute difference, however small the outputs are.
@@ -110,11 +119,13 @@ def export(
         if layout == AUTO:
             choice = choose_layouts(model, inputs, runtime.name, threads, progress)
         model = reparameterize(model, inputs, layout if choice is None else choice.layouts)
+    axes = tuple(AXES.get(x.dim(), ()) for x in inputs)
+    labels = Labels(input_names, output_names, axes, dict(properties or {}))
     allowed = (_tolerance(model, runtime, inputs) if rtol is None else rtol, atol)
     failure: ExportError | None = None
     for name in _DYNAMIC_AXES if dynamic and any(map(is_batch, inputs)) else ("none",):
         try:
-            error = _write(model, runtime, path, inputs, _DYNAMIC_AXES[name], opset_version, allowed)
+            error = _write(model, runtime, path, inputs, _DYNAMIC_AXES[name], opset_version, labels, allowed)
         except ExportError as refusal:  # the next choice asks for less
             failure = refusal
         else:
@@ -171,6 +182,7 @@ def _write(
     inputs: tuple[Tensor, ...],
     axes: tuple[int, ...],
     opset_version: int | None,
+    labels: Labels,
     allowed: tuple[float, float],
 ) -> Difference:
     """Write the file with these axes open if it computes what the model computes; the largest difference over all trials."""
@@ -179,7 +191,7 @@ def _write(
     expected = [_outputs(model, trial) for trial in trials]
     program = capture(model, inputs, axes)
     with written_whole(path) as temporary:
-        runtime.write(program, temporary, opset_version)
+        runtime.write(program, temporary, opset_version, labels)
         errors = _compared(runtime, temporary, trials, expected, allowed)
     return Difference(max(error.absolute for error in errors), max(error.relative for error in errors))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xvolution.compare.page import environment
+from xvolution.training.pages import environment
 
 
 def render(figures: Mapping[str, Any], pictures: Mapping[str, str]) -> str:

@@ -31,6 +31,7 @@ from xvolution.training.classification.evaluate import labelled_images
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.data import ImageSource, evaluation_loader, open_data
 from xvolution.training.evaluation import pick_device
+from xvolution.training.exported_file import runtime_that_runs
 from xvolution.training.files import write_text
 from xvolution.training.metadata import provenance
 from xvolution.training.tasks import CLASSIFY
@@ -111,9 +112,11 @@ def explain(
     for name, value in (("number of images", images), ("batch size", batch_size)):
         if value < 1:
             raise InputError(f"the {name} is {value}; it must be at least 1.")
+    if runtime_that_runs(checkpoint) is not None:
+        raise InputError(_deployed(checkpoint))
     model, metadata = CLASSIFY.load(checkpoint, pick_device(device), checksum)
     if metadata.form == "deployed":
-        raise InputError(f"{checkpoint} holds the deployed form, whose branches are merged; give what it was made of.")
+        raise InputError(_deployed(checkpoint))
     _require_operator(model, operator)
     splits = open_data(data if data is not None else metadata.data, holdout, seed, max_pixels, outside_images)
     chosen = _spread(labelled_images(splits, split, metadata), images)
@@ -144,6 +147,13 @@ def explain(
     write_text(results, json.dumps(figures, indent=2) + "\n")
     write_text(page, render(figures, pictures))
     return Explanation(page, results, figures)
+
+
+def _deployed(checkpoint: str | os.PathLike[str]) -> str:
+    return (
+        f"{checkpoint} is a deployed form, whose attention is merged into convolutions and cannot be looked at; give "
+        "the .ckpt or .safetensors file in training form that it was made of."
+    )
 
 
 def _conditions(metadata: ClassifierMetadata) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from xvolution.deploy.export import ExportError, export
 from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of
-from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxReader, OnnxRuntime
-from xvolution.deploy.runtimes.onnx_files import write_properties, write_traced
+from xvolution.deploy.runtimes import RUNTIMES, Labels, LoadedFile, OnnxReader
+from xvolution.deploy.runtimes.onnx_files import write_traced
 from xvolution.files import written_whole
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_match import Agreement, RawAgreement, match_detections
@@ -82,7 +82,7 @@ def export_detector(
             ending; as of ``xvolution.export``.
         score_threshold: detections above it must agree.
         whole: write the whole detector; False writes the backbone and the feature pyramid alone, for runtimes without NMS.
-        properties: strings to put into an ONNX file's metadata; ``content`` is always put there.
+        properties: strings to put into the file's metadata; ``content`` is always put there.
 
     Returns:
         The report. Where the exporter or the runtime cannot take the whole detector, the pyramid is written; ``content`` and
@@ -159,10 +159,11 @@ def _export_whole(
 
     def write_onnx(onnx_path: Path) -> None:
         _trace(detector, image, names, onnx_path)
-        write_properties(onnx_path, {**properties, "content": "detector"})
 
+    labels = Labels(["image"], names, properties={**properties, "content": "detector"})
     with written_whole(path) as temporary:
         runtime.write_from(write_onnx, temporary)
+        runtime.label(temporary, labels)
         find = runtime.load(temporary)
         actual = [dict(zip(names, find(trial), strict=True)) for trial in trials]
         agreement = match_detections(expected, actual, threshold)
@@ -211,7 +212,6 @@ def _export_pyramid(
 ) -> DetectorExport:
     images, _ = detector.transform([image])
     with written_whole(path) as temporary:
-        report = export(detector.backbone, temporary, images.tensors)
-        if path.suffix == OnnxRuntime.ending:
-            write_properties(temporary, {**properties, "content": "pyramid", "reason": reason})
+        labels = {**properties, "content": "pyramid", "reason": reason}
+        report = export(detector.backbone, temporary, images.tensors, properties=labels)
     return DetectorExport(path, report.format, "pyramid", report.dynamic, None, reason)

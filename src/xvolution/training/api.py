@@ -1,9 +1,9 @@
-"""`train`, `load_model`, `evaluate`, `deploy` and `predict`: one function each for every task."""
+"""`train`, `load_model`, `load_predictor`, `evaluate`, `deploy` and `predict`: one function each for every task."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from torch import nn
 from xvolution.conversion.attention_share import estimated_shares, hardly_begun
 from xvolution.deploy.measure import TORCH
 from xvolution.training.config import RunConfig
-from xvolution.training.data.reading import IMAGE_ENDINGS, is_file, printable, require_max_pixels
 from xvolution.training.deployment import DeployResult, DeploySettings, runtime_of
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, pick_device
 from xvolution.training.fit import TrainResult
 from xvolution.training.lock import locked
 from xvolution.training.metadata import Metadata
+from xvolution.training.predictor import Predictions, Predictor, PredictSettings, picture_files
 from xvolution.training.tasks import own_options, task_of, task_of_file
 
 
@@ -45,8 +45,8 @@ def load_model(
     """Build the network that a file describes, in its training or its deployed form, in eval mode, with the file's weights.
 
     Args:
-        path: a .ckpt, .safetensors or .onnx file of this library.
-        device: where to put the network; ONNX runs on the CPU.
+        path: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
+        device: where to put the network; exported files run on the CPU.
         checksum: compare the file with the checksum in it, where it has one.
 
     Raises:
@@ -75,14 +75,14 @@ def evaluate(
     """Judge a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
 
     Args:
-        checkpoint: a .ckpt, a .safetensors (training or deployed form) or an .onnx file of this library.
+        checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
         data: as in training; by default what the network was trained on.
         split: train, val or test.
         holdout: as in training: ``val`` is then this fraction of the training part.
         seed: of the held-out part.
         batch_size: images in a batch; by default 64, of a detector 1.
         workers: processes that load images; by default none for digits and detectors, else one for each core but one, at most 8.
-        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. Exported files run on the CPU.
         on_bad_image: "error" ends at an unreadable image, "skip" leaves it out.
         limit_batches: evaluate at most so many batches.
         max_pixels: the most that an image may have; Pillow's own limit when None.
@@ -180,56 +180,54 @@ def deploy(
 
 def predict(
     checkpoint: str | os.PathLike[str],
-    images: Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str] = "predictions",
+    pictures: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    score_threshold: float = 0.5,
     device: str = "auto",
+    batch_size: int = 32,
+    on_bad_image: str = "error",
     max_pixels: int | None = None,
     checksum: bool = True,
-) -> list[Path]:
-    """Draw what a detector finds on images, and write it in COCO's format.
+    **options: Any,
+) -> Predictions:
+    """Run a network over picture files: the most probable classes of each, or the objects on it, drawn.
 
     Args:
-        checkpoint: a .ckpt, a .safetensors (training or deployed form) or an .onnx file of this library.
-        images: files, or folders of them.
-        output: folder for the pictures and for ``results.json``: COCO's results, with the position of the image as image_id and
-            its name as file_name.
-        score_threshold: what scores less is neither drawn nor written.
-        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. ONNX runs on the CPU.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
+        checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
+        pictures: files, folders (with the folders in them), or patterns such as ``*.jpg``.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. Exported files run on the CPU.
+        batch_size: pictures that a classifier takes at a time.
+        on_bad_image: "error" ends at an unreadable picture, "skip" leaves it out.
+        max_pixels: the most that a picture may have; Pillow's own limit when None.
         checksum: compare the checkpoint with the checksum in it, where it has one.
+        **options: of a classifier ``top`` (how many classes of each picture; 5 by default), ``csv``, ``json`` and ``page`` (files
+            to write) and ``pictures_on_page`` (the first ones; 100 by default); of a detector ``output`` (folder for the drawn
+            pictures and for ``results.json``, COCO's results with the position of the picture as image_id and its path as
+            file_name; ``predictions`` by default) and ``score_threshold`` (what scores less is left out; 0.5 by default).
 
     Returns:
-        The files written, results.json last.
+        `ClassifierPredictions` of a classifier, `DetectorPredictions` of a detector.
 
     Raises:
-        InputError: the checkpoint or an image cannot be used.
+        InputError: the checkpoint, a picture or an option cannot be used.
         RunError: a file cannot be written.
     """
-    if not 0 <= score_threshold <= 1:
-        raise InputError(f"--score-threshold is {score_threshold}; it must be between 0 and 1.")
-    require_max_pixels(max_pixels)
-    paths = list(_image_files(images))
+    settings = PredictSettings(on_bad_image, batch_size)
+    given = [pictures] if isinstance(pictures, str | os.PathLike) else pictures
+    paths = picture_files(given)
     task = task_of_file(checkpoint)
-    model, metadata = task.load(checkpoint, pick_device(device), checksum)
-    return task.predict(model, metadata, paths, Path(output), score_threshold, max_pixels)
+    own = own_options(task, "predict", options)
+    predictor = load_predictor(checkpoint, device, max_pixels=max_pixels, checksum=checksum)
+    return task.predict(predictor, paths, settings, **own)
 
 
-def _image_files(images: Iterable[str | os.PathLike[str]]) -> Iterable[Path]:
-    for given in map(Path, images):
-        if is_file(given):
-            yield given
-        elif os.path.isdir(given):
-            inside = sorted(path for path in given.iterdir() if _is_image(path))
-            if not inside:
-                raise InputError(
-                    f"there are no images in {printable(given)}; the endings are {', '.join(IMAGE_ENDINGS)}."
-                )
-            yield from inside
-        else:
-            raise InputError(f"there is no file {printable(given)}.")
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and not path.is_dir()
+def load_predictor(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    max_pixels: int | None = None,
+    checksum: bool = True,
+) -> Predictor[Any]:
+    """See `xvolution.load`."""
+    task = task_of_file(path)
+    model, metadata = task.load(path, pick_device(str(device)), checksum)
+    return task.predictor(model, metadata, max_pixels)

@@ -20,9 +20,9 @@ from torch import nn
 from xvolution.attention.deployed import upgraded_weights
 from xvolution.deploy.runtimes.onnx_files import CHECKSUM
 from xvolution.training.errors import InputError
+from xvolution.training.exported_file import read_exported_header, runtime_that_runs
 from xvolution.training.files import atomic_path
 from xvolution.training.metadata import HEADER, SKIP_CHECKSUM, Metadata, read_description
-from xvolution.training.onnx_file import OnnxNetwork
 
 # What torch.load(weights_only=True) says of a pickle that is well-formed and holds more than tensors and plain values.
 _SIGNS_OF_CODE = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Can only")
@@ -153,14 +153,15 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`to_dict` of the metadata of a .ckpt, .safetensors or .onnx file of this library; its weights are not looked at.
+    """`to_dict` of the metadata of a file of this library, of any ending; its weights are not looked at.
 
     Raises:
         InputError: it is none.
     """
     path = Path(path)
-    if path.suffix == ".onnx":
-        return OnnxNetwork(path, checksum=False).header
+    runtime = runtime_that_runs(path)
+    if runtime is not None:
+        return read_exported_header(path, runtime)
     if path.suffix != ".safetensors":
         return read_checkpoint(path, checksum=False)[HEADER]
     _require_file(path)

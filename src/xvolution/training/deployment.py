@@ -127,7 +127,7 @@ class DeployResult(ABC, Generic[Compared]):
 
     @abstractmethod
     def export(self, form: DeployedForm[Compared], path: Path) -> Any:
-        """Write a file by its ending, run it, compare it, and answer the report of that."""
+        """Write a file by its ending with the metadata in it, run it, compare it, and answer the report of that."""
 
     def notes(self) -> list[str]:
         """What else there is to say about the files, in lines."""
@@ -145,7 +145,7 @@ class DeployResult(ABC, Generic[Compared]):
         return f", {form.choice or LayoutChoice(form.metadata.layouts)}"
 
     def write(self, path: Path) -> None:
-        """Write weights (.safetensors) or an export, with the metadata in the file or beside it.
+        """Write weights (.safetensors) or an export, with the metadata in the file.
 
         Raises:
             RunError: the file cannot be written, or what it computes differs.
@@ -158,16 +158,12 @@ class DeployResult(ABC, Generic[Compared]):
         self.files.append(path)
 
     def _exported(self, form: DeployedForm[Compared], path: Path) -> Any:
-        """Write an export and its metadata, both or none."""
+        """Write an export, with its metadata in it, whole or not at all."""
         with atomic_path(path) as temporary:
             try:
-                report = self.export(form, temporary)
+                return self.export(form, temporary)
             except ExportError as error:
                 raise RunError(f"{path} was not written: {error}") from error
-            if path.suffix != ".onnx":
-                described = temporary.with_suffix(temporary.suffix + ".json")
-                described.write_text(form.metadata.to_json() + "\n", encoding="utf-8")
-        return report
 
 
 def runtime_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The parsers of `xvolution evaluate`, `deploy` and `predict`."""
+"""The parsers of `xvolution evaluate` and `deploy`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
 from xvolution.training.flags.flag import Flag
 from xvolution.training.flags.parser import Parser
 from xvolution.training.flags.shared import DEVICE, add_checksum, add_judging, add_reading
-from xvolution.training.tasks import TASKS, Task, owners_of
+from xvolution.training.flags.task import add_task_options
+from xvolution.training.tasks import TASKS, Task
 
-_ANY_FORM = "a .ckpt, .safetensors (training or deployed form) or .onnx file."
+_ANY_FORM = "a .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2 file."
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
@@ -35,7 +36,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     parser.add_flag("machine", Flag("workers", int | None, None, workers))
     parser.add_flag("output", Flag("json", str | None, None, "a file for the figures; none is written by default."))
     add_checksum(parser)
-    _add_task_options(parser, "evaluate")
+    add_task_options(parser, "evaluate")
     values = parser.parse_args(list(arguments)).as_dict()
     report, checkpoint = values.pop("json"), values.pop("checkpoint")
     from xvolution.training.api import evaluate
@@ -69,7 +70,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
     threads = "threads of the CPU while layouts are timed; by default as many as torch has."
     parser.add_flag("machine", Flag("threads", int | None, None, threads))
     add_checksum(parser)
-    _add_task_options(parser, "deploy")
+    add_task_options(parser, "deploy")
     values = parser.parse_args(list(arguments)).as_dict()
     values["progress"] = partial(print, file=sys.stderr, flush=True) if sys.stderr.isatty() else None
     checkpoint, output, runtimes, report = (values.pop(name) for name in ("checkpoint", "output", "to", "json"))
@@ -104,34 +105,9 @@ def _deploy_to(
         write_text(report, json.dumps(table.to_dict(), indent=2) + "\n")
 
 
-def _add_task_options(parser: Parser, command: Literal["evaluate", "deploy"]) -> None:
-    """Add what some tasks alone take, in a group for each set of tasks."""
-    for option in {option.name: option for task in TASKS.values() for option in task.options[command]}.values():
-        kind = bool if option.type is bool else option.type | None
-        owners = ", ".join(owners_of(command, option.name))
-        parser.add_flag(f"of {owners}", Flag(option.name, kind, None, option.help))
-
-
 def _by_task(value: Callable[[Task[Any, Any]], str]) -> str:
     """Something that differs between tasks, such as "64 (classify), 1 (detect, segment)"."""
     names: dict[str, list[str]] = {}
     for task in TASKS.values():
         names.setdefault(value(task), []).append(task.name)
     return ", ".join(f"{each} ({', '.join(tasks)})" for each, tasks in names.items())
-
-
-def predict_command(arguments: Sequence[str]) -> None:
-    """Draw what a detector finds on images, and write it in COCO's format."""
-    parser = Parser("predict", "Draw what a detector finds on images, and write it in COCO's format.")
-    parser.add_argument("checkpoint", type=str, metavar="CHECKPOINT", help=_ANY_FORM)
-    parser.add_argument("images", nargs="+", type=str, help="files, or folders of them.")
-    add_reading(parser, outside_images=False)
-    parser.add_flag("machine", DEVICE)
-    parser.add_flag("output", Flag("output", str, "predictions", "a folder for the pictures and results.json."))
-    parser.add_flag("output", Flag("score_threshold", float, 0.5, "leave out what scores less."))
-    add_checksum(parser)
-    values = parser.parse_args(list(arguments)).as_dict()
-    from xvolution.training.api import predict
-
-    written = predict(values.pop("checkpoint"), values.pop("images"), values.pop("output"), **values)
-    print(f"{len(written) - 1} pictures in {written[-1].parent}, results in {written[-1]}")

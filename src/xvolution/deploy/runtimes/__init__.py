@@ -5,6 +5,7 @@ To add one: a subclass of ``Runtime`` in a file of its own, decorated with ``reg
 
 from xvolution.deploy.runtimes.base import RUNTIMES, ExportError, LoadedFile, Runtime, register, runtime_for
 from xvolution.deploy.runtimes.executorch_runtime import ExecuTorch
+from xvolution.deploy.runtimes.labels import Labels
 from xvolution.deploy.runtimes.mnn_runtime import Mnn
 from xvolution.deploy.runtimes.ncnn_runtime import Ncnn
 from xvolution.deploy.runtimes.onnx_files import OnnxReader
@@ -16,6 +17,7 @@ __all__ = [
     "RUNTIMES",
     "ExecuTorch",
     "ExportError",
+    "Labels",
     "LoadedFile",
     "Mnn",
     "Ncnn",

@@ -14,17 +14,34 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from xvolution.deploy.runtimes.labels import Labels
+
 
 class ExportError(RuntimeError):
     """The model cannot be exported, or the exported file cannot be run or computes something else."""
 
 
 class LoadedFile(ABC):
-    """A written network, ready to run: called with its inputs in their order, it returns its outputs in theirs."""
+    """A written network, ready to run: called with its inputs in their order, it returns its outputs in theirs.
 
-    def __init__(self, runtime: Runtime[Any], path: Path) -> None:
+    Attributes:
+        runtime: that runs it.
+        path: the file.
+        input_shapes: of the inputs, None for an open axis; empty where the runtime does not tell.
+        output_names: of the graph, in its order; empty where the runtime does not tell.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime[Any],
+        path: Path,
+        input_shapes: Sequence[Sequence[int | None]] = (),
+        output_names: Sequence[str] = (),
+    ) -> None:
         self.runtime = runtime
         self.path = path
+        self.input_shapes: tuple[tuple[int | None, ...], ...] = tuple(map(tuple, input_shapes))
+        self.output_names: tuple[str, ...] = tuple(output_names)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Run the network.
@@ -73,13 +90,20 @@ class Runtime(ABC, Generic[FileT_co]):
     batched: ClassVar[bool] = True
     computes_in: ClassVar[Mapping[torch.dtype, torch.dtype]]
 
-    def write(self, program: ExportedProgram, path: str | os.PathLike[str], opset_version: int | None = None) -> None:
+    def write(
+        self,
+        program: ExportedProgram,
+        path: str | os.PathLike[str],
+        opset_version: int | None = None,
+        labels: Labels | None = None,
+    ) -> None:
         """Write a program that ``torch.export`` captured.
 
         Args:
             program: the captured network.
             path: the file, in a folder that exists; a runtime may put more files beside it, with the same stem or name.
             opset_version: of ONNX, for runtimes that go through it; the exporter's own when None.
+            labels: see `label`.
 
         Raises:
             ExportError: a missing package, or a network that the runtime's exporter cannot write.
@@ -88,6 +112,40 @@ class Runtime(ABC, Generic[FileT_co]):
         self.require_writer()
         with one_sentence(f"the exporter to {self.ending} cannot write {Path(path).name}"):
             self._write(program, Path(path), opset_version)
+        if labels is not None:
+            self.label(path, labels)
+
+    def label(self, path: str | os.PathLike[str], labels: Labels) -> None:
+        """Put names and properties into a written file; the properties take the place of those that it had.
+
+        A runtime whose files have no room for some of it leaves that out.
+
+        Raises:
+            ExportError: a missing package, a file that the runtime does not take, or names that do not fit its graph.
+            OSError: the file cannot be read or written.
+        """
+        self.require_writer()
+        with one_sentence(f"{self.title} cannot put names and properties into {Path(path).name}"):
+            self._label(Path(path), labels)
+
+    def properties(self, path: str | os.PathLike[str]) -> dict[str, str]:
+        """The properties that `label` put into a file; empty where there are none.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ExportError: a missing package, or a file that the runtime does not take.
+        """
+        self._require_file(path)
+        with one_sentence(f"{self.title} cannot open {Path(path).name}"):
+            return self._properties(Path(path))
+
+    def is_intact(self, path: str | os.PathLike[str]) -> bool | None:
+        """Whether a file's contents are those of the checksum in it; None where it has none.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return None
 
     def load(
         self,
@@ -111,9 +169,7 @@ class Runtime(ABC, Generic[FileT_co]):
         """
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; give at least 1, or None for the runtime's default")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}")
-        self._require("opening", self.packages)
+        self._require_file(path)
         with one_sentence(f"{self.title} cannot open {Path(path).name}"):
             return self._load(Path(path), threads, input_shapes)
 
@@ -124,6 +180,11 @@ class Runtime(ABC, Generic[FileT_co]):
     def require_writer(self) -> None:
         """Raise ``ExportError`` with what to install unless files can be written here, and run to compare them."""
         self._require("exporting to", (*self.writer_packages, *self.packages))
+
+    def _require_file(self, path: str | os.PathLike[str]) -> None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        self._require("opening", self.packages)
 
     def _require(self, what: str, packages: tuple[str, ...]) -> None:
         missing = [package for package in packages if find_spec(package) is None]
@@ -139,6 +200,12 @@ class Runtime(ABC, Generic[FileT_co]):
 
     @abstractmethod
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> FileT_co: ...
+
+    def _label(self, path: Path, labels: Labels) -> None:
+        """See `label`; here the files have no room for anything."""
+
+    def _properties(self, path: Path) -> dict[str, str]:
+        return {}
 
 
 #: The runtimes by name, in the order in which they were registered.

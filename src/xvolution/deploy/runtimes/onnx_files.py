@@ -19,6 +19,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from xvolution.deploy.runtimes.base import ExportError, FileT_co, Runtime, one_sentence
+from xvolution.deploy.runtimes.labels import Labels
+from xvolution.deploy.runtimes.onnx_names import rename
 from xvolution.files import written_whole
 
 #: The metadata's key of a file's checksum.
@@ -111,19 +113,25 @@ def write_traced(
 
 
 def write_properties(path: str | os.PathLike[str], properties: Mapping[str, str]) -> None:
-    """Put strings into an ONNX file's metadata, in the place of what was there, and a checksum of the file.
+    """`write_labels` of properties alone."""
+    write_labels(path, Labels(properties=properties))
+
+
+def write_labels(path: str | os.PathLike[str], labels: Labels) -> None:
+    """Put names into an ONNX file, strings into its metadata, in the place of what was there, and a checksum of the file.
 
     A data file beside it, of weights above 2 GB, is left alone and not summed.
 
     Raises:
-        ExportError: onnx is missing, or the file is no ONNX network.
+        ExportError: onnx is missing, the file is no ONNX network, or the names do not fit its graph.
         OSError: the file cannot be read or written.
     """
     with one_sentence(f"cannot put metadata into {Path(path).name}"):
         import onnx
 
         network = onnx.load(os.fspath(path), load_external_data=False)
-        onnx.helper.set_model_props(network, {k: v for k, v in properties.items() if k != CHECKSUM})
+        rename(network.graph, labels)
+        onnx.helper.set_model_props(network, {k: v for k, v in labels.properties.items() if k != CHECKSUM})
         with written_whole(path) as temporary:
             onnx.save(network, os.fspath(temporary))
             record = _record(_sha256(temporary, temporary.stat().st_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from xvolution.deploy.runtimes.base import LoadedFile, register
-from xvolution.deploy.runtimes.onnx_files import CHECKSUM, OnnxReader, OnnxWriter
+from xvolution.deploy.runtimes.labels import Labels
+from xvolution.deploy.runtimes.onnx_files import CHECKSUM, OnnxReader, OnnxWriter, is_intact, write_labels
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -21,20 +23,15 @@ class OnnxSession(LoadedFile):
 
     Attributes:
         input_names: of the graph, in its order.
-        input_shapes: of the inputs; None for an open axis.
-        output_names: of the graph, in its order.
         properties: the file's metadata, without its checksum.
     """
 
     def __init__(self, runtime: OnnxRuntime, path: Path, session: InferenceSession) -> None:
-        super().__init__(runtime, path)
-        self._session = session
         inputs = session.get_inputs()
+        shapes = [[size if isinstance(size, int) else None for size in node.shape] for node in inputs]
+        super().__init__(runtime, path, shapes, [node.name for node in session.get_outputs()])
+        self._session = session
         self.input_names: tuple[str, ...] = tuple(node.name for node in inputs)
-        self.input_shapes: tuple[tuple[int | None, ...], ...] = tuple(
-            tuple(size if isinstance(size, int) else None for size in node.shape) for node in inputs
-        )
-        self.output_names: tuple[str, ...] = tuple(node.name for node in session.get_outputs())
         stored = session.get_modelmeta().custom_metadata_map
         self.properties: Mapping[str, str] = {key: value for key, value in stored.items() if key != CHECKSUM}
 
@@ -62,6 +59,15 @@ class OnnxRuntime(OnnxReader[OnnxSession]):
 
     def files_of(self, path: Path) -> tuple[Path, ...]:
         return (path, path.with_name(f"{path.name}.data"))
+
+    def is_intact(self, path: str | os.PathLike[str]) -> bool | None:
+        return is_intact(path)
+
+    def _label(self, path: Path, labels: Labels) -> None:
+        write_labels(path, labels)
+
+    def _properties(self, path: Path) -> dict[str, str]:
+        return dict(self.load(path).properties)
 
     def _write_from(self, write_onnx: OnnxWriter, path: Path) -> None:
         write_onnx(path)

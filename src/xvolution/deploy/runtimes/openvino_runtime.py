@@ -12,17 +12,26 @@ import torch
 from torch import Tensor
 
 from xvolution.deploy.runtimes.base import LoadedFile, register
+from xvolution.deploy.runtimes.labels import Labels
 from xvolution.deploy.runtimes.onnx_files import OnnxReader, OnnxWriter
+from xvolution.files import written_whole
 
 if TYPE_CHECKING:
     from openvino import CompiledModel
+
+
+#: Of an axis in OpenVINO's layouts, such as NCHW.
+_LETTERS = {"batch": "N", "channels": "C", "depth": "D", "height": "H", "width": "W", "length": "W"}
 
 
 class CompiledFile(LoadedFile):
     """An OpenVINO file, compiled for this processor."""
 
     def __init__(self, runtime: OpenVino, path: Path, compiled: CompiledModel) -> None:
-        super().__init__(runtime, path)
+        shapes = [
+            [size.get_length() if size.is_static else None for size in port.partial_shape] for port in compiled.inputs
+        ]
+        super().__init__(runtime, path, shapes, [port.get_any_name() for port in compiled.outputs])
         self._compiled = compiled
 
     def _run(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -63,6 +72,30 @@ class OpenVino(OnnxReader[CompiledFile]):
                 if "iostream" not in str(error):
                     raise
                 raise OSError(errno.EIO, "the disk took only a part of it", str(path)) from error
+
+    def _label(self, path: Path, labels: Labels) -> None:
+        import openvino
+
+        core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # the weights' file is written while the network is open
+        model = core.read_model(path)
+        labels.require_fitting(len(model.inputs), len(model.outputs))
+        for ports, names in ((model.inputs, labels.input_names), (model.outputs, labels.output_names)):
+            for port, name in zip(ports, names, strict=False):
+                port.get_tensor().set_names({name})
+        for port, axes in zip(model.inputs, labels.axes, strict=False):
+            port.get_node().layout = openvino.Layout("".join(_LETTERS[axis] for axis in axes))
+        for key, value in labels.properties.items():
+            model.set_rt_info(value, [key])
+        with written_whole(path) as temporary:
+            openvino.save_model(model, temporary, compress_to_fp16=False)
+
+    def _properties(self, path: Path) -> dict[str, str]:
+        import openvino
+
+        found = openvino.Core().read_model(path).get_rt_info()
+        texts = {key: getattr(value, "value", value) for key, value in found.items()}
+        return {key: value for key, value in texts.items() if isinstance(value, str)}
 
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> CompiledFile:
         import openvino

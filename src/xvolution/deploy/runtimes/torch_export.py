@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,14 +17,20 @@ from torch.export import ExportedProgram
 from xvolution.conversion.outputs import TOLERANCE, tensors_in
 from xvolution.deploy.latency import cpu_threads
 from xvolution.deploy.runtimes.base import ExportError, LoadedFile, Runtime, register
+from xvolution.deploy.runtimes.labels import Labels
+from xvolution.deploy.runtimes.pt2_files import read_extra_files, require_plain, write_extra_files
 
 
 class LoadedProgram(LoadedFile):
     """A program of ``torch.export``; its outputs are where its weights are, nested ones in one list."""
 
-    def __init__(self, runtime: TorchExport, path: Path, module: Callable[..., Any], threads: int | None) -> None:
-        super().__init__(runtime, path)
-        self._module = module
+    def __init__(self, runtime: TorchExport, path: Path, program: ExportedProgram, threads: int | None) -> None:
+        taken = program.graph_signature.user_inputs
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+        images = [values[name] for name in taken if isinstance(values.get(name), Tensor)]
+        shapes = [[size if isinstance(size, int) else None for size in image.shape] for image in images]
+        super().__init__(runtime, path, shapes, program.graph_signature.user_outputs)
+        self._module: Callable[..., Any] = program.module()
         self._threads = threads
 
     def _run(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -33,7 +41,10 @@ class LoadedProgram(LoadedFile):
 
 @register
 class TorchExport(Runtime[LoadedProgram]):
-    """``.pt2`` files."""
+    """``.pt2`` files, which hold the program as data: one that could run other code when it is read is refused.
+
+    Inputs are given by position and have no names; properties are extra files of the archive.
+    """
 
     name = "torch_export"
     title = "torch.export"
@@ -55,4 +66,15 @@ class TorchExport(Runtime[LoadedProgram]):
         path.write_bytes(archive.getbuffer())
 
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> LoadedProgram:
-        return LoadedProgram(self, path, torch.export.load(path).module(), threads)
+        require_plain(path)
+        return LoadedProgram(self, path, torch.export.load(path), threads)
+
+    def is_intact(self, path: str | os.PathLike[str]) -> bool | None:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+
+    def _label(self, path: Path, labels: Labels) -> None:
+        write_extra_files(path, labels.properties)
+
+    def _properties(self, path: Path) -> dict[str, str]:
+        return read_extra_files(path)

@@ -12,10 +12,12 @@ from torch import nn
 from xvolution.deploy.export import ExportReport, export
 from xvolution.deploy.measure import LayoutChoice, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
-from xvolution.deploy.runtimes.onnx_files import write_properties
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.deployment import DeployedForm, DeployResult, DeploySettings, deployed_forms
 from xvolution.training.metadata import HEADER
+
+#: What an exported file's open axes are called where all are open.
+_OPEN = "batch and image size"
 
 
 @dataclass
@@ -37,11 +39,20 @@ class ClassifierDeployment(DeployResult[float]):
     def compared(self) -> str:
         return f"largest difference of the logits {self.difference:.2e}"
 
+    def notes(self) -> list[str]:
+        fixed = [report for report in self.reports if not self.fixed_size and report.dynamic != _OPEN]
+        return [f"{each.path} takes the example's image size alone: {each.reason}" for each in fixed]
+
     def export(self, form: DeployedForm[float], path: Path) -> ExportReport:
-        report = export(form.model, path, example_inputs=self.example, dynamic=not self.fixed_size)
-        if path.suffix == ".onnx":
-            write_properties(path, {HEADER: form.metadata.to_json()})
-        return report
+        return export(
+            form.model,
+            path,
+            example_inputs=self.example,
+            dynamic=not self.fixed_size,
+            input_names=["images"],
+            output_names=["logits"],
+            properties={HEADER: form.metadata.to_json()},
+        )
 
 
 def deploy_classifier(
@@ -55,6 +66,7 @@ def deploy_classifier(
 ) -> ClassifierDeployment:
     """`xvolution.training.deploy` of a classifier in its training form, in eval mode; nothing is written yet."""
     example = metadata.example_images(image_size, batch_size)
+    metadata = replace(metadata, preprocessing=metadata.preprocessing.resized(image_size))
 
     def choose(runtime: str) -> LayoutChoice:
         return choose_layouts(model, example, runtime, settings.threads, settings.progress)

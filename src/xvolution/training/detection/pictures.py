@@ -79,7 +79,11 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
     Raises:
         BadImage: it cannot be decoded.
     """
-    picture = read_picture(partial(open_file, path), partial(printable, path), max_pixels=max_pixels)
+    return as_tensor(read_picture(partial(open_file, path), partial(printable, path), max_pixels=max_pixels))
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """(3, H, W) float32 in [0, 1] of a picture of mode RGB."""
     return v2.functional.to_dtype(v2.functional.pil_to_tensor(picture), torch.float32, scale=True)
 
 

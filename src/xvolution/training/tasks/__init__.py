@@ -48,7 +48,7 @@ def task_of(config: RunConfig) -> Task[Any, Any]:
 
 
 def task_of_file(path: str | os.PathLike[str]) -> Task[Any, Any]:
-    """The task of the network in a .ckpt, .safetensors or .onnx file of this library.
+    """The task of the network in a file of this library, of any ending.
 
     Raises:
         InputError: it is none, or no task here knows its network.
@@ -72,8 +72,8 @@ def config_from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def owners_of(command: str, option: str) -> list[str]:
-    """The names of the tasks whose `evaluate` or `deploy` takes an option."""
-    return [task.name for task in TASKS.values() if option in {each.name for each in task.options[command]}]
+    """The names of the tasks whose `evaluate`, `deploy` or `predict` takes an option."""
+    return [task.name for task in TASKS.values() if option in {each.name for each in task.options.get(command, ())}]
 
 
 def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,13 +81,13 @@ def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) ->
 
     Args:
         task: whose they must be.
-        command: evaluate or deploy.
+        command: evaluate, deploy or predict.
         given: by name.
 
     Raises:
         InputError: one belongs to another task, or to none.
     """
-    own = {option.name for option in task.options[command]}
+    own = {option.name for option in task.options.get(command, ())}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options.keys() - own:
         owners = owners_of(command, name)

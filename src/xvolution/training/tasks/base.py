@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from xvolution.deploy.runtimes import LoadedFile, Runtime
     from xvolution.training.deployment import DeployResult, DeploySettings
     from xvolution.training.evaluation import Evaluation, EvaluationSettings
+    from xvolution.training.exported_file import ExportedNetwork
     from xvolution.training.fit import TrainResult
     from xvolution.training.metadata import Metadata
-    from xvolution.training.onnx_file import OnnxNetwork
+    from xvolution.training.predictor import Predictions, Predictor, PredictSettings
 
 Config = TypeVar("Config", bound=RunConfig)
 Meta = TypeVar("Meta", bound="Metadata")
@@ -28,7 +30,7 @@ Meta = TypeVar("Meta", bound="Metadata")
 
 @dataclass(frozen=True)
 class Option:
-    """An option of `evaluate` or `deploy` that not every task has.
+    """An option of `evaluate`, `deploy` or `predict` that not every task has.
 
     Attributes:
         name: the keyword.
@@ -54,7 +56,7 @@ class Task(ABC, Generic[Config, Meta]):
 
     Attributes:
         name: what `--task` calls it.
-        options: by command, `evaluate` or `deploy`, what this task takes beside what every task does.
+        options: by command, `evaluate`, `deploy` or `predict`, what this task takes beside what every task does.
         endings: of the files that its networks are deployed to.
         evaluation_batch: images in a batch of an evaluation, where nothing is said.
     """
@@ -92,8 +94,10 @@ class Task(ABC, Generic[Config, Meta]):
         """
 
     @abstractmethod
-    def onnx_network(self, path: str | os.PathLike[str], checksum: bool = True) -> OnnxNetwork:
-        """The network in an ONNX file, which answers what the network itself does; the file compared with its checksum.
+    def exported_network(
+        self, path: str | os.PathLike[str], runtime: Runtime[LoadedFile], checksum: bool = True
+    ) -> ExportedNetwork:
+        """The network in an exported file, which answers what the network itself does; the file compared with its checksum.
 
         Raises:
             InputError: there is none.
@@ -109,10 +113,12 @@ class Task(ABC, Generic[Config, Meta]):
         """
         from xvolution.training.building import build_for
         from xvolution.training.checkpoint import load_weights, read_weights
+        from xvolution.training.exported_file import read_exported_header, runtime_that_runs
 
-        if Path(path).suffix == ".onnx":
-            network = self.onnx_network(path, checksum)
-            return network, self.metadata.from_dict(network.header)
+        runtime = runtime_that_runs(path)
+        if runtime is not None:
+            described = self.metadata.from_dict(read_exported_header(path, runtime))
+            return self.exported_network(path, runtime, checksum).eval(), described
         weights, header = read_weights(path, checksum)
         metadata = self.metadata.from_dict(header)
         name, deployed = f"{path} ({metadata.model.name})", metadata.form == "deployed"
@@ -139,18 +145,16 @@ class Task(ABC, Generic[Config, Meta]):
     def deploy(self, model: nn.Module, metadata: Meta, settings: DeploySettings, **options: Any) -> DeployResult[Any]:
         """See `xvolution.training.deploy`; ``options`` are the task's own, and nothing is written yet."""
 
-    def predict(
-        self,
-        model: nn.Module,
-        metadata: Meta,
-        images: Sequence[Path],
-        folder: Path,
-        score_threshold: float,
-        max_pixels: int | None,
-    ) -> list[Path]:
-        """See `xvolution.training.predict`.
+    def predictor(self, model: nn.Module, metadata: Meta, max_pixels: int | None = None) -> Predictor[Any]:
+        """See `xvolution.load`.
 
         Raises:
-            InputError: a network of this task finds nothing that could be drawn.
+            InputError: a network of this task takes no pictures.
         """
-        raise InputError(f"{metadata.noun} finds nothing that could be drawn on images; give a detector's file.")
+        raise InputError(f"{metadata.noun} does not take pictures by themselves; give a classifier or a detector.")
+
+    def predict(
+        self, predictor: Predictor[Any], pictures: Sequence[Path], settings: PredictSettings, **options: Any
+    ) -> Predictions:
+        """See `xvolution.training.predict`; ``options`` are the task's own, and ``predictor`` is what `predictor` made."""
+        raise NotImplementedError

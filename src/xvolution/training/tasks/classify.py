@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,16 @@ from xvolution.training.tasks.base import Option, Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from xvolution.deploy.runtimes import LoadedFile, Runtime
     from xvolution.training.classification.deploy import ClassifierDeployment
     from xvolution.training.classification.evaluate import EvaluationResult
+    from xvolution.training.classification.exported_classifier import ExportedClassifier
     from xvolution.training.classification.metadata import ClassifierMetadata
-    from xvolution.training.classification.onnx_classifier import OnnxClassifier
+    from xvolution.training.classification.predict import ClassifierPredictions, ClassifierPredictor
     from xvolution.training.deployment import DeploySettings
     from xvolution.training.evaluation import EvaluationSettings
     from xvolution.training.fit import TrainResult
+    from xvolution.training.predictor import PredictSettings
 
 IMAGE_SIZE = Option("image_size", int, "side length in pixels; by default that of training.")
 
@@ -39,6 +42,13 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
                 bool,
                 "fix batch and image size in exported files: a branch whose kernel the image decides is one convolution then.",
             ),
+        ),
+        "predict": (
+            Option("top", int, "how many classes of each picture, the most probable ones; 5 by default."),
+            Option("csv", str, "file for a table with a row for each picture and class."),
+            Option("json", str, "file for the same as JSON, an object for each picture."),
+            Option("page", str, "HTML file with the pictures and their classes."),
+            Option("pictures_on_page", int, "the first ones; 100 by default."),
         ),
     }
     endings = (".safetensors", ".onnx", ".pt2", ".xml", ".ncnn.param", ".mnn", ".pte")
@@ -68,10 +78,12 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         example = metadata.example_images() if fold_norms else None
         return reparameterize(model, example, layout=metadata.layouts, fold_norms=fold_norms, inplace=True)
 
-    def onnx_network(self, path: str | os.PathLike[str], checksum: bool = True) -> OnnxClassifier:
-        from xvolution.training.classification.onnx_classifier import OnnxClassifier
+    def exported_network(
+        self, path: str | os.PathLike[str], runtime: Runtime[LoadedFile], checksum: bool = True
+    ) -> ExportedClassifier:
+        from xvolution.training.classification.exported_classifier import ExportedClassifier
 
-        return OnnxClassifier(path, checksum)
+        return ExportedClassifier(path, runtime, checksum)
 
     def train(self, config: TrainConfig) -> TrainResult:
         from xvolution.training.classification.train import train_classifier
@@ -98,3 +110,17 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
         from xvolution.training.classification.deploy import deploy_classifier
 
         return deploy_classifier(model, metadata, settings, **options)
+
+    def predictor(
+        self, model: nn.Module, metadata: ClassifierMetadata, max_pixels: int | None = None
+    ) -> ClassifierPredictor:
+        from xvolution.training.classification.predict import ClassifierPredictor
+
+        return ClassifierPredictor(model, metadata, max_pixels)
+
+    def predict(
+        self, predictor: Any, pictures: Sequence[Path], settings: PredictSettings, **options: Any
+    ) -> ClassifierPredictions:
+        from xvolution.training.classification.predict import predict_classes
+
+        return predict_classes(predictor, pictures, settings, **options)

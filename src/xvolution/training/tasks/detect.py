@@ -13,13 +13,16 @@ from xvolution.training.tasks.base import Option, Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from xvolution.deploy.runtimes import LoadedFile, Runtime
     from xvolution.training.deployment import DeploySettings
     from xvolution.training.detection.deploy import DetectorDeployment
     from xvolution.training.detection.evaluate import DetectionEvaluation
+    from xvolution.training.detection.exported_detector import ExportedDetector
     from xvolution.training.detection.metadata import DetectorMetadata
-    from xvolution.training.detection.onnx_detector import OnnxDetector
+    from xvolution.training.detection.predict import DetectorPredictions, DetectorPredictor
     from xvolution.training.evaluation import EvaluationSettings
     from xvolution.training.fit import TrainResult
+    from xvolution.training.predictor import PredictSettings
 
 
 class Detect(Task[DetectionConfig, "DetectorMetadata"]):
@@ -38,6 +41,10 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
         "deploy": (
             Option("image", str, "a picture whose detections are compared; noise by default."),
             Option("max_pixels", int, "the most pixels that the example may have; 178956970 by default."),
+        ),
+        "predict": (
+            Option("output", str, "folder for the pictures and results.json; predictions by default."),
+            Option("score_threshold", float, "what scores less is left out; 0.5 by default."),
         ),
     }
     endings = (".safetensors", ".onnx", ".xml")
@@ -69,10 +76,12 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
             return model
         return deploy_detector(model, layout=metadata.layouts, fold_norms=metadata.fold_norms, inplace=True)
 
-    def onnx_network(self, path: str | os.PathLike[str], checksum: bool = True) -> OnnxDetector:
-        from xvolution.training.detection.onnx_detector import OnnxDetector
+    def exported_network(
+        self, path: str | os.PathLike[str], runtime: Runtime[LoadedFile], checksum: bool = True
+    ) -> ExportedDetector:
+        from xvolution.training.detection.exported_detector import ExportedDetector
 
-        return OnnxDetector(path, checksum)
+        return ExportedDetector(path, runtime, checksum)
 
     def train(self, config: DetectionConfig) -> TrainResult:
         from xvolution.training.detection.train import train_detector
@@ -99,15 +108,16 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
 
         return deploy_trained(model, metadata, settings, **options)
 
+    def predictor(
+        self, model: nn.Module, metadata: DetectorMetadata, max_pixels: int | None = None
+    ) -> DetectorPredictor:
+        from xvolution.training.detection.predict import DetectorPredictor
+
+        return DetectorPredictor(model, metadata, max_pixels)
+
     def predict(
-        self,
-        model: nn.Module,
-        metadata: DetectorMetadata,
-        images: Sequence[Path],
-        folder: Path,
-        score_threshold: float,
-        max_pixels: int | None,
-    ) -> list[Path]:
+        self, predictor: Any, pictures: Sequence[Path], settings: PredictSettings, **options: Any
+    ) -> DetectorPredictions:
         from xvolution.training.detection.predict import draw_detections
 
-        return draw_detections(model, metadata, images, folder, score_threshold, max_pixels)
+        return draw_detections(predictor, pictures, settings, **options)

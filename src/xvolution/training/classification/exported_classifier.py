@@ -1,0 +1,25 @@
+"""Classifiers in exported files."""
+
+from __future__ import annotations
+
+import torch
+
+from xvolution.training.errors import InputError
+from xvolution.training.exported_file import ExportedNetwork
+
+
+class ExportedClassifier(ExportedNetwork):
+    """(N, C, H, W) float32 images to (N, num_classes) logits, on the CPU; a file of a fixed batch takes them part by part.
+
+    Raises:
+        InputError: a file of a fixed size is given images of another.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        batch, _, *sides = self.file.input_shapes[0]
+        if any(fixed not in (None, given) for fixed, given in zip(sides, images.shape[2:], strict=True)):
+            fixed, given = (" x ".join(map(str, each)) for each in (sides, images.shape[2:]))
+            raise InputError(f"{self.path} takes images of {fixed} pixels alone, and was given {given}.")
+        size = batch or max(len(images), 1)
+        filled = torch.cat([images, images[-1:].expand(-len(images) % size, *images.shape[1:])])
+        return torch.cat([self.run(part)[0] for part in filled.split(size)])[: len(images)]

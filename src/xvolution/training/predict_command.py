@@ -1,0 +1,34 @@
+"""The parser of `xvolution predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xvolution.training.flags.flag import Flag
+from xvolution.training.flags.parser import Parser
+from xvolution.training.flags.shared import DEVICE, add_checksum, add_reading
+from xvolution.training.flags.task import add_task_options
+
+
+def predict_command(arguments: Sequence[str]) -> None:
+    """Run a network over pictures, print what it says of them, and write it where asked."""
+    parser = Parser(
+        "predict",
+        "The most probable classes of pictures by a classifier, or the objects on them by a detector, drawn and in\n"
+        "COCO's format.",
+    )
+    model = "a .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2 file."
+    parser.add_argument("model", type=str, metavar="MODEL", help=model)
+    pictures = "files, folders with those in them, or patterns such as '*.jpg'."
+    parser.add_argument("pictures", nargs="+", type=str, help=pictures)
+    bad = Flag("on_bad_image", str, "error", "what to do at an unreadable picture: end, or go on without it.")
+    parser.add_flag("data", bad, choices=["error", "skip"])
+    add_reading(parser, outside_images=False)
+    parser.add_flag("machine", DEVICE)
+    parser.add_flag("machine", Flag("batch_size", int, 32, "pictures that a classifier takes at a time."))
+    add_checksum(parser)
+    add_task_options(parser, "predict")
+    values = parser.parse_args(list(arguments)).as_dict()
+    from xvolution.training.api import predict
+
+    print(predict(values.pop("model"), values.pop("pictures"), **values))
