@@ -270,8 +270,8 @@ def test_ncnn_files_say_the_sizes_of_their_inputs(tmp_path, network, x):
     open_path, fixed_path = tmp_path / "open.ncnn.param", tmp_path / "fixed.ncnn.param"
     assert export(network, open_path, x).dynamic == "batch and image size"
     assert export(network, fixed_path, x, dynamic=False).dynamic == "none"
-    assert runtime.load(open_path).input_shapes == {"in0": (3, None, None)}
-    assert runtime.load(fixed_path).input_shapes == {"in0": (3, 12, 12)}
+    assert runtime.load(open_path).input_shapes == ((None, 3, None, None),)
+    assert runtime.load(fixed_path).input_shapes == ((None, 3, 12, 12),)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{name}.ncnn.{ending}" for name in ("fixed", "open") for ending in ("bin", "param")
     ]

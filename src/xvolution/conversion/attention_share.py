@@ -22,7 +22,7 @@ HARDLY = 1e-3
 
 #: What to do about it.
 ADVICE = (
-    "Train longer, or with a higher learning rate for what the conversion added; until then the network answers as its "
+    "Train longer, or with --new-lr-factor 5 for what the conversion added; until then the network answers as its "
     "convolutions do."
 )
 

@@ -26,19 +26,18 @@ class NcnnNet(LoadedFile):
     """An ncnn network, which takes one image: a batch is run image by image.
 
     Attributes:
-        input_shapes: of one image, by the name of the input; None for an open axis.
+        input_shapes: of the inputs, None for an open axis, of which the batch is one.
         output_names: of the graph, in its order.
     """
 
     def __init__(self, runtime: Ncnn, path: Path, net: Net, param: str) -> None:
-        super().__init__(runtime, path)
-        self._net = net
-        self.input_shapes = _input_shapes(param)
+        self._net, self._images = net, _input_shapes(param)
         made = sorted(name for name in net.output_names() if name.startswith("out"))
-        self.output_names: tuple[str, ...] = tuple(sorted(made, key=lambda name: (len(name), name)))
+        shapes = [(None, *shape) for shape in self._images.values()]
+        super().__init__(runtime, path, shapes, sorted(made, key=lambda name: (len(name), name)))
 
     def _run(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-        for x, (name, shape) in zip(inputs, self.input_shapes.items(), strict=True):
+        for x, (name, shape) in zip(inputs, self._images.items(), strict=True):
             _require_shape(name, shape, x)
         images = [self._image(arrays) for arrays in zip(*inputs, strict=True)]
         return [torch.stack(outputs) for outputs in zip(*images, strict=True)]
@@ -50,7 +49,7 @@ class NcnnNet(LoadedFile):
 
         extractor = self._net.create_extractor()
         arrays = [x.detach().cpu().contiguous().numpy() for x in image]  # which ncnn reads without a copy
-        for name, array in zip(self.input_shapes, arrays, strict=True):
+        for name, array in zip(self._images, arrays, strict=True):
             extractor.input(name, ncnn.Mat(array))
         outputs = []
         for name in self.output_names:
