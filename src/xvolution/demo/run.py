@@ -46,6 +46,7 @@ With images of your own, in a folder for each class:
   xvolution train --data FOLDER --output runs/mine
   xvolution evaluate runs/mine/model.safetensors
   xvolution deploy runs/mine/model.safetensors --output mine.onnx
+  xvolution predict mine.onnx PICTURES
   xvolution compare --data FOLDER --operators conv,xvolution --seeds 3"""
 PACKAGES = ("xvolution", "torch", "timm", "lightning", "onnx", "onnxruntime")
 #: The maps are so small that threads would wait for each other longer than they compute.
