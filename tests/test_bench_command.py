@@ -429,8 +429,14 @@ def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
         (["networks", "--runtimes", "training"], "batch norms need at least 2 images"),
         (["networks", "--memory-formats", "rows"], "--memory-formats is rows; allowed are contiguous, channels_last"),
         (["networks", "--image-size", "31"], "--image-size is 31; it must be at least 32"),
-        (["operators", "--runtimes", "ncnn9"], "--runtimes is ncnn9; allowed are torch, onnxruntime"),
-        (["options", "--runtimes", "training"], "--runtimes is training; allowed are torch, onnxruntime"),
+        (
+            ["operators", "--runtimes", "ncnn9"],
+            "--runtimes is ncnn9; allowed are torch, executorch, mnn, ncnn, onnxruntime",
+        ),
+        (
+            ["options", "--runtimes", "training"],
+            "--runtimes is training; allowed are torch, executorch, mnn, ncnn, onnxruntime",
+        ),
         (["scaling", "--sides", "1"], "at least 3"),
         (["page", "--results", "nowhere"], "run `xvolution bench` first"),
     ],

@@ -59,7 +59,7 @@ def randomize(detector: nn.Module) -> nn.Module:
     """Random statistics everywhere and attention that counts: fresh ones would hide what was lost."""
     generator = torch.Generator().manual_seed(1)
     for module in detector.modules():
-        if getattr(module, "running_mean", None) is not None:
+        if module._buffers.get("running_mean") is not None:  # and not that of a norm that moved
             for tensor, low, high in (
                 (module.running_mean, -0.3, 0.3),
                 (module.running_var, 0.7, 1.5),

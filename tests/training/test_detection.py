@@ -314,4 +314,4 @@ def test_data_check_ends_by_what_it_finds(blocks: Path, tmp_path: Path, capsys: 
     assert json.loads((tmp_path / "report.json").read_text())["refused"] == 0
     assert main(["data", "check", str(tmp_path)]) == 2
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "there is no file or folder" in capsys.readouterr().err

@@ -87,6 +87,6 @@ def test_what_cannot_be_explained_is_refused(trained, tiny, tmp_path):
     refused("there is no file", checkpoint=tmp_path / "none.ckpt")
     deployed = tmp_path / "deployed.safetensors"
     deploy(trained.checkpoint, [deployed])
-    refused("holds the deployed form", checkpoint=deployed)
+    refused("is a deployed form, whose attention is merged into convolutions", checkpoint=deployed)
     plain = train(tiny(epochs=1, limit_train_batches=1, operator="conv"))
     refused("nothing to explain: this network has no X-volution with attention", checkpoint=plain.checkpoint)

@@ -139,7 +139,7 @@ def test_no_more_images_are_measured_than_there_are(tiny: Callable[..., TrainCon
 def test_new_parameters_have_a_rate_of_their_own(
     tiny: Callable[..., TrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train(tiny(new_lr_factor=4.0, epochs=1, schedule="step", weight_decay=0.1))
+    result = train(tiny(new_lr_factor=4.0, epochs=1, schedule="step", weight_decay=0.1, progress="lines"))
     groups = torch.load(result.checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
     rates = [(group["lr"], group["weight_decay"]) for group in groups]
     assert rates == [(0.05, 0.0), (0.05, 0.1), (0.2, 0.0), (0.2, 0.1)]

@@ -547,7 +547,8 @@ class SingleGatedConv(GatedConv):
     def _shifts(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self.context is None and self.mixed is None:
             return None, None
-        mean, parted = image_mean(x), list[Tensor]()
+        mean = image_mean(x)
+        parted: list[Tensor] = []
         if self.context is not None:
             sizes = [self.value.in_channels // self.groups] * sum(self.shifted)
             parted = list(_parted(bounded(self.context(mean)), sizes, self.groups))
