@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def copied(module: Module, share_parameters: bool = False) -> Module:
         CopyError: a part of it cannot be copied, such as a lock or an open file.
     """
     # Such a weight is a result, no leaf, which torch refuses to copy; the hook computes it again at the next call.
-    known: dict[int, Tensor] = {
+    known: dict[int, Any] = {
         id(value): value.detach().clone()
         for part in module.modules()
         for value in vars(part).values()
@@ -61,6 +61,11 @@ def copied(module: Module, share_parameters: bool = False) -> Module:
     for old, new in zip(module.parameters(), copy.parameters(), strict=True):
         if old.requires_grad and not new.requires_grad:
             new.requires_grad_()
+    for part in module.modules():
+        twin = known.get(id(part))
+        # Modules that build themselves anew from a state of their own, such as einops' layers, forget their mode.
+        if isinstance(twin, nn.Module) and twin.training != part.training:
+            twin.training = part.training
     return copy
 
 

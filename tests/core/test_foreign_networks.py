@@ -316,3 +316,29 @@ def test_computing_with_the_weight_is_an_error_that_names_it(computes, images):
             computes(net.weight, images)
         with pytest.raises(AttributeError):
             _ = net.weight.no_attribute_of_tensors
+
+
+class BuiltAnew(nn.Module):
+    """Keeps what it was made of as its state, as einops' layers do, and so forgets its mode in a copy."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def __getstate__(self):
+        return {"factor": self.factor}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_copies_keep_the_mode_of_modules_that_build_themselves_anew(training, images):
+    network = nn.Sequential(Net(), BuiltAnew(2.0)).train(training)
+    converted = convert(network, example_inputs=images)
+    assert {module.training for module in converted.modules()} == {training}
+    deployed = reparameterize(randomize(converted).eval(), images)
+    assert not any(module.training for module in deployed.modules())
