@@ -295,8 +295,18 @@ class Tally:
         return not (self.differing or self.unreadable or self.temporaries or self.failures)
 
 
-def check(job: Job, kills: int, rng: random.Random, shared: Path) -> Tally:
-    """Kill a job so many times in all, in as many runs as that takes."""
+def check(
+    job: Job, kills: int, rng: random.Random, shared: Path, tell: Callable[[Tally], None] = lambda tally: None
+) -> Tally:
+    """Kill a job so many times in all, in as many runs as that takes.
+
+    Args:
+        job: what is killed.
+        kills: in all.
+        rng: of times and signals.
+        shared: a folder for it.
+        tell: is told of the tally after each run.
+    """
     job.prepare(shared)
     whole = shared / f"{job.name}-whole"
     run_whole(job, shared / f"{job.name}-first")  # starts the process that the others are forked from
@@ -313,6 +323,7 @@ def check(job: Job, kills: int, rng: random.Random, shared: Path) -> Tally:
             tally.failures.append(f"{type(error).__name__}: {error}"[:500])
         tally.temporaries += [str(path.relative_to(folder)) for path in folder.rglob("*.partial")]
         shutil.rmtree(folder.parent)
+        tell(tally)
     return tally
 
 
@@ -348,14 +359,18 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("kills.json"))
     values = parser.parse_args(None if arguments is None else list(arguments))
     weights = {name: 0.1 if name == "comparison" else 0.3 for name in values.jobs}
-    tallies, held = {}, True
+    tallies: dict[str, Any] = {}
+    held = True
+
+    def keep(tally: Tally) -> None:
+        tallies[name] = {**vars(tally), "kills": dict(tally.kills), "statuses": dict(tally.statuses)}
+        write_record(values.output, {"jobs": tallies})
+
     for name in values.jobs:
         with tempfile.TemporaryDirectory() as folder:
             kills = max(1, round(values.kills * weights[name] / sum(weights.values())))
-            tally = check(JOBS[name](), kills, random.Random(f"{values.seed} {name}"), Path(folder))
-        tallies[name] = {**vars(tally), "kills": dict(tally.kills), "statuses": dict(tally.statuses)}
+            tally = check(JOBS[name](), kills, random.Random(f"{values.seed} {name}"), Path(folder), keep)
         print(f"{name}: {tallies[name]}", flush=True)
-        write_record(values.output, {"jobs": tallies})
         held = held and tally.holds
     return 0 if held else 1
 
