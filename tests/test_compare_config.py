@@ -121,6 +121,8 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         (["--operators", "conv"], "there is only 'conv' to compare"),
         (["--operators", "xvolution", "--baseline", "plain"], "the baseline is 'plain'"),
         (["--operators", "xvolution", "--seeds", "none"], "--seeds is none"),
+        (["--operators", "xvolution", "--seeds", "1000000000"], "--seeds is 1000000000; give how many, from 1 to 1000"),
+        (["--operators", "xvolution", "--seeds", "true"], "--seeds is true; give how many"),
         (["--operators", "xvolution", "--seeds", "[1, 1]"], "give at least one, and each once"),
         (["--operators", "xvolution", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["--operators", "xvolution", "--devices", "2"], "each cell on one device"),

@@ -25,6 +25,8 @@ from xvolution.training.tasks import CLASSIFY, task_called
 OF_THE_GRID = ("operator", "operator_options", "seed", "output", "resume", "progress")
 #: What a recipe's file may say and a comparison says for each cell: the settings of the grid and of its one device.
 OF_EACH_CELL = ("operator", "operator_options", "seed", "resume", "progress", "devices", "num_nodes", "strategy")
+#: More are a slip of the hand.
+MOST_SEEDS = 1000
 OWN = ("jobs", "jobs_per_device", "threads", "launcher", "slurm", "latency_batch", "latency_rounds", "output")
 
 
@@ -137,8 +139,8 @@ def _seeds(given: Any) -> tuple[int, ...]:
         value = json.loads(given) if isinstance(given, str) else given
     except json.JSONDecodeError:
         value = None
-    if isinstance(value, int) and value >= 1:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_SEEDS:
         return tuple(range(value))
-    if isinstance(value, list) and all(isinstance(seed, int) for seed in value):
+    if isinstance(value, list) and len(value) <= MOST_SEEDS and all(isinstance(seed, int) for seed in value):
         return tuple(value)
-    raise InputError(f"--seeds is {given}; give how many, such as 3, or a list such as [3,4,5].")
+    raise InputError(f"--seeds is {str(given)[:60]}; give how many, from 1 to {MOST_SEEDS}, or a list such as [3,4,5].")
