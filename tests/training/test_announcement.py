@@ -14,7 +14,7 @@ pytest.importorskip("lightning")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from xvolution.training import TrainConfig, open_data, train
+from xvolution.training import DetectionConfig, TrainConfig, open_data, train
 from xvolution.training.announcement import duration
 from xvolution.training.progress import counting, followed
 
@@ -94,3 +94,12 @@ def test_progress_is_shown_on_a_terminal_alone(
     said = capsys.readouterr().err
     assert ("judging" in said) == terminal
     assert ("timing" in said) == terminal
+
+
+def test_the_weights_that_a_network_begins_with_are_said() -> None:
+    assert TrainConfig().begins_with is None
+    assert TrainConfig(pretrained=True).begins_with == "pretrained weights"
+    assert TrainConfig(weights="mine.safetensors").begins_with == "weights of mine.safetensors"
+    assert DetectionConfig().begins_with is None
+    assert DetectionConfig(backbone_weights="mine.ckpt").begins_with == "weights of mine.ckpt in the backbone"
+    assert (TrainConfig().network, DetectionConfig(architecture="fcos").network) == ("resnet18", "fcos over resnet50")

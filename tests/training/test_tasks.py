@@ -133,6 +133,10 @@ class ToyConfig(RunConfig):
     size: int = 3
 
     @property
+    def network(self) -> str:
+        return "toy"
+
+    @property
     def trained(self) -> str:
         return f"toy-{self.size}"
 

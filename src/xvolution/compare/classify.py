@@ -31,9 +31,6 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
     timed_on = ""
     judged_anew = ""
 
-    def network(self, recipe: TrainConfig) -> str:
-        return recipe.model
-
     def builder(self, recipe: TrainConfig) -> Callable[[TrainConfig], nn.Module]:
         splits = open_data(recipe.data, recipe.holdout, recipe.holdout_seed, recipe.max_pixels, recipe.outside_images)
         size = image_size(recipe, splits)

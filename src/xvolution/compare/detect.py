@@ -44,9 +44,6 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
         self.kind = kind
         self.metrics = (*_MASK, *_BOX[:2]) if kind == "mask" else _BOX
 
-    def network(self, recipe: DetectionConfig) -> str:
-        return f"{recipe.architecture} over {recipe.backbone}"
-
     def builder(self, recipe: DetectionConfig) -> Callable[[DetectionConfig], nn.Module]:
         require_norms(recipe)
         splits = opened(recipe)

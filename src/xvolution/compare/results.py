@@ -39,7 +39,7 @@ def gather(
         "asleep": [f"{row['label']}: {row['asleep']}" for row in rows if row["asleep"] is not None],
         "headline": headline(rows, config.baseline, len(config.seeds), task.metric.name),
         "task": config.recipe.task,
-        "network": task.network(config.recipe),
+        "network": config.recipe.network,
         "metrics": [asdict(metric) for metric in task.metrics],
         "flops_of": next((task.counted(result) for result in done.values()), None),
         "timed_on": task.timed_on,

@@ -66,10 +66,6 @@ class ComparedTask(ABC, Generic[Config, Judged]):
         return self.metrics[0]
 
     @abstractmethod
-    def network(self, recipe: Config) -> str:
-        """What the page calls the network that the variants change."""
-
-    @abstractmethod
     def builder(self, recipe: Config) -> Callable[[Config], nn.Module]:
         """Open the data of a recipe and answer what builds a variant's network for them, without pretrained weights.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from xvolution.attention.deployed import DeployedOperator
 from xvolution.conversion.modules import call
+from xvolution.copying import copied
 from xvolution.geometry import spatial
 
 
@@ -35,7 +35,7 @@ def equalize(deployed: nn.Module, calibration: Iterable[Any]) -> nn.Module:
     Raises:
         ValueError: calibration holds no batch.
     """
-    equal = deepcopy(deployed)
+    equal = copied(deployed)
     operators = {name: module for name, module in equal.named_modules() if isinstance(module, DeployedOperator)}
     ranges = {name: _Ranges() for name in operators}
     _observe(equal, operators, ranges, calibration)

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -119,7 +118,7 @@ def explain(
         raise InputError(_deployed(checkpoint))
     _require_operator(model, operator)
     splits = open_data(data if data is not None else metadata.data, holdout, seed, max_pixels, outside_images)
-    chosen = _spread(labelled_images(splits, split, metadata), images)
+    chosen = labelled_images(splits, split, metadata).spread(images)
     judged = _prepared(chosen, metadata, batch_size, next(model.parameters()).device)
     found = measure(model, judged, say)
     drawn = operator if operator is not None else finest_operator(model, judged.pixels[:1])
@@ -175,11 +174,6 @@ def _require_operator(model: nn.Module, name: str | None) -> None:
         raise InputError(
             f"there is no operator {name!r} with attention in this network; it has {', '.join(operators)}."
         )
-
-
-def _spread(source: ImageSource, count: int) -> ImageSource:
-    """So many images, evenly spread: a part is often sorted by class."""
-    return source.subset(np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)))
 
 
 def _prepared(source: ImageSource, metadata: ClassifierMetadata, batch_size: int, device: torch.device) -> JudgedImages:

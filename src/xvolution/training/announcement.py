@@ -64,16 +64,12 @@ def duration(seconds: float) -> str:
 
 
 def _of_network(config: RunConfig, model: nn.Module) -> dict[str, str]:
-    name = (
-        getattr(config, "model", None) or f"{getattr(config, 'architecture', '')} on {getattr(config, 'backbone', '')}"
-    )
-    weights = "pretrained" if getattr(config, "pretrained", False) else "new"
     operator = "none, the network as it is"
     if is_converted(model):
         replaced = len(conversion_summary(model).replaced)
         operator = f"{config.operator} in the place of {replaced} convolutions"
     return {
-        "network": f"{name}, {count_parameters(model):,} parameters, {weights} weights",
+        "network": f"{config.network}, {count_parameters(model):,} parameters, {config.begins_with or 'new weights'}",
         "operator": operator,
     }
 

@@ -175,6 +175,16 @@ class RunConfig(ABC):
 
     @property
     @abstractmethod
+    def network(self) -> str:
+        """What is trained, in words."""
+
+    @property
+    def begins_with(self) -> str | None:
+        """The weights that the network begins with, in words; None where they are random."""
+        return None
+
+    @property
+    @abstractmethod
     def trained(self) -> str:
         """What is trained on what, as a folder's name."""
 
@@ -288,6 +298,16 @@ class TrainConfig(RunConfig):
         return "classify"
 
     @property
+    def network(self) -> str:
+        """The model."""
+        return self.model
+
+    @property
+    def begins_with(self) -> str | None:
+        """timm's weights, or those of a file."""
+        return "pretrained weights" if self.pretrained else self.weights and f"weights of {self.weights}"
+
+    @property
     def trained(self) -> str:
         """Data and model."""
         return f"{Path(self.data.rpartition(':')[2]).name}-{self.model.removeprefix('xvolution_')}"
@@ -375,6 +395,19 @@ class DetectionConfig(RunConfig):
         if self.trainable_layers is not None:
             return self.trainable_layers
         return 3 if self.begins_trained else 5
+
+    @property
+    def network(self) -> str:
+        """Architecture and backbone."""
+        return f"{self.architecture} over {self.backbone}"
+
+    @property
+    def begins_with(self) -> str | None:
+        """The backbone's weights."""
+        file = self.backbone_weights
+        return (
+            "pretrained weights in the backbone" if self.pretrained else file and f"weights of {file} in the backbone"
+        )
 
     @property
     def trained(self) -> str:

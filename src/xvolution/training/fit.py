@@ -110,7 +110,7 @@ def fit(
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     asleep = hardly_begun(estimated_shares(module.judged))
     if asleep is not None:
-        _say(asleep)
+        say(asleep)
     best = best_row(module.eligible, module.judged_by)
     return TrainResult(config.run_dir, checkpoints.last, checkpoints.weights, best, module.history)
 
@@ -168,7 +168,7 @@ def _require_resumable(path: Path, module: TrainingModule, metadata: Metadata, c
     changed = [name for name in now if name in before and now[name] != before[name] and name not in _CIRCUMSTANCES]
     if changed:
         said = ", ".join(f"{_flag(name)} {now[name]} (was {before[name]})" for name in changed)
-        _say(f"going on after epoch {done} with {said}")
+        say(f"going on after epoch {done} with {said}")
 
 
 def _config_of(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +205,8 @@ def _listed(names: list[str]) -> str:
 
 
 @rank_zero_only
-def _say(sentence: str) -> None:
+def say(sentence: str) -> None:
+    """Print a sentence, on the first process alone."""
     print(sentence, flush=True)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xvolution.attention import AttentionBranch
+from xvolution.copying import copied
 from xvolution.numerics import GATES
 from xvolution.operator import XVolution
 from xvolution.training.errors import InputError
@@ -39,7 +39,7 @@ class Annealing(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._branches = dict(_branches(model))
-        self.teacher = deepcopy(model).requires_grad_(False)
+        self.teacher = copied(model).requires_grad_(False)
         self.share = 0.0
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
         self.register_buffer("settled", torch.zeros((), dtype=torch.bool))

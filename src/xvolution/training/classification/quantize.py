@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -122,7 +121,7 @@ def quantize_classifier(
     """
     splits = open_data(settings.data, settings.holdout, settings.seed, settings.max_pixels, settings.outside_images)
     judging = _batches(labelled_images(splits, settings.split, metadata), metadata, settings, splits)
-    chosen = _spread(splits.train, calibration.images)
+    chosen = splits.train.spread(calibration.images)
     images = [batch["image"][batch["status"] == GOOD] for batch in _batches(chosen, metadata, settings, splits)]
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -164,11 +163,6 @@ def _batches(
     workers = settings.workers if settings.workers is not None else default_workers(splits)
     options: dict[str, Any] = {"workers": workers, "on_bad_image": settings.on_bad_image}
     return evaluation_loader(source, metadata.preprocessing, settings.batch_size, **options)
-
-
-def _spread(source: ImageSource, count: int) -> ImageSource:
-    """So many images, evenly spread: a part is often sorted by class."""
-    return source.subset(np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(np.int64)))
 
 
 def _export(

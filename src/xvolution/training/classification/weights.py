@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from xvolution.conversion.checkpoints import load_unconverted
@@ -12,6 +11,7 @@ from xvolution.models import ModelSpec
 from xvolution.training.checkpoint import load_weights, read_tensors
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.errors import InputError
+from xvolution.training.fit import say
 
 
 def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
@@ -38,7 +38,7 @@ def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
             load_unconverted(model, tensors)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{path} cannot be loaded into {spec.name}: {' '.join(str(error).split())}.") from error
-    _say(
+    say(
         f"begins with the weights of {path}"
         + (f"; new for {spec.num_classes} classes: {', '.join(new)}" if new else "")
     )
@@ -61,8 +61,3 @@ def _other_classes(model: Any, own: dict[str, Tensor], tensors: dict[str, Tensor
     head: nn.Module = model.get_classifier()
     names = [f"{name}.{part}" for name, module in model.named_modules() if module is head for part in head.state_dict()]
     return [name for name in names if name in tensors and tensors[name].shape != own[name].shape]
-
-
-@rank_zero_only
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)

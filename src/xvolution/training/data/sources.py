@@ -75,6 +75,10 @@ class ImageSource(ABC):
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
         return Subset(self, indices)
 
+    def spread(self, count: int) -> ImageSource:
+        """At most so many images, evenly spread: a part is often sorted by class."""
+        return self.subset(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
+
 
 class Subset(ImageSource):
     """Some images of another source, in the order given."""

@@ -19,14 +19,16 @@ def add_reading(parser: Parser, outside_images: bool = True) -> None:
         parser.add_flag("data", Flag("outside_images", bool, False, _OUTSIDE_IMAGES), rare=True)
 
 
-def add_judging(parser: Parser, batches: str = "limit_batches") -> None:
+def add_judging(parser: Parser) -> None:
     """Add which part of the data judges."""
     split = Flag("split", str, "val", "which part of the data the network is judged by.")
     parser.add_flag("data", split, choices=["train", "val", "test"])
     holdout = "judge by this fraction of the training part, as in training; by default the part of --split."
     parser.add_flag("data", Flag("holdout", float | None, None, holdout))
     parser.add_flag("data", Flag("seed", int, 0, "the seed that chooses the held-out part."))
-    parser.add_flag("data", Flag(batches, int | None, None, "judge by at most so many batches; all by default."))
+    parser.add_flag(
+        "data", Flag("limit_batches", int | None, None, "judge by at most so many batches; all by default.")
+    )
 
 
 def add_checksum(parser: Parser) -> None:
