@@ -389,7 +389,15 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
     },
     "geffnet": {
         name: (_made(f"geffnet:{name}", pretrained=False), image())
-        for name in ("mobilenetv3_large_100", "tf_efficientnet_b0", "mixnet_s", "spnasnet_100", "tf_mixnet_s")
+        for name in (
+            "mobilenetv3_large_100",
+            "tf_efficientnet_b0",
+            "mixnet_s",
+            "spnasnet_100",
+            "tf_mixnet_s",
+            "efficientnet_lite0",
+            "mnasnet_small",
+        )
     },
     "resnest": {"resnest50": (_made("resnest.torch:resnest50"), image())},
     "diffusers": {
@@ -464,11 +472,27 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
             "hrnet_w18_small_v1",
             "igcv3_wd4",
             "diaresnet10",
+            "seresnet10",
+            "preresnet10",
+            "densenet121",
+            "dla34",
+            "menet108_8x1_g3",
+            "proxylessnas_cpu",
+            "ghostnet",
+            "bisenet_resnet18_celebamaskhq",
         )
     },
     "pretrainedmodels": {
         name: (_made(f"pretrainedmodels:{name}", num_classes=1000, pretrained=None), image(224))
-        for name in ("se_resnet50", "xception", "dpn68", "bninception", "resnext101_32x4d")
+        for name in (
+            "se_resnet50",
+            "xception",
+            "dpn68",
+            "bninception",
+            "resnext101_32x4d",
+            "nasnetamobile",
+            "fbresnet152",
+        )
     },
     "encodec": {
         "EncodecModel": (
@@ -488,14 +512,14 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
     },
     "torchsr": {
         "edsr_baseline": (_made("torchsr.models:edsr_baseline", scale=2, pretrained=False), image(32)),
-        "rdn": (_made("torchsr.models:rdn_small", scale=2, pretrained=False), image(32)),
+        "rdn": (_made("torchsr.models:rdn_b", scale=2, pretrained=False), image(32)),
         "ninasr_b0": (_made("torchsr.models:ninasr_b0", scale=2, pretrained=False), image(32)),
     },
     "kornia": {
         "DISK": (_made("kornia.feature:DISK"), image()),
-        "HardNet": (_made("kornia.feature:HardNet"), image(32, 1, 2)),
-        "SOSNet": (_made("kornia.feature:SOSNet"), image(32, 1, 2)),
-        "KeyNet": (_made("kornia.feature:KeyNet"), image(64, 1)),
+        "HardNet": (_made("kornia.feature:HardNet", pretrained=False), image(32, 1, 2)),
+        "SOSNet": (_made("kornia.feature:SOSNet", pretrained=False), image(32, 1, 2)),
+        "KeyNet": (_made("kornia.feature:KeyNet", pretrained=False), image(64, 1)),
     },
     "open_clip": {
         "RN50 visual": (lambda: import_module("open_clip").create_model("RN50").visual, image(224)),
