@@ -196,17 +196,11 @@ class Deployment(Job):
         return {"files": names, "weights": digest_of(read_weights(folder / "network.safetensors")[0], "")}
 
     def open(self, folder: Path) -> None:
-        from xvolution.deploy.runtimes import runtime_for
-        from xvolution.training import load_model
+        from xvolution import load
 
-        x = torch.zeros(1, 3, 16, 16)
-        for ending in self.endings:
-            path = folder / f"network{ending}"
-            if path.exists() and ending in (".safetensors", ".onnx"):
-                load_model(path)
-            elif path.exists():
-                runtime_for(path).load(path)(x)
-                json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+        for path in [folder / f"network{ending}" for ending in self.endings]:
+            if path.exists():
+                load(path)(torch.zeros(1, 3, 16, 16))
 
 
 def draw_rectangles(folder: Path, pictures: int = 8) -> None:

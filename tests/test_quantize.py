@@ -166,7 +166,9 @@ def test_outputs_of_any_rank_and_number_and_images_of_any_size(container: type, 
 def test_every_output_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     found = iter([[torch.tensor([3.0, 0.0]), torch.tensor(4.0)], [torch.tensor([3.0, 1.0]), torch.tensor(2.0)]])
-    monkeypatch.setattr("xvolution.deploy.quantize._run", lambda path, batches: [y.double() for y in next(found)])
+    monkeypatch.setattr(
+        "xvolution.deploy.quantize._run", lambda runtime, path, batches: [y.double() for y in next(found)]
+    )
     report = quantize(Outputs(tuple).eval(), tmp_path / "int8.onnx", [torch.randn(2, 3, 16, 16)])
     assert report.max_difference == 2
     assert report.relative_error == pytest.approx(5**0.5 / 5)
@@ -175,8 +177,12 @@ def test_every_output_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_bad_input_is_refused_with_a_sentence(network: nn.Module, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     images = torch.randn(2, 3, 16, 16)
-    with pytest.raises(ValueError, match=r"must end in \.onnx"):
-        quantize(network, tmp_path / "int8.xml", [images])
+    with pytest.raises(
+        ValueError, match=r"int8\.pt2 cannot be quantized: .* takes no int8 here; \.onnx and \.xml can be"
+    ):
+        quantize(network, tmp_path / "int8.pt2", [images])
+    with pytest.raises(ValueError, match=r"int8\.mnn cannot be quantized: MNN takes no int8 here"):
+        quantize(network, tmp_path / "int8.mnn", [images])
     with pytest.raises(ValueError, match="at least one batch of images"):
         quantize(network, tmp_path / "int8.onnx", [])
     with pytest.raises(ValueError, match="method is 'magic'"):

@@ -23,10 +23,13 @@ FILES = int(os.environ.get("XVOLUTION_STRANGE_FILES", "20"))
 
 
 @pytest.mark.slow
-def test_killed_trainings_end_as_whole_ones_do(tmp_path: Path) -> None:
-    tally = kills.check(kills.Training(), KILLS, random.Random(0), tmp_path)
+@pytest.mark.parametrize(("job", "count"), [(kills.Training, KILLS), (kills.Deployment, KILLS // 2)])
+def test_killed_jobs_end_as_whole_ones_do(job: type[kills.Job], count: int, tmp_path: Path) -> None:
+    if job is kills.Deployment:
+        pytest.importorskip("openvino")
+    tally = kills.check(job(), count, random.Random(0), tmp_path)
     assert tally.holds, tally
-    assert tally.kills.total() == KILLS
+    assert tally.kills.total() == count
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from xvolution import ExportError, XVolution2d, XVolutionConfig, choose_layouts,
 from xvolution.attention import PixelShift
 from xvolution.conversion.outputs import tensors_in
 from xvolution.deploy.latency import measure_latency
-from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, OnnxRuntime, Runtime, base, register
-from xvolution.deploy.runtimes.onnx_files import write_properties
+from xvolution.deploy.runtimes import RUNTIMES, Labels, LoadedFile, OnnxRuntime, Runtime, base, register
+from xvolution.deploy.runtimes.onnx_files import write_labels
 
 #: The runtimes that are registered; those whose packages are missing are skipped.
 WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch"]
@@ -192,8 +192,8 @@ def test_an_onnx_file_tells_names_shapes_and_metadata_and_keeps_its_data_file(tm
     path = tmp_path / "model.onnx"
     export(network, path, x)
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
-    write_properties(path, {"about": "dogs"})
-    write_properties(path, {"about": "cats"})
+    write_labels(path, Labels(properties={"about": "dogs"}))
+    write_labels(path, Labels(properties={"about": "cats"}))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     session = OnnxRuntime().load(path)
     assert session.properties == {"about": "cats"}

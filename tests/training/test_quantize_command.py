@@ -80,7 +80,7 @@ def test_openvino_runs_the_quantized_file(trained: TrainResult, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("output", "options", "sentence"),
     [
-        ("int8.pt2", {}, "int8.pt2 cannot be quantized: .* takes no ONNX files; .onnx and .xml can be"),
+        ("int8.pt2", {}, "int8.pt2 cannot be quantized: .* takes no int8 here; .onnx and .xml can be"),
         ("int8.jpg", {}, "cannot export to 'int8.jpg'; the name must end in"),
         ("int8.onnx", {"images": 0}, "--images is 0; it must be at least 1"),
         ("int8.onnx", {"method": "best"}, "--method is best; it must be one of minmax, entropy, percentile"),

@@ -34,6 +34,34 @@ def test_files_of_several_runtimes_and_their_table(
     assert evaluate(tmp_path / "shipped.onnx", limit_batches=1).top1 == evaluate(trained.weights, limit_batches=1).top1
 
 
+def test_quantized_files_beside_those_in_fp32(trained: TrainResult, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    table = deploy_to(
+        trained.weights,
+        ["onnxruntime", "openvino", "torch_export"],
+        tmp_path / "shipped",
+        data="digits",
+        images=20,
+        int8=True,
+        calibration_images=40,
+        layout="split",
+        rounds=1,
+    )
+    assert [(file.runtime, file.precision, file.path.name) for file in table.files] == [
+        ("onnxruntime", "fp32", "shipped.onnx"),
+        ("onnxruntime", "int8", "shipped-int8.onnx"),
+        ("openvino", "fp32", "shipped.xml"),
+        ("openvino", "int8", "shipped-int8.xml"),
+        ("torch_export", "fp32", "shipped.pt2"),
+    ]
+    fp32, int8 = table.files[:2]
+    assert int8.bytes < fp32.bytes
+    assert fp32.max_difference < 1e-3 < int8.max_difference
+    assert all(file.agreement is not None and file.agreement > 0.8 for file in table.files)
+    assert (table.refused, int8.layouts) == ({}, fp32.layouts)
+    assert evaluate(tmp_path / "shipped-int8.onnx", limit_batches=1).images > 0
+
+
 def test_a_runtime_that_refuses_leaves_the_others(
     trained: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,11 +83,17 @@ def test_what_cannot_be_asked_for(trained: TrainResult, tmp_path: Path) -> None:
         InputError, match=r"--to is tflite; allowed are all, executorch, mnn, ncnn, onnxruntime, openvino, torch_export"
     ):
         deploy_to(trained.weights, ["tflite"])
-    with pytest.raises(InputError, match=r"--rounds is 0 and --images is 256; each must be at least 1"):
+    with pytest.raises(InputError, match=r"--rounds is 0; it must be at least 1"):
         deploy_to(trained.weights, rounds=0)
+    with pytest.raises(InputError, match=r"--calibration-images is 0; it must be at least 1"):
+        deploy_to(trained.weights, data="digits", int8=True, calibration_images=0)
+    with pytest.raises(InputError, match=r"--int8 needs images that set the ranges of the activations; give --data"):
+        deploy_to(trained.weights, int8=True)
     with pytest.raises(InputError, match="give --output with files, or --to"):
         deploy_command([str(trained.weights)])
     with pytest.raises(InputError, match="--data: these are for the table of --to"):
         deploy_command([str(trained.weights), "--output", str(tmp_path / "a.onnx"), "--data", "digits"])
+    with pytest.raises(InputError, match="--int8: these are for the table of --to"):
+        deploy_command([str(trained.weights), "--output", str(tmp_path / "a.onnx"), "--int8"])
     with pytest.raises(InputError, match="--output is 2 names"):
         deploy_command([str(trained.weights), "--to", "all", "--output", "a", "b"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.deploy.export import export
-from xvolution.deploy.runtimes import ExportError, OnnxRuntime
+from xvolution.deploy.runtimes import RUNTIMES, ExportError, LoadedFile, OnnxReader, OnnxRuntime, runtime_for
 from xvolution.deploy.runtimes.base import first_line
-from xvolution.deploy.runtimes.onnx_files import write_properties
+from xvolution.deploy.runtimes.labels import Labels
 from xvolution.files import written_whole
 
 
@@ -59,11 +61,13 @@ def quantize(
     method: Literal["minmax", "entropy", "percentile"] = "minmax",
     reduce_range: bool | None = None,
 ) -> QuantizationReport:
-    """Quantize a network to int8 (ONNX, QDQ): weights per output channel, activations per tensor; run it and compare.
+    """Quantize a network to int8: weights per output channel, activations per tensor; run it and compare.
+
+    ONNX Runtime quantizes it (QDQ); other runtimes that take quantized ONNX files get theirs made from that one.
 
     Args:
         source: a deployed network in eval mode, or an fp32 ``.onnx`` file with one image input.
-        path: where to write; ``.onnx``.
+        path: where to write; ``.onnx``, or ``.xml`` of OpenVINO.
         calibration: batches of images (N, C, H, W) like those the network will see, float32; of any number and size, as far as
             the network takes them. Read once.
         method: how ONNX Runtime takes the range of an activation from what it has seen.
@@ -74,22 +78,29 @@ def quantize(
         The report: an approximation, so read it. ``equalize`` before may bring it closer.
 
     Raises:
-        ValueError: an ending that is not ``.onnx``, an unknown method, or calibration without images.
+        ValueError: an ending of no runtime that takes int8, an unknown method, or calibration without images.
         ExportError: ``source`` does not export.
         QuantizationError: a missing package, a file that cannot be read, or a quantized network that returns no finite numbers.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    batches = _checked(path, calibration, method)
-    with tempfile.TemporaryDirectory() as folder, written_whole(path) as quantized:
+    runtime = int8_runtime(path)
+    batches = _checked(calibration, method)
+    with tempfile.TemporaryDirectory() as folder, written_whole(path) as written:
         if isinstance(source, nn.Module):
             original = Path(folder) / "fp32.onnx"
             export(source, original, example_inputs=batches[0])
         else:
             original = Path(source)
         seven_bits = saturates() if reduce_range is None else reduce_range
-        _quantize_file(original, quantized, Path(folder), batches, method, seven_bits)
-        expected, actual = _run(original, batches), _run(quantized, batches)
+        quantized = Path(folder) / "int8.onnx"
+        properties = _quantize_file(original, quantized, Path(folder), batches, method, seven_bits)
+        try:
+            runtime.write_from(partial(shutil.copyfile, quantized), written)
+            runtime.label(written, Labels(properties=properties))
+        except ExportError as error:
+            raise QuantizationError(str(error)) from error
+        expected, actual = _run(OnnxRuntime(), original, batches), _run(runtime, written, batches)
         if not all(torch.isfinite(y).all() for y in actual):
             raise QuantizationError(f"{path.name} returns numbers that are not finite; nothing was written")
         pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if e.numel()]
@@ -98,8 +109,8 @@ def quantize(
             calibration_images=sum(len(batch) for batch in batches),
             max_difference=max(float((a - e).abs().max()) for a, e in pairs),
             relative_error=_norm([a - e for a, e in pairs]) / max(_norm([e for _, e in pairs]), 1e-30),
-            bytes_before=_size(original),
-            bytes_after=_size(quantized),
+            bytes_before=_size(OnnxRuntime(), original),
+            bytes_after=_size(runtime, written),
         )
 
 
@@ -108,9 +119,22 @@ def saturates() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64") and not torch.cpu._is_vnni_supported()
 
 
-def _checked(path: Path, calibration: Iterable[Tensor], method: str) -> list[Tensor]:
-    if path.suffix != ".onnx":
-        raise ValueError(f"cannot quantize to {path.name!r}; the name must end in .onnx")
+def int8_runtime(path: str | os.PathLike[str]) -> OnnxReader[LoadedFile]:
+    """The runtime of a path's ending, which must compute quantized ONNX files in 8-bit integers.
+
+    Raises:
+        ValueError: it does not, or no runtime has such an ending.
+    """
+    runtime = runtime_for(path)
+    if not isinstance(runtime, OnnxReader) or not runtime.takes_int8:
+        takers = [each.ending for each in RUNTIMES.values() if isinstance(each, OnnxReader) and each.takes_int8]
+        raise ValueError(
+            f"{Path(path).name} cannot be quantized: {runtime.title} takes no int8 here; {' and '.join(takers)} can be"
+        )
+    return runtime
+
+
+def _checked(calibration: Iterable[Tensor], method: str) -> list[Tensor]:
     if method not in ("minmax", "entropy", "percentile"):
         raise ValueError(f"method is {method!r}; allowed are 'minmax', 'entropy' and 'percentile'")
     try:
@@ -125,7 +149,8 @@ def _checked(path: Path, calibration: Iterable[Tensor], method: str) -> list[Ten
 
 def _quantize_file(
     original: Path, quantized: Path, folder: Path, batches: Sequence[Tensor], method: str, reduce_range: bool
-) -> None:
+) -> dict[str, str]:
+    """Write the quantized form of an ONNX file, and answer the properties of that file."""
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -170,13 +195,13 @@ def _quantize_file(
         )
     except Exception as error:  # ONNX and its runtime raise errors of many kinds for a file that may be anything
         raise QuantizationError(f"ONNX Runtime cannot quantize {original.name}: {first_line(error)}") from error
-    write_properties(quantized, {entry.key: entry.value for entry in network.metadata_props})
+    return {entry.key: entry.value for entry in network.metadata_props}
 
 
-def _run(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
+def _run(runtime: OnnxReader[LoadedFile], path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
     """All outputs of a file, of any number and rank, batch by batch."""
     try:
-        run = OnnxRuntime().load(path)
+        run = runtime.load(path)
         return [y.double() for batch in batches for y in run(batch)]
     except ExportError as error:
         raise QuantizationError(str(error)) from error
@@ -187,6 +212,6 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return sum(float(tensor.square().sum()) for tensor in tensors) ** 0.5
 
 
-def _size(path: Path) -> int:
-    """Bytes of an ONNX file with the data file beside it, where there is one."""
-    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
+def _size(runtime: OnnxReader[LoadedFile], path: Path) -> int:
+    """Bytes of a file with the weights beside it, where there are some."""
+    return sum(part.stat().st_size for part in runtime.files_of(path) if part.exists())

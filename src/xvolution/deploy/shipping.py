@@ -18,6 +18,7 @@ from xvolution.conversion.modules import call
 from xvolution.conversion.outputs import tensors_in
 from xvolution.deploy.export import ExportError, ExportReport, export
 from xvolution.deploy.latency import measure_latency
+from xvolution.deploy.quantize import quantize
 from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, runtime_for
 
 
@@ -29,10 +30,12 @@ class Shippable:
         path: the file.
         runtime: its name in ``RUNTIMES``.
         version: of the runtime.
+        precision: ``fp32``, or ``int8`` for a quantized file.
         bytes: of the file and of the weights beside it.
         dynamic: which axes are open, as in ``ExportReport``.
         layouts: how many operators have which layout.
-        max_difference: largest absolute difference of any output from torch's.
+        max_difference: largest absolute difference of any output from torch's; of a quantized file from the fp32 file's, on the
+            images that set its ranges.
         agreement: fraction of the images that get the prediction which the trained network gives them; None without images.
         seconds: median of one call, on the example.
         plain_seconds: the same of the plain network in the same runtime.
@@ -42,6 +45,7 @@ class Shippable:
     path: Path
     runtime: str
     version: str
+    precision: str
     bytes: int
     dynamic: str
     layouts: Mapping[str, int]
@@ -64,7 +68,7 @@ class ShippingTable:
         files: in the order of ``RUNTIMES``.
         threads: of the CPU that one call may use; None for the default of each runtime.
         images: that the agreement is of.
-        refused: runtime to the reason why it has no file.
+        refused: runtime, or runtime and precision, to the reason why it has no file.
         absent: runtime that is not installed, to the command that installs it.
     """
 
@@ -85,7 +89,18 @@ class ShippingTable:
         }
 
     def __str__(self) -> str:
-        head = ("file", "MB", "runtime", "layouts", "largest difference", "same prediction", "ms", "plain ms", "ratio")
+        head = (
+            "file",
+            "MB",
+            "runtime",
+            "precision",
+            "layouts",
+            "largest difference",
+            "same prediction",
+            "ms",
+            "plain ms",
+            "ratio",
+        )
         rows = [head, *map(_cells, self.files)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -96,7 +111,7 @@ class ShippingTable:
             [
                 *(lines if self.files else []),
                 f"{measured}; {predicted}",
-                *(f"{RUNTIMES[name].title}: left out, since {reason}" for name, reason in self.refused.items()),
+                *(f"{_title(name)}: left out, since {reason}" for name, reason in self.refused.items()),
                 *(f"{RUNTIMES[name].title}: not installed; {command}" for name, command in self.absent.items()),
             ]
         )
@@ -120,6 +135,7 @@ def compare_file(
     batches: Sequence[Tensor] = (),
     predictions: Tensor | None = None,
     *,
+    calibration: Sequence[Tensor] = (),
     threads: int | None = None,
     rounds: int = 30,
 ) -> Shippable:
@@ -131,19 +147,25 @@ def compare_file(
         example: (N, C, H, W), what one call of the latency takes.
         batches: images (n, C, H, W) whose predictions are compared, with as many axes open as the file has.
         predictions: (images,) int64, the class that the trained network gives each.
+        calibration: images (n, C, H, W) that set the ranges of the plain network, which is quantized too; for a quantized file.
         threads: of the CPU that one call may use; the runtime's default when None.
         rounds: samples of each latency.
 
     Raises:
         ExportError: the runtime cannot run the file, or cannot take the plain network.
+        QuantizationError: the plain network cannot be quantized.
     """
     runtime = runtime_for(report.path)
     example = example if runtime.batched else example[:1]
     fixed = None if report.dynamic != "none" else example.shape[0]
     agreement = None if predictions is None else _agreement(runtime.load(report.path), batches, predictions, fixed)
     with tempfile.TemporaryDirectory() as folder:
-        beside = export(plain, Path(folder) / f"plain{runtime.ending}", example, dynamic=fixed is None)
-        files = {"ours": report.path, "plain": beside.path}
+        beside = Path(folder) / f"plain{runtime.ending}"
+        if calibration:
+            quantize(plain, beside, calibration)
+        else:
+            export(plain, beside, example, dynamic=fixed is None)
+        files = {"ours": report.path, "plain": beside}
         loaded = {
             name: runtime.load(path, threads=threads, input_shapes=[example.shape]) for name, path in files.items()
         }
@@ -152,6 +174,7 @@ def compare_file(
         path=report.path,
         runtime=runtime.name,
         version=runtime.version(),
+        precision="int8" if calibration else "fp32",
         bytes=sum(part.stat().st_size for part in runtime.files_of(report.path) if part.exists()),
         dynamic=report.dynamic,
         layouts=dict(Counter(report.layouts.values())),
@@ -182,11 +205,18 @@ def _logits(run: LoadedFile, batch: Tensor, fixed: int | None) -> Tensor:
     return torch.cat(pieces)
 
 
+def _title(name: str) -> str:
+    """Of a runtime, or of a runtime and a precision, such as "OpenVINO int8"."""
+    runtime, _, precision = name.partition(" ")
+    return f"{RUNTIMES[runtime].title} {precision}".rstrip()
+
+
 def _cells(file: Shippable) -> tuple[str, ...]:
     return (
         str(file.path),
         f"{file.bytes / 1e6:.1f}",
         f"{RUNTIMES[file.runtime].title} {file.version}",
+        file.precision,
         ", ".join(f"{layout} ({count})" for layout, count in file.layouts.items()) or "none",
         f"{file.max_difference:.1e}",
         "" if file.agreement is None else f"{file.agreement:.1%}",

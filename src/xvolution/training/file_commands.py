@@ -61,6 +61,10 @@ def deploy_command(arguments: Sequence[str]) -> None:
     data = "images on which the predictions of --to are compared, as in training; none by default."
     parser.add_flag("data", Flag("data", str | None, None, data))
     parser.add_flag("data", Flag("images", int, 256, "how many images of the validation part --data takes."))
+    int8 = "write a file in 8-bit integers as well, for each runtime of --to that takes such files; needs --data."
+    parser.add_flag("output", Flag("int8", bool, False, int8))
+    ranges = "images of the training part that set the ranges of activations for --int8."
+    parser.add_flag("data", Flag("calibration_images", int, 256, ranges))
     parser.add_flag("measurement", Flag("rounds", int, 30, "samples of each latency of --to."))
     parser.add_flag("output", Flag("json", str | None, None, "a file for the table of --to; none by default."))
     layout = "layout of the operators: auto times each in the runtime of each file; single, split and parts are chosen by name."
@@ -81,8 +85,8 @@ def deploy_command(arguments: Sequence[str]) -> None:
         raise InputError(
             "nothing says what to write: give --output with files, or --to with runtimes, such as --to all."
         )
-    of_table = {"data": values.pop("data"), "json": report}
-    del values["images"], values["rounds"]
+    of_table = {"data": values.pop("data"), "json": report, "int8": values.pop("int8") or None}
+    del values["images"], values["calibration_images"], values["rounds"]
     if any(value is not None for value in of_table.values()):
         given = " and ".join(f"--{name}" for name, value in of_table.items() if value is not None)
         raise InputError(f"{given}: these are for the table of --to; give --to all, or leave them out.")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from xvolution.deploy.export import ExportError
 from xvolution.deploy.measure import AUTO
-from xvolution.deploy.runtimes import RUNTIMES, Runtime
+from xvolution.deploy.quantize import QuantizationError
+from xvolution.deploy.runtimes import RUNTIMES, OnnxReader, Runtime
 from xvolution.deploy.shipping import Shippable, ShippingTable, absent_runtimes, compare_file, predicted
 from xvolution.models import build_model
 from xvolution.training.api import deploy, load_model
 from xvolution.training.classification.metadata import ClassifierMetadata
-from xvolution.training.data import evaluation_loader, open_data
+from xvolution.training.classification.quantize import Calibration, write_quantized
+from xvolution.training.data import ImageSource, evaluation_loader, open_data
+from xvolution.training.deployment import DeploySettings
 from xvolution.training.errors import InputError, RunError
 from xvolution.training.tasks import task_of_file
 
@@ -33,6 +38,8 @@ def deploy_to(
     *,
     data: str | os.PathLike[str] | None = None,
     images: int = 256,
+    int8: bool = False,
+    calibration_images: int = 256,
     layout: str = AUTO,
     fold_norms: bool = False,
     threads: int | None = None,
@@ -49,6 +56,8 @@ def deploy_to(
         output: the files' path without their endings; by default the checkpoint's.
         data: as in training: the images of its validation part whose predictions are compared; none when None.
         images: how many of them at most.
+        int8: write a quantized file as well, called ``...-int8``, for each runtime that takes such files. Needs ``data``.
+        calibration_images: of the training part, which set the ranges of its activations.
         layout, fold_norms, threads, progress, checksum, **options: as of `xvolution.training.deploy`. ``threads`` is also what
             latencies are measured with.
         rounds: samples of each latency.
@@ -61,33 +70,55 @@ def deploy_to(
         RunError: the deployed form differs from the training form.
         OSError: a file cannot be written.
     """
-    if rounds < 1 or images < 1:
-        raise InputError(f"--rounds is {rounds} and --images is {images}; each must be at least 1.")
+    for option, number in {"rounds": rounds, "images": images, "calibration-images": calibration_images}.items():
+        if number < 1:
+            raise InputError(f"--{option} is {number}; it must be at least 1.")
+    if int8 and data is None:
+        raise InputError("--int8 needs images that set the ranges of the activations; give --data as well.")
     asked = _asked(runtimes, task_of_file(checkpoint).endings)
     trained, metadata = load_model(checkpoint, checksum=checksum)
     if not isinstance(metadata, ClassifierMetadata):
         raise InputError(f"--to is for classifiers, and {checkpoint} holds {metadata.noun}; give --output instead.")
     absent = absent_runtimes(runtime.name for runtime in asked)
     stem = Path(checkpoint).with_suffix("") if output is None else Path(output)
-    batches = [] if data is None else _batches(data, metadata, options.get("image_size"), images)
+    metadata = replace(metadata, preprocessing=metadata.preprocessing.resized(options.get("image_size")))
+    splits = None if data is None else open_data(data)
+    batches = [] if splits is None else _batches(splits.part("val"), metadata, images)
+    calibration = _batches(splits.train, metadata, calibration_images) if int8 and splits is not None else []
     predictions = predicted(trained, batches) if batches else None
-    plain = build_model(
-        replace(metadata.model, conversion=None, name=metadata.model.name.removeprefix("xvolution_"))
-    ).eval()
+    plain = _plain_twin(metadata)
+    how: dict[str, Any] = {"layout": layout, "fold_norms": fold_norms, "threads": threads, "checksum": checksum}
+    measured = partial(compare_file, threads=threads, rounds=rounds)
     files: list[Shippable] = []
     refused: dict[str, str] = {}
     for runtime in asked:
         if runtime.name in absent:
             continue
         path = stem.with_name(f"{stem.name}{runtime.ending}")
-        how: dict[str, Any] = {"layout": layout, "fold_norms": fold_norms, "threads": threads, "checksum": checksum}
-        try:
+        with _noted(refused, runtime.name):
             written = deploy(checkpoint, [path], progress=progress, **how, **options)
-            judged = (written.reports[0], plain, written.example, batches, predictions)
-            files.append(compare_file(*judged, threads=threads, rounds=rounds))
-        except (RunError, ExportError) as error:
-            refused[runtime.name] = str(error)
+            (report,) = written.reports
+            judged = (plain, written.example, batches, predictions)
+            files.append(measured(report, *judged))
+            if calibration and isinstance(runtime, OnnxReader) and runtime.takes_int8:
+                with _noted(refused, f"{runtime.name} int8"):
+                    path = stem.with_name(f"{stem.name}-int8{runtime.ending}")
+                    if progress is not None:
+                        progress(f"writing {path}, running it, comparing what it computes")
+                    chosen = DeploySettings(report.layouts, True, (runtime.name,), threads)
+                    ranges, _ = write_quantized(trained, metadata, path, calibration, chosen, Calibration())
+                    smaller = replace(report, path=path, max_difference=ranges.max_difference)
+                    files.append(measured(smaller, *judged, calibration=calibration))
     return ShippingTable(files, threads, sum(map(len, batches)), refused, absent)
+
+
+@contextmanager
+def _noted(refused: dict[str, str], name: str) -> Iterator[None]:
+    """Write down why a file is left out, and go on."""
+    try:
+        yield
+    except (RunError, ExportError, QuantizationError) as error:
+        refused[name] = str(error)
 
 
 def _asked(names: Sequence[str], endings: tuple[str, ...]) -> list[Runtime[Any]]:
@@ -99,12 +130,13 @@ def _asked(names: Sequence[str], endings: tuple[str, ...]) -> list[Runtime[Any]]
     return [runtime for name, runtime in there.items() if ALL in names or name in names]
 
 
-def _batches(
-    data: str | os.PathLike[str], metadata: ClassifierMetadata, image_size: int | None, images: int
-) -> list[Tensor]:
-    """So many images from all over the validation part, prepared as the network takes them."""
-    source = open_data(data).part("val")
-    number = min(images, len(source))
-    spread = source.subset([position * len(source) // number for position in range(number)])
-    loader = evaluation_loader(spread, metadata.preprocessing.resized(image_size), _BATCH)
+def _plain_twin(metadata: ClassifierMetadata) -> nn.Module:
+    """The network without X-volution, in eval mode, with random weights."""
+    name = metadata.model.name.removeprefix("xvolution_")
+    return build_model(replace(metadata.model, conversion=None, name=name)).eval()
+
+
+def _batches(source: ImageSource, metadata: ClassifierMetadata, images: int) -> list[Tensor]:
+    """So many images from all over a part, prepared as the network takes them."""
+    loader = evaluation_loader(source.spread(images), metadata.preprocessing, _BATCH)
     return [batch["image"] for batch in loader]

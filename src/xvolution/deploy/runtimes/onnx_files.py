@@ -34,9 +34,11 @@ class OnnxReader(Runtime[FileT_co]):
 
     Attributes:
         takes_detectors: whether it has what a whole detector is made of, such as suppression and outputs of any length.
+        takes_int8: whether it computes a quantized ONNX file (QDQ) in 8-bit integers.
     """
 
     takes_detectors: ClassVar[bool] = True
+    takes_int8: ClassVar[bool] = True
 
     def write_from(self, write_onnx: OnnxWriter, path: str | os.PathLike[str]) -> None:
         """Write a network that somebody else makes an ONNX file of.
@@ -112,11 +114,6 @@ def write_traced(
     _check_graph(path, opset_version)
 
 
-def write_properties(path: str | os.PathLike[str], properties: Mapping[str, str]) -> None:
-    """`write_labels` of properties alone."""
-    write_labels(path, Labels(properties=properties))
-
-
 def write_labels(path: str | os.PathLike[str], labels: Labels) -> None:
     """Put names into an ONNX file, strings into its metadata, in the place of what was there, and a checksum of the file.
 
@@ -140,7 +137,7 @@ def write_labels(path: str | os.PathLike[str], labels: Labels) -> None:
 
 
 def is_intact(path: str | os.PathLike[str]) -> bool | None:
-    """Whether an ONNX file has the bytes that `write_properties` left; None where it has no checksum.
+    """Whether an ONNX file has the bytes that `write_labels` left; None where it has no checksum.
 
     Raises:
         OSError: the file cannot be read.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from xvolution.deploy.equalize import equalize
-from xvolution.deploy.quantize import QuantizationError, QuantizationReport, quantize
+from xvolution.deploy.quantize import QuantizationError, QuantizationReport, int8_runtime, quantize
 from xvolution.deploy.runtimes import ExportError, LoadedFile, OnnxReader, OnnxRuntime, runtime_for
 from xvolution.training.classification.deploy import ClassifierDeployment, deploy_classifier
 from xvolution.training.classification.evaluate import EvaluationResult, evaluate_model, labelled_images
@@ -95,6 +94,37 @@ class _Runs(nn.Module):
         return self.file(images)[0]
 
 
+def write_quantized(
+    source: nn.Module | Path,
+    metadata: ClassifierMetadata,
+    path: Path,
+    images: Sequence[torch.Tensor],
+    deploy: DeploySettings,
+    calibration: Calibration,
+) -> tuple[QuantizationReport, LoadedFile]:
+    """Write a classifier in 8-bit integers.
+
+    Args:
+        source, metadata, path, deploy, calibration: as of `quantize_classifier`.
+        images: batches that set the ranges of the activations.
+
+    Returns:
+        The report, and the fp32 file that was quantized, opened.
+
+    Raises:
+        RunError: the network cannot be quantized, or the file cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            original = source if isinstance(source, Path) else Path(folder) / f"fp32{ONNX}"
+            if isinstance(source, nn.Module):
+                _export(source, metadata, original, deploy, images if calibration.equalized else None)
+            report = _write(original, path, images, calibration.method)
+            return report, OnnxRuntime().load(original)
+        except (ExportError, QuantizationError) as error:
+            raise RunError(f"{path} was not written: {error}") from error
+
+
 def quantize_classifier(
     source: nn.Module | Path,
     metadata: ClassifierMetadata,
@@ -123,38 +153,23 @@ def quantize_classifier(
     judging = _batches(labelled_images(splits, settings.split, metadata), metadata, settings, splits)
     chosen = splits.train.spread(calibration.images)
     images = [batch["image"][batch["status"] == GOOD] for batch in _batches(chosen, metadata, settings, splits)]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            original = source if isinstance(source, Path) else Path(folder) / f"fp32{ONNX}"
-            if isinstance(source, nn.Module):
-                _export(source, metadata, original, deploy, images if calibration.equalized else None)
-            judge = partial(
-                evaluate_model,
-                loader=judging,
-                num_classes=metadata.model.num_classes,
-                limit_batches=settings.limit_batches,
-            )
-            before = judge(_Runs(OnnxRuntime().load(original)))
-            report = _write(original, path, images, calibration.method)
-            after = judge(_Runs(runtime_for(path).load(path)))
-        except (ExportError, QuantizationError) as error:
-            raise RunError(f"{path} was not written: {error}") from error
-    return QuantizedNetwork(name, before, after, report)
+    report, original = write_quantized(source, metadata, path, images, deploy, calibration)
+    judge = partial(
+        evaluate_model, loader=judging, num_classes=metadata.model.num_classes, limit_batches=settings.limit_batches
+    )
+    return QuantizedNetwork(name, judge(_Runs(original)), judge(_Runs(runtime_for(path).load(path))), report)
 
 
 def reader_of(path: Path) -> OnnxReader[LoadedFile]:
-    """The runtime of a path's ending, which must take ONNX.
+    """`xvolution.deploy.quantize.int8_runtime`, with an error of the command line.
 
     Raises:
-        InputError: it does not, or no runtime has such an ending.
+        InputError: the path's runtime takes no int8, or no runtime has such an ending.
     """
     try:
-        runtime = runtime_for(path)
+        return int8_runtime(path)
     except ValueError as error:
         raise InputError(f"{error}.") from error
-    if not isinstance(runtime, OnnxReader):
-        raise InputError(f"{path} cannot be quantized: {runtime.title} takes no ONNX files; .onnx and .xml can be.")
-    return runtime
 
 
 def _batches(
@@ -182,16 +197,10 @@ def _export(
 
 
 def _write(original: Path, path: Path, images: Sequence[torch.Tensor], method: Method) -> QuantizationReport:
-    """Write the quantized file by its ending, its description in it or beside it."""
-    runtime = reader_of(path)
+    """Write the quantized file by its ending, its description in it and, but for ONNX, beside it."""
     with atomic_path(path) as temporary:
-        if path.suffix == ONNX:
-            return replace(quantize(original, temporary, images, method=method), path=path)
-        with tempfile.TemporaryDirectory() as folder:
-            quantized = Path(folder) / f"int8{ONNX}"
-            report = quantize(original, quantized, images, method=method)
-            runtime.write_from(partial(shutil.copyfile, quantized), temporary)
+        report = quantize(original, temporary, images, method=method)
+        if path.suffix != ONNX:
             header = OnnxRuntime().load(original).properties[HEADER]
-        temporary.with_suffix(temporary.suffix + ".json").write_text(f"{header}\n", encoding="utf-8")
-        after = sum(part.stat().st_size for part in temporary.parent.iterdir() if part.suffix != ".json")
-    return replace(report, path=path, bytes_after=after)
+            temporary.with_suffix(temporary.suffix + ".json").write_text(f"{header}\n", encoding="utf-8")
+    return replace(report, path=path)
