@@ -121,10 +121,12 @@ _OF_TRANSFORMERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
         "MobileNetV1": (_transformers("MobileNetV1Model", "MobileNetV1Config", depth_multiplier=0.25), image()),
         "MobileNetV2": (_transformers("MobileNetV2Model", "MobileNetV2Config", depth_multiplier=0.35), image()),
         "EfficientNet": (
-            _transformers("EfficientNetModel", "EfficientNetConfig", width_coefficient=0.5, depth_coefficient=0.5),
+            _transformers(
+                "EfficientNetModel", "EfficientNetConfig", width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=640
+            ),
             image(),
         ),
-        "BiT": (_transformers("BitModel", "BitConfig", embedding_size=32, **_SMALL), image()),
+        "BiT": (_transformers("BitModel", "BitConfig", embedding_size=32, num_groups=8, **_SMALL), image()),
         "Segformer": (
             _transformers("SegformerForSemanticSegmentation", "SegformerConfig", **_MIT, decoder_hidden_size=32),
             image(),
@@ -277,10 +279,10 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
                 "PSPNet",
                 "DeepLabV3",
                 "DeepLabV3Plus",
-                "PAN",
                 "UPerNet",
             )
         },
+        "PAN": (_smp("PAN"), image(128)),
         "Unet efficientnet-b0": (_smp("Unet", "efficientnet-b0"), image()),
         "Unet mobilenet_v2": (_smp("Unet", "mobilenet_v2"), image()),
         "Unet se_resnet50": (_smp("Unet", "se_resnet50"), image()),
