@@ -200,7 +200,7 @@ class Deployment(Job):
 
         for path in [folder / f"network{ending}" for ending in self.endings]:
             if path.exists():
-                load(path)(torch.zeros(1, 3, 16, 16))
+                load(path).model(torch.zeros(1, 3, 16, 16))
 
 
 def draw_rectangles(folder: Path, pictures: int = 8) -> None:

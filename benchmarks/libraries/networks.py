@@ -138,7 +138,7 @@ _OF_TRANSFORMERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
         "PoolFormer": (_transformers("PoolFormerModel", "PoolFormerConfig", **_MIT), image()),
         "LeViT": (_transformers("LevitModel", "LevitConfig"), image(224)),
         "CvT": (
-            _transformers("CvtModel", "CvtConfig", depth=[1, 1, 2], embed_dim=[32, 64, 96], num_heads=[1, 2, 3]),
+            _transformers("CvtModel", "CvtConfig", depth=[1, 2, 3], embed_dim=[32, 64, 96], num_heads=[1, 2, 3]),
             image(),
         ),
         "SwiftFormer": (
@@ -205,7 +205,7 @@ _OF_TRANSFORMERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
             ),
             image(32),
         ),
-        "VitMatte": (_transformers("VitMatteForImageMatting", "VitMatteConfig"), image(64, 4)),
+        "VitMatte": (lambda: _matting(64), image(64, 4)),
         "Wav2Vec2": (_transformers("Wav2Vec2Model", "Wav2Vec2Config", **_SPEECH), signal(channels=None)),
         "HuBERT": (_transformers("HubertModel", "HubertConfig", **_SPEECH), signal(channels=None)),
         "SEW": (_transformers("SEWModel", "SEWConfig", **_SPEECH), signal(channels=None)),
@@ -240,6 +240,20 @@ def _upernet(name: str) -> nn.Module:
     return getattr(library, name)(
         library.UperNetConfig(backbone_config=backbone, hidden_size=32, auxiliary_channels=16)
     )
+
+
+def _matting(side: int) -> nn.Module:
+    library: Any = import_module("transformers")
+    backbone = library.VitDetConfig(
+        num_channels=4,
+        image_size=side,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        out_features=["stage2"],
+    )
+    sizes = {"convstream_hidden_sizes": [48, 96, 192], "fusion_hidden_sizes": [64, 48, 32, 16]}
+    return library.VitMatteForImageMatting(library.VitMatteConfig(backbone_config=backbone, hidden_size=48, **sizes))
 
 
 def _yolo(name: str) -> Callable[[], nn.Module]:
@@ -324,7 +338,7 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
         "DenseNet121 3-D": (_made("monai.networks.nets:DenseNet121", **_CELLS), volume()),
         "ResNet 3-D": (_made("monai.networks.nets:resnet18", spatial_dims=3, n_input_channels=1), volume()),
         "SEResNet50": (_made("monai.networks.nets:SEResNet50", spatial_dims=2, in_channels=3), image()),
-        "EfficientNetBN": (_made("monai.networks.nets:EfficientNetBN", "efficientnet-b0"), image()),
+        "EfficientNetBN": (_made("monai.networks.nets:EfficientNetBN", "efficientnet-b0", pretrained=False), image()),
         "FlexibleUNet": (_made("monai.networks.nets:FlexibleUNet", 3, 2, "efficientnet-b0"), image()),
         "AutoEncoder": (
             _made(
@@ -337,7 +351,7 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
             ),
             image(),
         ),
-        "SwinUNETR": (_made("monai.networks.nets:SwinUNETR", 1, 2, feature_size=12), volume()),
+        "SwinUNETR": (_made("monai.networks.nets:SwinUNETR", 1, 2, depths=(1, 1, 1, 1), feature_size=12), volume(64)),
     },
     "ultralytics": {
         **{
@@ -481,7 +495,7 @@ _OF_OTHERS: dict[str, dict[str, tuple[Callable[[], nn.Module], Any]]] = {
             "menet108_8x1_g3",
             "proxylessnas_cpu",
             "ghostnet",
-            "bisenet_resnet18_celebamaskhq",
+            "peleenet",
         )
     },
     "pretrainedmodels": {
