@@ -27,7 +27,7 @@ from xvolution.compare.launch import LocalLauncher, run_cells
 from xvolution.compare.page import render
 from xvolution.compare.results import gather
 from xvolution.compare.verdict import differs, headline, verdict
-from xvolution.training import InputError, Interrupted, RunError, TrainConfig
+from xvolution.training import DetectionConfig, InputError, Interrupted, RunError, TrainConfig, evaluate
 
 TINY: dict[str, Any] = {
     "model": "resnet18",
@@ -134,6 +134,57 @@ def test_done_cells_are_skipped_and_seeds_can_be_added(compared: Path, inline: l
     few = compare(configured(compared, seeds=(1,)))
     assert len(few.figures["cells"]) == 2
     assert inline == []
+
+
+@pytest.mark.slow
+def test_folds_judge_every_image_once_by_a_network_that_did_not_see_it(
+    tmp_path: Path, inline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(tmp_path, folds=3, seeds=(0,))
+    grid = cells(config)
+    reporter = run.Reporter(config, grid)
+    reporter.started(grid[0])
+    found = compare(config)
+    assert inline == ["conv seed 0", "xvolution seed 0"]
+    capsys.readouterr()
+    reporter.progress(grid[0])
+    said = capsys.readouterr().out
+    assert "conv seed 0: fold 1/3, epoch 1/1" in said
+    assert "conv seed 0: fold 3/3, epoch 1/1" in said
+    assert "2 cells: 2 variants x 1 seeds, each of 3 folds, in this order" in run.dry_run(config)
+    assert (found.figures["folds"], found.figures["images"]) == (3, 1797)
+    assert "each once, by that of 3 networks which did not learn from it" in found.page.read_text(encoding="utf-8")
+    for cell in cells(config):
+        with np.load(cell.folder / "correct.npz") as file:
+            index, correct = file["index"], file["correct"]
+        assert index.tolist() == list(range(1797))
+        result = cell.result()
+        assert result is not None
+        assert result["top1"] == pytest.approx(correct.mean())
+        own = [evaluate(each.run_dir / "last.ckpt", holdout=each.holdout, seed=0) for each in cell.trainings]
+        assert result["loss"] == pytest.approx(
+            np.average([each.loss for each in own], weights=[each.images for each in own])
+        )
+        assert sum(each.images for each in own) == 1797
+        assert correct.sum() == round(sum(each.top1 * each.images for each in own))
+        assert len(result["history"]) == 1
+        assert [each.holdout for each in cell.trainings] == ["1/3", "2/3", "3/3"]
+    compare(config)
+    assert len(inline) == 2
+    with pytest.raises(InputError, match=r"comparison by another recipe \(folds was 3, is null\)"):
+        compare(configured(tmp_path, seeds=(0,)))
+
+
+def test_folds_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the fold 1/1 cannot be; .* with 2 to 1000 parts"):
+        configured(tmp_path, folds=1)
+    with pytest.raises(InputError, match=r"--folds is 5 and --holdout 0.2; both say what judges: give one"):
+        configured(tmp_path, folds=5, recipe={"holdout": 0.2})
+    taught = (Variant("taught", "xvolution", training={"teacher": "a.ckpt"}),)
+    with pytest.raises(InputError, match="a network has a teacher, which may have learned from the images that judge"):
+        configured(tmp_path, folds=5, variants=taught)
+    with pytest.raises(InputError, match="it is for classifiers, and the task is detect"):
+        CompareConfig(DetectionConfig(), VARIANTS, folds=5)
 
 
 @pytest.mark.slow
@@ -279,7 +330,7 @@ def finish(cell: Cell, right: float) -> None:
     np.savez(cell.folder / "correct.npz", index=np.arange(1000), correct=correct)
     result = {
         "label": cell.variant.label, **cell.variant.to_dict(), "digest": cell.digest, "seed": cell.train.seed, "images": 1000,
-        "command": cell.command, "top1": right, "top5": right + 0.1, "loss": 2 - right, "parameters": 10, "flops": 100,
+        "command": cell.commands[0], "top1": right, "top5": right + 0.1, "loss": 2 - right, "parameters": 10, "flops": 100,
         "deployed_parameters": 9, "deployed_flops": 90, "seconds_per_epoch": 1.0, "peak_memory_bytes": 2**20,
         "peak_memory_of": "process", "device": "cpu", "threads": 1,
         "history": [{"epoch": 1, "train_loss": 1.0, "val_top1": right, "seconds": 1.0}],
@@ -429,7 +480,7 @@ def test_another_recipe_is_another_digest(tmp_path: Path) -> None:
 def test_the_time_that_is_left_counts_judging_and_timing(rounds, left):
     done = {"seconds_per_epoch": 10.0, "seconds_after_training": 30.0}
     grid = [
-        SimpleNamespace(name=name, train=SimpleNamespace(epochs=10), result=lambda found=found: found)
+        SimpleNamespace(name=name, epochs=10, result=lambda found=found: found)
         for name, found in (("conv", done), ("xvolution", None))
     ]
     reporter = run.Reporter.__new__(run.Reporter)

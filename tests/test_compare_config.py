@@ -58,7 +58,7 @@ def test_the_command_of_a_cell_trains_the_cell() -> None:
     recipe = parse_run(["--small-images", "--lr", "0.3", "--stages", "[2]", "--no-pretrained"])
     config = CompareConfig(recipe, parse_variants("xvolution:window=5,stages=[3,4]"), output="some where")
     for cell in cells(config):
-        words = shlex.split(shlex.join(cell.command))
+        words = shlex.split(shlex.join(cell.commands[0]))
         assert words[:2] == ["xvolution", "train"]
         assert parse_run(words[2:]) == cell.train
 

@@ -164,7 +164,7 @@ def judged_cells(blocks: Path, folder: Path, loss: dict[str, float], seeds: tupl
         metrics.results = [each for each, keep in zip(metrics.results, kept, strict=True) if keep]
         evaluation = DetectionEvaluation(metrics.compute(), [], len(source), 0.1, 0, metrics)
         cell.folder.mkdir(parents=True)
-        figures = comparison_of(cell.train).judge(cell.train, evaluation, cell.folder)
+        figures = comparison_of(cell.train).judge([cell.train], [evaluation], cell.folder)
         assert figures["box_ap"] == metrics.compute()["box_ap"]
         with np.load(cell.folder / "resampled.npz") as file:
             assert len(file["image_ids"]) == 8
@@ -202,7 +202,7 @@ def test_the_command_of_a_cell_trains_the_cell() -> None:
     assert isinstance(config.recipe, DetectionConfig)
     assert (config.recipe.architecture, config.recipe.lr, config.recipe.epochs) == ("maskrcnn", 0.005, 12)
     for cell in cells(config):
-        words = shlex.split(shlex.join(cell.command))
+        words = shlex.split(shlex.join(cell.commands[0]))
         assert words[:4] == ["xvolution", "train", "--task", "segment"]
         assert parse_run(words[2:]) == cell.train
         assert config_from_dict(json.loads(json.dumps(cell.train.to_dict()))) == cell.train

@@ -210,6 +210,8 @@ def test_annotations_beside_the_images_are_found(folder: Path, tmp_path: Path) -
 
 
 def test_a_part_can_be_held_out(folder: Path) -> None:
+    with pytest.raises(InputError, match="--holdout is 1/4; folds are for classifiers, so give a fraction"):
+        open_detection(folder, holdout="1/4")
     splits = open_detection(folder, holdout=0.25, seed=3)
     ids = [{part.image_id(index) for index in range(len(part))} for part in (splits.train, splits.val)]
     assert [len(each) for each in ids] == [6, 2]

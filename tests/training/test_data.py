@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.training.conftest import write_folder
-from xvolution.training import TrainConfig, evaluate, open_data, train
+from xvolution.training import InputError, TrainConfig, evaluate, open_data, train
 from xvolution.training.data import EvaluationBatches, evaluation_loader
 from xvolution.training.data.dataset import GOOD, PADDING
 from xvolution.training.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
@@ -39,6 +39,38 @@ def test_holdout_splits_the_training_part_only() -> None:
     assert names(tuning.val).isdisjoint(names(whole.val))
     assert names(tuning.train) | names(tuning.val) == names(whole.train)
     assert len(tuning.val) == pytest.approx(0.25 * len(whole.train), abs=5)
+
+
+def test_folds_judge_every_image_once() -> None:
+    whole = open_data("digits")
+    folds = [open_data("digits", holdout=f"{number}/5", seed=3) for number in range(1, 6)]
+    everything = names(whole.train) | names(whole.val)
+    judged = [names(fold.val) for fold in folds]
+    assert set().union(*judged) == everything
+    assert sum(map(len, judged)) == len(everything) == 1797
+    for fold, own in zip(folds, judged, strict=True):
+        assert names(fold.train) == everything - own
+        assert len(fold.val) in (359, 360)
+        assert np.ptp(np.bincount(fold.val.labels) - np.bincount(folds[0].val.labels)) <= 2
+    assert judged[0] != names(open_data("digits", holdout="1/5", seed=4).val)
+    assert folds[1].judged_by == "part 2 of 5 of all images but a test part's, by --holdout 2/5"
+
+
+def test_folds_are_of_training_and_validation_part_and_not_of_the_test_part(tmp_path: Path) -> None:
+    for part, count in {"train": 6, "val": 3, "test": 5}.items():
+        write_folder(tmp_path / part, {"cats": count, "dogs": count})
+    folds = [open_data(tmp_path, holdout=f"{number}/3") for number in (1, 2, 3)]
+    for fold in folds:
+        assert fold.test is not None
+        assert (len(fold.train), len(fold.val), len(fold.test)) == (12, 6, 10)
+        assert np.bincount(fold.val.labels).tolist() == [3, 3]
+        for source in (fold.train, fold.val):
+            for index, label in enumerate(source.labels):
+                assert ("cats", "dogs")[label] in source.describe(index)
+                assert source.image(index).mode == "RGB"
+    assert sum("/val/" in fold.val.describe(index) for fold in folds for index in range(6)) == 6
+    with pytest.raises(InputError, match="18 images cannot be divided into 40 parts; ask for fewer"):
+        open_data(tmp_path, holdout="39/40")
 
 
 def test_class_folders_without_a_split(image_folder: Path) -> None:

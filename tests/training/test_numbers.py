@@ -30,6 +30,7 @@ NUMBERS: list[tuple[str, list[Any]]] = [
     ("crop_scale", [0.0, 1.5, NAN]),
     ("hflip", [-0.1, 1.1, NAN]),
     ("holdout", [0.0, 1.0, NAN]),
+    ("holdout", ["half", "1/2/3"]),
     ("epochs", [0, -1]),
     ("batch_size", [0, -1]),
     ("accumulate", [0]),
@@ -50,9 +51,15 @@ NUMBERS: list[tuple[str, list[Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "1/1001"])
+def test_a_fold_that_cannot_be(fold: str) -> None:
+    with pytest.raises(InputError, match=rf"the fold {fold} cannot be; give one such as 2/5, .* with 2 to 1000 parts"):
+        TrainConfig(holdout=fold)
+
+
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NUMBERS for value in values])
 def test_a_number_of_a_training_that_cannot_be(name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=rf"--{name.replace('_', '-')} is .*; it must be .*\.$"):
+    with pytest.raises(InputError, match=rf"--{name.replace('_', '-')} is .*; (it must be|give) .*\.$"):
         TrainConfig(**{name: value})
 
 

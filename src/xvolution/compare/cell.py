@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from xvolution.compare.grid import Cell, read_json
 from xvolution.compare.register import comparison_of
 from xvolution.compare.variants import Variant
-from xvolution.conversion.attention_share import estimated_shares
+from xvolution.conversion.attention_share import estimated_shares, largest_shares
 from xvolution.signals import ending_politely, status
 from xvolution.training.api import evaluate, load_model
 from xvolution.training.config import RunConfig
@@ -31,7 +32,7 @@ from xvolution.training.files import write_text
 from xvolution.training.lock import locked
 from xvolution.training.memory import peak_memory
 from xvolution.training.metadata import provenance
-from xvolution.training.once import train_once
+from xvolution.training.once import Trained, train_once
 from xvolution.training.tasks import config_from_dict
 
 #: Seconds that a cell waits for another process that runs it, and that a cell without a parent has to end.
@@ -46,7 +47,7 @@ def write_task(cell: Cell, threads: int | None, workers: int | None) -> None:
         "variant": cell.variant.to_dict(),
         "train": cell.train.to_dict(),
     }
-    values |= {"threads": threads, "workers": workers}
+    values |= {"folds": cell.folds, "threads": threads, "workers": workers}
     write_text(cell.folder / "cell.json", json.dumps(values, indent=2) + "\n")
 
 
@@ -66,7 +67,7 @@ def run_task(folder: Path) -> int:
                 torch.set_num_threads(task["threads"])
             train = config_from_dict(task["train"])
             train.workers = task["workers"]
-            cell = Cell(Variant(task["label"], **task["variant"]), train)
+            cell = Cell(Variant(task["label"], **task["variant"]), train, task["folds"])
             if cell.result() is None:
                 write_text(folder / "result.json", json.dumps(run_cell(cell), indent=2) + "\n")
     except (Interrupted, KeyboardInterrupt) as error:
@@ -78,15 +79,41 @@ def run_task(folder: Path) -> int:
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train, judge every image by the last epoch's weights, and count.
+    """Train its networks, judge every image by the last epoch's weights, and count.
 
     Returns:
         What `result.json` holds: accuracy or average precision as fractions, sizes in bytes, times in seconds.
     """
     train, task = cell.train, comparison_of(cell.train)
-    trained = train_once(train)
+    trained = [train_once(each) for each in cell.trainings]
     memory, trained_at = peak_memory(), time.perf_counter()
-    judged = evaluate(
+    judged = [_judged(*each) for each in zip(cell.trainings, trained, strict=True)]
+    shares = [estimated_shares(load_model(each.checkpoint)[0]) for each in trained]
+    return {
+        "label": cell.variant.label,
+        **cell.variant.to_dict(),
+        "seed": train.seed,
+        "folds": cell.folds,
+        "digest": cell.digest,
+        "command": cell.commands[0],
+        **task.judge(cell.trainings, judged, cell.folder),
+        "images": sum(each.images for each in judged),
+        **task.costs(trained[0].checkpoint),
+        "attention_shares": largest_shares(shares),
+        "seconds_after_training": time.perf_counter() - trained_at,
+        "seconds_per_epoch": statistics.median(row["seconds"] for each in trained for row in each.history),
+        "peak_memory_bytes": memory.bytes,
+        "peak_memory_of": memory.where,
+        "device": _device(train),
+        "threads": torch.get_num_threads(),
+        "history": _mean_history([each.history for each in trained]),
+        "provenance": provenance(train.seed),
+    }
+
+
+def _judged(train: RunConfig, trained: Trained) -> Any:
+    """The evaluation of one network by the images that judge it."""
+    return evaluate(
         trained.checkpoint,
         train.data,
         holdout=train.holdout,
@@ -99,24 +126,15 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         max_pixels=train.max_pixels,
         outside_images=train.outside_images,
     )
-    found = {**task.judge(train, judged, cell.folder), "images": judged.images, **task.costs(trained.checkpoint)}
-    return {
-        "label": cell.variant.label,
-        **cell.variant.to_dict(),
-        "seed": train.seed,
-        "digest": cell.digest,
-        "command": cell.command,
-        **found,
-        "attention_shares": estimated_shares(load_model(trained.checkpoint)[0]),
-        "seconds_after_training": time.perf_counter() - trained_at,
-        "seconds_per_epoch": statistics.median(row["seconds"] for row in trained.history),
-        "peak_memory_bytes": memory.bytes,
-        "peak_memory_of": memory.where,
-        "device": _device(train),
-        "threads": torch.get_num_threads(),
-        "history": trained.history,
-        "provenance": provenance(train.seed),
-    }
+
+
+def _mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Of each epoch the mean over the networks of a cell."""
+    if len(histories) == 1:
+        return [dict(row) for row in histories[0]]
+    return [
+        {name: statistics.mean(row[name] for row in rows) for name in rows[0]} for rows in zip(*histories, strict=True)
+    ]
 
 
 def _device(train: RunConfig) -> str:

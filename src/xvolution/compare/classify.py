@@ -20,7 +20,9 @@ from xvolution.training.classification.evaluate import EvaluationResult
 from xvolution.training.classification.train import image_size, model_spec
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import open_data
+from xvolution.training.data.sources import Subset
 from xvolution.training.files import atomic_path
+from xvolution.training.fold import Fold, parse_holdout
 from xvolution.training.tasks import CLASSIFY
 
 
@@ -41,11 +43,19 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
 
         return build
 
-    def judge(self, train: TrainConfig, judged: EvaluationResult, folder: Path) -> dict[str, Any]:
-        labels = torch.as_tensor(open_data(train.data, train.holdout, train.holdout_seed).val.labels)[judged.indices]
+    def judge(
+        self, trainings: Sequence[TrainConfig], judged: Sequence[EvaluationResult], folder: Path
+    ) -> dict[str, Any]:
+        found = [_right(*each) for each in zip(trainings, judged, strict=True)]
+        index, correct = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.argsort(index, kind="stable")
         with atomic_path(folder / "correct.npz") as path, open(path, "wb") as file:
-            np.savez(file, index=judged.indices.numpy(), correct=(judged.predictions == labels).numpy())
-        return {"top1": judged.top1, "top5": judged.top5, "loss": judged.loss}
+            np.savez(file, index=index[order], correct=correct[order])
+        images = [each.images for each in judged]
+        return {
+            metric.key: float(np.average([getattr(each, metric.key) for each in judged], weights=images))
+            for metric in self.metrics
+        }
 
     def costs(self, checkpoint: Path) -> dict[str, Any]:
         model, metadata = CLASSIFY.load(checkpoint)
@@ -85,6 +95,15 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
 
 
 CLASSIFIERS = Classifiers()
+
+
+def _right(train: TrainConfig, judged: EvaluationResult) -> tuple[Any, Any]:
+    """Index of each image that judged a network, and whether it was classified rightly; in all images where it is a fold."""
+    val = open_data(train.data, train.holdout, train.holdout_seed, train.max_pixels, train.outside_images).val
+    index = judged.indices.numpy()
+    correct = judged.predictions.numpy() == val.labels[index]
+    is_fold = isinstance(parse_holdout(train.holdout), Fold)
+    return (val.indices[index] if is_fold and isinstance(val, Subset) else index), correct
 
 
 def _run(model: nn.Module, batch: Tensor) -> Tensor:

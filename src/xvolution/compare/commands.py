@@ -27,7 +27,7 @@ OF_THE_GRID = ("operator", "operator_options", "seed", "output", "resume", "prog
 OF_EACH_CELL = ("operator", "operator_options", "seed", "resume", "progress", "devices", "num_nodes", "strategy")
 #: More are a slip of the hand.
 MOST_SEEDS = 1000
-OWN = ("jobs", "jobs_per_device", "threads", "launcher", "slurm", "latency_batch", "latency_rounds", "output")
+OWN = ("jobs", "jobs_per_device", "threads", "launcher", "slurm", "latency_batch", "latency_rounds", "output", "folds")
 
 
 def compare_command(arguments: Sequence[str]) -> None:
@@ -92,6 +92,8 @@ def compare_parser(defaults: RunConfig, everything: bool = False) -> Parser:
     add = parser.add_flag
     add("comparison", Flag("preset", str | None, None, presets))
     add("comparison", Flag("seeds", str | None, None, "how many seeds, or a list such as [3,4,5]; 3 by default."))
+    folds = "train so many networks a cell, each without one part of the images, which judges it; for few images."
+    add("comparison", Flag("folds", int | None, None, folds))
     add(
         "comparison", Flag("baseline", str | None, None, "the label that others are measured against; conv by default.")
     )

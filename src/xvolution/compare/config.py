@@ -9,6 +9,8 @@ from typing import Any, Literal
 from xvolution.compare.variants import Variant, with_baseline
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
+from xvolution.training.fold import Fold
+from xvolution.training.tasks import CLASSIFY
 
 
 @dataclass
@@ -19,6 +21,9 @@ class CompareConfig:
         recipe: of every training, of any task; its operator, seed, output and resume are the grid's to say.
         variants: what is compared; the baseline is put first, and added when it is missing.
         seeds: each trains every variant. Runs of one seed see the same images in the same order.
+        folds: cross-validation: each cell trains so many networks, each without one part of the images of training and
+            validation part together, and every image is judged once, by the network that did not see it. For classifiers. None
+            trains one network a cell, which the validation part judges.
         baseline: label of the variant that the others are measured against.
         output: folder of the comparison; by default runs/compare-<data>-<model>, where a detector's model is architecture and
             backbone.
@@ -34,6 +39,7 @@ class CompareConfig:
     recipe: RunConfig
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
+    folds: int | None = None
     baseline: str = "conv"
     output: str | None = None
     jobs: int | None = None
@@ -58,8 +64,25 @@ class CompareConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+        if self.folds is not None:
+            self._require_folds()
         if str(self.recipe.devices) not in ("auto", "1") or self.recipe.num_nodes != 1:
             raise InputError("a comparison trains each cell on one device; leave --devices and --num-nodes out.")
+
+    def _require_folds(self) -> None:
+        assert self.folds is not None
+        Fold(1, self.folds)
+        if self.recipe.task != CLASSIFY.name:
+            raise InputError(f"--folds is {self.folds}; it is for classifiers, and the task is {self.recipe.task}.")
+        if self.recipe.holdout is not None:
+            raise InputError(
+                f"--folds is {self.folds} and --holdout {self.recipe.holdout}; both say what judges: give one."
+            )
+        if any(variant.applied(self.recipe).to_dict().get("teacher") for variant in self.variants):
+            raise InputError(
+                f"--folds is {self.folds}, and a network has a teacher, which may have learned from the images that judge; leave "
+                "one of them out."
+            )
 
     @property
     def folder(self) -> Path:

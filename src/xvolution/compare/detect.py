@@ -61,15 +61,18 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
 
         return build
 
-    def judge(self, train: DetectionConfig, judged: DetectionEvaluation, folder: Path) -> dict[str, Any]:
-        evaluation = judged.judged.evaluation(self.kind)
+    def judge(
+        self, trainings: Sequence[DetectionConfig], judged: Sequence[DetectionEvaluation], folder: Path
+    ) -> dict[str, Any]:
+        (only,) = judged
+        evaluation = only.judged.evaluation(self.kind)
         ids = np.array(evaluation.params.imgIds)
         # The same generator in every cell: draw i takes the same images for all of them.
         counts = np.random.default_rng(0).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=DRAWS)
         with atomic_path(folder / "resampled.npz") as path, open(path, "wb") as file:
-            figure = judged.figures[self.metric.key]
+            figure = only.figures[self.metric.key]
             np.savez(file, image_ids=ids, figure=figure, drawn=resampled_precision(evaluation, counts))
-        return {metric.key: judged.figures[metric.key] for metric in self.metrics}
+        return {metric.key: only.figures[metric.key] for metric in self.metrics}
 
     def costs(self, checkpoint: Path) -> dict[str, Any]:
         model, metadata = DETECT.load(checkpoint)

@@ -15,6 +15,7 @@ from xvolution.training.commands import train_flags
 from xvolution.training.config import RunConfig
 from xvolution.training.errors import InputError
 from xvolution.training.files import write_text
+from xvolution.training.fold import Fold
 
 # Where and how a training runs; the rest of its configuration decides what comes out.
 CIRCUMSTANCES = (
@@ -38,10 +39,13 @@ class Cell:
     Attributes:
         variant: what is trained.
         train: how.
+        folds: so many networks are trained, each without one part of the images, which then judges it; None for one network
+            that the validation part judges.
     """
 
     variant: Variant
     train: RunConfig
+    folds: int | None = None
 
     @property
     def name(self) -> str:
@@ -52,14 +56,35 @@ class Cell:
         return self.train.run_dir
 
     @cached_property
-    def digest(self) -> str:
-        """Differs where anything differs that decides the training's result."""
-        return hashlib.sha256(json.dumps(identity(self.train), sort_keys=True).encode()).hexdigest()[:16]
+    def trainings(self) -> list[RunConfig]:
+        """The configurations of its networks: one, or one for each fold, in a folder of its own."""
+        if self.folds is None:
+            return [self.train]
+        folds = [Fold(number, self.folds) for number in range(1, self.folds + 1)]
+        return [
+            replace(self.train, holdout=str(fold), output=str(self.folder / f"fold{fold.number}")) for fold in folds
+        ]
 
     @property
-    def command(self) -> list[str]:
-        """The command that trains this cell alone."""
-        return ["xvolution", "train", *train_flags(self.train)]
+    def epochs(self) -> int:
+        """Of all its networks together."""
+        return self.train.epochs * len(self.trainings)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of its first network, after the last epoch."""
+        return self.trainings[0].run_dir / "last.ckpt"
+
+    @cached_property
+    def digest(self) -> str:
+        """Differs where anything differs that decides the training's result."""
+        values = identity(self.train) | ({} if self.folds is None else {"folds": self.folds})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The commands that train its networks alone."""
+        return [["xvolution", "train", *train_flags(train)] for train in self.trainings]
 
     def result(self) -> dict[str, Any] | None:
         """What an earlier or this call found; None where the cell is not done, or done by another recipe."""
@@ -76,7 +101,7 @@ def cells(config: CompareConfig) -> list[Cell]:
         for variant in config.variants:
             train = variant.applied(replace(recipe, seed=seed, split_seed=split, resume=None, progress="lines"))
             folder = config.folder / "cells" / variant.folder / f"seed{seed}"
-            grid.append(Cell(variant, replace(train, output=str(folder))))
+            grid.append(Cell(variant, replace(train, output=str(folder)), config.folds))
     return grid
 
 
@@ -94,13 +119,14 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     """
     path = config.folder / "comparison.json"
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
-    shared["task"] = config.recipe.task
+    shared |= {"task": config.recipe.task, "folds": config.folds}
     variants = {
         cell.variant.label: {name: value for name, value in identity(cell.train).items() if name in PER_CELL[1:]}
         for cell in grid
     }
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
-    changes = _changes(earlier["recipe"], shared)
+    before = {"folds": None, **earlier["recipe"]} if earlier["recipe"] else {}
+    changes = _changes(before, shared)
     for label in variants.keys() & earlier["variants"].keys():
         changes += [f"{label}: {change}" for change in _changes(earlier["variants"][label], variants[label])]
     if changes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -16,7 +16,7 @@ from xvolution.compare.register import comparison_of
 from xvolution.compare.statistics import Interval, mean_interval, paired_difference, pareto_front
 from xvolution.compare.task import ComparedTask
 from xvolution.compare.verdict import headline, verdict
-from xvolution.conversion.attention_share import hardly_begun
+from xvolution.conversion.attention_share import hardly_begun, largest_shares
 
 MEDIANS = ("parameters", "flops", "deployed_parameters", "deployed_flops", "seconds_per_epoch", "peak_memory_bytes")
 
@@ -46,6 +46,7 @@ def gather(
         "judged_anew": task.judged_anew,
         "baseline": config.baseline,
         "seeds": list(config.seeds),
+        "folds": config.folds,
         "images": max((result["images"] for result in done.values()), default=0),
         "variants": rows,
         "pairs": _pairs(config, task, by_label, done),
@@ -82,7 +83,7 @@ def _row(
         "label": label,
         **first.variant.to_dict(),
         "seeds": sorted(own),
-        "command": first.command,
+        "command": first.commands[0],
         "score": None,
         "metrics": {},
         **_difference(task, by_label[label], by_label[config.baseline], done),
@@ -96,7 +97,8 @@ def _row(
         row["metrics"] = {
             metric.key: statistics.mean(result[metric.key] for result in own.values()) for metric in task.metrics
         }
-        row["asleep"] = hardly_begun(_largest_shares(own.values()))
+        # Results of older versions say none.
+        row["asleep"] = hardly_begun(largest_shares([result.get("attention_shares", {}) for result in own.values()]))
     if latency is not None:
         row["latency"] = latency["forms"].get(label)
     return row
@@ -152,15 +154,6 @@ def _median(results: Mapping[int, dict[str, Any]], name: str) -> float:
     """Over seeds; a count stays a whole number between two seeds."""
     values = [each[name] for each in results.values()]
     return round(statistics.median(values)) if isinstance(values[0], int) else statistics.median(values)
-
-
-def _largest_shares(results: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each operator, the largest share of its attention over seeds; results of older versions say none."""
-    largest: dict[str, float] = {}
-    for result in results:
-        for name, share in result.get("attention_shares", {}).items():
-            largest[name] = max(share, largest.get(name, 0.0))
-    return largest
 
 
 def _values(interval: Interval | None) -> dict[str, Any] | None:

@@ -131,12 +131,13 @@ class Reporter:
     def progress(self, cell: Cell) -> None:
         """Say what epochs the cell has finished since the last look."""
         history = _history(cell)
-        for row in history[self._epochs[cell.name] :]:
+        for place, row in list(enumerate(history))[self._epochs[cell.name] :]:
+            fold = "" if cell.folds is None else f"fold {place // cell.train.epochs + 1}/{cell.folds}, "
             self._say(
-                f"{cell.name}: epoch {int(row['epoch'])}/{cell.train.epochs}  loss {row['train_loss']:.3f}  "
+                f"{cell.name}: {fold}epoch {int(row['epoch'])}/{cell.train.epochs}  loss {row['train_loss']:.3f}  "
                 f"{self.metric.name} {row[f'val_{self.metric.key}']:.2%}  {row['seconds']:.1f} s"
             )
-        if len(history) == cell.train.epochs > self._epochs[cell.name]:
+        if len(history) == cell.epochs > self._epochs[cell.name]:
             self._say(f"{cell.name}: judging and counting")
         self._epochs[cell.name] = max(len(history), self._epochs[cell.name])
 
@@ -159,7 +160,7 @@ class Reporter:
         missing = [cell for cell in self.grid if cell.result() is None]
         if not seconds or not missing:
             return f"{text}]"
-        epochs = sum(cell.train.epochs - self._epochs.get(cell.name, 0) for cell in missing)
+        epochs = sum(cell.epochs - self._epochs.get(cell.name, 0) for cell in missing)
         afterwards = statistics.median(result.get("seconds_after_training", 0.0) for result in done)
         # Each variant is deployed once more to be timed, which takes about as long as to judge it and to count its work.
         timing = afterwards * len(self.config.variants) if self.config.latency_rounds else 0.0
@@ -174,12 +175,11 @@ def dry_run(config: CompareConfig) -> str:
     """The grid and the commands that train its cells one by one."""
     grid = cells(config)
     _check(grid)
-    lines = [f"{len(grid)} cells: {len(config.variants)} variants x {len(config.seeds)} seeds, in this order"]
+    folds = "" if config.folds is None else f", each of {config.folds} folds"
+    lines = [f"{len(grid)} cells: {len(config.variants)} variants x {len(config.seeds)} seeds{folds}, in this order"]
     for cell in grid:
-        state = (
-            "done" if cell.result() is not None else "interrupted" if (cell.folder / "last.ckpt").exists() else "new"
-        )
-        lines += [f"# {cell.name} ({state})", shlex.join(cell.command)]
+        state = "done" if cell.result() is not None else "interrupted" if cell.checkpoint.exists() else "new"
+        lines += [f"# {cell.name} ({state})", *map(shlex.join, cell.commands)]
     return "\n".join(lines)
 
 
@@ -196,11 +196,15 @@ def _check(grid: Sequence[Cell]) -> None:
 
 
 def _history(cell: Cell) -> list[dict[str, float]]:
-    try:
-        with open(cell.folder / "history.csv", newline="", encoding="utf-8") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return []
+    """The epochs that its networks have finished, one network after the other."""
+    rows: list[dict[str, float]] = []
+    for training in cell.trainings:
+        try:
+            with open(training.run_dir / "history.csv", newline="", encoding="utf-8") as file:
+                rows += [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        except FileNotFoundError:
+            break
+    return rows
 
 
 def _percent(row: dict[str, Any]) -> str:

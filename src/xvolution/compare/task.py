@@ -74,12 +74,12 @@ class ComparedTask(ABC, Generic[Config, Judged]):
         """
 
     @abstractmethod
-    def judge(self, train: Config, judged: Judged, folder: Path) -> dict[str, Any]:
-        """Say what the evaluation of a trained network found.
+    def judge(self, trainings: Sequence[Config], judged: Sequence[Judged], folder: Path) -> dict[str, Any]:
+        """Say what the evaluation of a cell's networks found.
 
         Args:
-            train: of the cell.
-            judged: by the recipe's images.
+            trainings: of the cell: one, or one for each fold.
+            judged: each network by its images.
             folder: where what `bootstrap` reads is left.
 
         Returns:

@@ -51,7 +51,7 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
 
 
 def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.device) -> dict[str, dict[str, Any]]:
-    checkpoints = {label: cell.folder / "last.ckpt" for label, cell in chosen.items()}
+    checkpoints = {label: cell.checkpoint for label, cell in chosen.items()}
     try:
         timed = comparison_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
     except ReparameterizationError as error:

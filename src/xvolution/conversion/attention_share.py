@@ -8,7 +8,7 @@ give a channel (the median of their squared scales).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -104,3 +104,12 @@ def _variance(norm: nn.Module) -> Tensor | None:
     """(C,), fp64: the squared scale of a norm; None where it has none for each channel."""
     weight = getattr(norm, "weight", None)
     return weight.detach().double().square() if isinstance(weight, Tensor) and weight.dim() == 1 else None
+
+
+def largest_shares(networks: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Of each operator the largest share of its attention over several networks."""
+    largest: dict[str, float] = {}
+    for shares in networks:
+        for name, share in shares.items():
+            largest[name] = max(share, largest.get(name, 0.0))
+    return largest

@@ -21,8 +21,8 @@ def explain_command(arguments: Sequence[str]) -> None:
     parser.add_flag(
         "data", Flag("split", str, "val", "which part of the data is taken."), choices=["train", "val", "test"]
     )
-    holdout = "take this fraction of the training part for val, as in training; by default the part of the data."
-    parser.add_flag("data", Flag("holdout", float | None, None, holdout))
+    holdout = "what val is, as in training: a fraction of the training part, or a fold such as 2/5; by default the data's own."
+    parser.add_flag("data", Flag("holdout", float | str | None, None, holdout))
     parser.add_flag("data", Flag("seed", int, 0, "the seed that chooses the held-out part."))
     parser.add_flag("data", Flag("images", int, 512, "how many images are taken, evenly spread over the part."))
     pixels = "the most pixels that an image may have; 178956970 by default."

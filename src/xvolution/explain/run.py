@@ -74,7 +74,7 @@ def explain(
     data: str | os.PathLike[str] | None = None,
     *,
     split: str = "val",
-    holdout: float | None = None,
+    holdout: float | str | None = None,
     seed: int = 0,
     images: int = 512,
     operator: str | None = None,
@@ -92,7 +92,7 @@ def explain(
         checkpoint: a .ckpt or .safetensors file of this library, in training form.
         data: as `open_data` takes it; by default what the network was trained on.
         split: train, val or test.
-        holdout: as in training: `val` is then this fraction of the training part.
+        holdout: as in training: `val` is then this fraction of the training part, or a fold such as ``2/5``.
         seed: of the held-out part.
         images: how many to look at, evenly spread over the part; held in memory.
         operator: which one to draw, by its name in the network; by default the last of those with the largest maps.

@@ -60,7 +60,7 @@ def evaluate(
     data: str | os.PathLike[str] | None = None,
     *,
     split: str = "val",
-    holdout: float | None = None,
+    holdout: float | str | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -78,7 +78,7 @@ def evaluate(
         checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
         data: as in training; by default what the network was trained on.
         split: train, val or test.
-        holdout: as in training: ``val`` is then this fraction of the training part.
+        holdout: as in training: ``val`` is then this fraction of the training part, or a fold such as ``2/5``.
         seed: of the held-out part.
         batch_size: images in a batch; by default 64, of a detector 1.
         workers: processes that load images; by default none for digits and detectors, else one for each core but one, at most 8.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xvolution.training.errors import InputError
 from xvolution.training.flags.operators import operator_names
+from xvolution.training.fold import parse_holdout
 from xvolution.training.upgrade import upgrade_config
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class RunConfig(ABC):
         kernel_sizes: side lengths of the kernels that are replaced; by default those larger than one pixel.
         names: shell patterns of the modules that are replaced, such as layer3.*.conv2.
         at_projections: replace the 1x1 convolution behind a depthwise one in its place, where attention mixes channels.
-        holdout: judge by this fraction of the training part in the place of the validation part.
+        holdout: judge by this fraction of the training part in the place of the validation part; or by a fold of a classifier's
+            images, such as 2/5: the second of five parts of training and validation part together.
         on_bad_image: what happens at an unreadable image: error ends the run, skip goes on without it.
         max_pixels: the most that an image may have; by default Pillow's limit of 178956970, against files that fill the memory.
         outside_images: read images that annotations or tables name outside of the data's folder too.
@@ -86,7 +88,7 @@ class RunConfig(ABC):
     kernel_sizes: list[int] | None = None
     names: list[str] | None = None
     at_projections: bool = True
-    holdout: float | None = None
+    holdout: float | str | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     max_pixels: int | None = None
     outside_images: bool = False
@@ -134,8 +136,8 @@ class RunConfig(ABC):
             require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         for name in ("hflip", "momentum"):
             require(self, name, (value := getattr(self, name)) is None or 0 <= value <= 1, "from 0 to 1")
-        for name in ("ema_decay", "holdout"):
-            require(self, name, (value := getattr(self, name)) is None or 0 < value < 1, "between 0 and 1")
+        require(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1")
+        parse_holdout(self.holdout)
         for name in ("seed", "split_seed"):
             allowed = f"from 0 to {LARGEST_SEED}"
             require(self, name, (value := getattr(self, name)) is None or 0 <= value <= LARGEST_SEED, allowed)

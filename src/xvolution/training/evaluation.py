@@ -21,7 +21,7 @@ class EvaluationSettings:
 
     data: str | os.PathLike[str]
     split: str
-    holdout: float | None
+    holdout: float | str | None
     seed: int
     batch_size: int
     workers: int | None

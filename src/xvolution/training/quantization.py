@@ -72,7 +72,7 @@ def quantize(
     equalized: bool = False,
     layout: str = "auto",
     split: str = "val",
-    holdout: float | None = None,
+    holdout: float | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     workers: int | None = None,
@@ -97,7 +97,7 @@ def quantize(
         equalized: give the parts of deployed operators ranges that one 8-bit scale can hold; see `xvolution.deploy.equalize`.
         layout: of every operator, or auto for the fastest one in the output's runtime, in fp32.
         split: train, val or test: what judges.
-        holdout: as in training: ``val`` is then this fraction of the training part.
+        holdout: as in training: ``val`` is then this fraction of the training part, or a fold such as ``2/5``.
         seed: of the held-out part.
         batch_size: images in a batch.
         workers: processes that load images.

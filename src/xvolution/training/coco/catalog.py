@@ -15,12 +15,13 @@ from xvolution.training.coco.source import DetectionSource, DetectionSplits
 from xvolution.training.coco.tables import open_table
 from xvolution.training.data.reading import printable, require_max_pixels, survey
 from xvolution.training.errors import InputError
+from xvolution.training.fold import Fold, parse_holdout
 
 
 def open_detection(
     data: str | os.PathLike[str],
     masks: bool = False,
-    holdout: float | None = None,
+    holdout: float | str | None = None,
     seed: int = 0,
     on_bad_image: str = "error",
     max_pixels: int | None = None,
@@ -42,13 +43,14 @@ def open_detection(
         InputError: something is missing or refused; the message names the file and the id.
     """
     train = open_part(data, "train", masks, on_bad_image, max_pixels, outside_images)
-    if holdout is not None:
-        if not 0 < holdout < 1:
-            raise InputError(f"--holdout is {holdout}; it must be between 0 and 1.")
+    kept = parse_holdout(holdout)
+    if isinstance(kept, Fold):
+        raise InputError(f"--holdout is {kept}; folds are for classifiers, so give a fraction such as 0.1.")
+    if kept is not None:
         order = np.random.default_rng(seed).permutation(len(train))
-        count = max(1, round(holdout * len(train)))
+        count = max(1, round(kept * len(train)))
         parts = (train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
-        return DetectionSplits(str(data), *parts, f"{holdout:.0%} of the training part, by --holdout")
+        return DetectionSplits(str(data), *parts, f"{kept:.0%} of the training part, by --holdout")
     val = open_part(data, "val", masks, on_bad_image, max_pixels, outside_images)
     if val.annotations.categories != train.annotations.categories:
         raise InputError(

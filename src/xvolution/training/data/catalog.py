@@ -16,8 +16,17 @@ from xvolution.training.config import LARGEST_SEED
 from xvolution.training.data.folders import parts_in, place_of_classes
 from xvolution.training.data.parts import part_beginning
 from xvolution.training.data.reading import Survey, listed, printable, require_max_pixels
-from xvolution.training.data.sources import ArrayImages, FolderImages, ImageSource, TableImages, TorchvisionImages
+from xvolution.training.data.sources import (
+    ArrayImages,
+    FolderImages,
+    ImageSource,
+    Joined,
+    Subset,
+    TableImages,
+    TorchvisionImages,
+)
 from xvolution.training.errors import InputError
+from xvolution.training.fold import Fold, parse_holdout
 
 HELD_OUT = 0.2  # of a data set that comes in one part
 DIGITS_SIZE = 32  # in pixels; their own 8 are too few for the strides of a network
@@ -64,7 +73,7 @@ class DataSplits:
 
 def open_data(
     data: str | os.PathLike[str],
-    holdout: float | None = None,
+    holdout: float | str | None = None,
     seed: int = 0,
     max_pixels: int | None = None,
     outside_images: bool = False,
@@ -75,7 +84,8 @@ def open_data(
         data: `digits`; a folder of class folders (in `train` and `val` or `test` folders, or not); a parquet file or a
             folder of them; a torchvision data set (`torchvision:CIFAR10` or `CIFAR10`, downloaded to `~/.cache/xvolution`
             or `$XVOLUTION_DATA`); any other name is a Hugging Face data set (`hf:uoft-cs/cifar10`).
-        holdout: fraction of the training part to judge by in the place of `val`, to tune without looking at `val`.
+        holdout: fraction of the training part to judge by in the place of `val`, to tune without looking at `val`; or a fold
+            such as ``2/5``: training and validation part are joined and divided into five, and the second of them judges.
         seed: of the split where one is made.
         max_pixels: the most that an image may have; Pillow's own limit when None.
         outside_images: read images that a parquet file names outside of its folder too.
@@ -84,6 +94,7 @@ def open_data(
         InputError: there is no such data set, or it is not a classification data set.
     """
     require_max_pixels(max_pixels)
+    kept = parse_holdout(holdout)
     name = os.fspath(data)
     if not name:
         raise InputError("the network does not say what it was trained on; give --data.")
@@ -104,9 +115,12 @@ def open_data(
             warnings.warn(sentence, stacklevel=2)
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
     judged_by = "a fixed fifth of every class" if name == "digits" else "its validation part"
-    if holdout is not None:
-        train, val = held_out(train, holdout, seed)
-        judged_by = f"{holdout:.0%} of the training part, by --holdout"
+    if isinstance(kept, Fold):
+        train, val = folded(Joined([train] if val is None else [train, val]), kept, seed)
+        judged_by = f"part {kept.number} of {kept.count} of all images but a test part's, by --holdout {kept}"
+    elif kept is not None:
+        train, val = held_out(train, kept, seed)
+        judged_by = f"{kept:.0%} of the training part, by --holdout"
     elif val is None and test is not None:
         val, test = test, None
         judged_by = "its test part, since there is no validation part"
@@ -117,12 +131,23 @@ def open_data(
     return DataSplits(name, train, val, test, surveys["train"], judged_by)
 
 
-def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
-    """Split off the same fraction of every class, and at least one of a class of two; both parts keep the source's order."""
-    if not 0 < fraction < 1:
-        raise InputError(f"the held-out fraction must lie between 0 and 1, not {fraction}.")
+def folded(source: ImageSource, fold: Fold, seed: int) -> tuple[ImageSource, Subset]:
+    """The images of the other folds and those of this one, each in the source's order."""
+    _require_seed(seed)
+    judges = fold.judges(source.labels, seed)
+    if judges.all() or not judges.any():
+        raise InputError(f"{len(source)} images cannot be divided into {fold.count} parts; ask for fewer.")
+    return source.subset(np.flatnonzero(~judges)), Subset(source, np.flatnonzero(judges))
+
+
+def _require_seed(seed: int) -> None:
     if not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"--seed is {seed}; it must be from 0 to {LARGEST_SEED}.")
+
+
+def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
+    """Split off the same fraction of every class, and at least one of a class of two; both parts keep the source's order."""
+    _require_seed(seed)
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(source), dtype=bool)
     for label in np.unique(source.labels):

@@ -95,6 +95,29 @@ class Subset(ImageSource):
         return self.source.describe(int(self.indices[index]))
 
 
+class Joined(ImageSource):
+    """The images of several sources of the same classes, one source after the other."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.sources = list(sources)
+        self.ends = np.cumsum([len(source) for source in sources])
+        self.flips, self.max_pixels = sources[0].flips, sources[0].max_pixels
+        super().__init__(np.concatenate([source.labels for source in sources]), sources[0].class_names)
+
+    def _open(self, index: int) -> Image.Image:
+        source, own = self._place(index)
+        return source._open(own)
+
+    def describe(self, index: int) -> str:
+        source, own = self._place(index)
+        return source.describe(own)
+
+    def _place(self, index: int) -> tuple[ImageSource, int]:
+        """The source that holds an image, and its index there."""
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        return self.sources[which], index - int(self.ends[which - 1]) if which else index
+
+
 class ArrayImages(ImageSource):
     """Images in memory: (n, H, W) or (n, H, W, 3) uint8."""
 

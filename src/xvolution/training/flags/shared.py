@@ -23,8 +23,8 @@ def add_judging(parser: Parser) -> None:
     """Add which part of the data judges."""
     split = Flag("split", str, "val", "which part of the data the network is judged by.")
     parser.add_flag("data", split, choices=["train", "val", "test"])
-    holdout = "judge by this fraction of the training part, as in training; by default the part of --split."
-    parser.add_flag("data", Flag("holdout", float | None, None, holdout))
+    holdout = "judge as in training: by a fraction of the training part, or a fold such as 2/5; by default by --split."
+    parser.add_flag("data", Flag("holdout", float | str | None, None, holdout))
     parser.add_flag("data", Flag("seed", int, 0, "the seed that chooses the held-out part."))
     parser.add_flag(
         "data", Flag("limit_batches", int | None, None, "judge by at most so many batches; all by default.")
