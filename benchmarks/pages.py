@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage.page import write_page as write_coverage
+from benchmarks.libraries.page import render as render_libraries
 from benchmarks.mechanisms import write_page as write_mechanisms
 from benchmarks.results_page.figures import draw
 from xvolution.bench.page import write_page as write_performance
@@ -26,8 +27,8 @@ EXPLANATION = {"operators", "drawn", "static"}
 
 
 def write_pages(results: Path, output: Path) -> None:
-    """Write ``performance.md``, ``coverage.md`` and ``mechanisms.md``, the pictures, a copy of each record, and a report for each
-    record of a comparison or an explanation.
+    """Write ``performance.md``, ``coverage.md``, ``libraries.md`` and ``mechanisms.md``, the pictures, a copy of each record, and
+    a report for each record of a comparison or an explanation.
 
     Args:
         results: folder of the JSON records; ``results/a/b.json`` becomes ``records/a/b.json`` and, where it is a comparison or an
@@ -36,6 +37,8 @@ def write_pages(results: Path, output: Path) -> None:
     """
     write_performance(results, output / "performance.md")
     write_coverage(results / "coverage.json", output / "coverage.md")
+    libraries = json.loads((results / "libraries.json").read_text(encoding="utf-8"))
+    write_text(output / "libraries.md", render_libraries(libraries))
     write_mechanisms(results, output / "mechanisms.md")
     draw(results, output / "images")
     for path in sorted(results.rglob("*.json")):

@@ -69,7 +69,7 @@ def render(stored: Mapping[str, Any]) -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: int = 0) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: int = 0) -> str:
     """A Markdown table; the last ``numbers`` columns are right-aligned."""
     rules = ["---"] * (len(header) - numbers) + ["---:"] * numbers
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, tuple(rules), *rows))
@@ -86,7 +86,7 @@ def _counts(records: Mapping[str, Record]) -> str:
     ]
     replaced = sum(record.get("replaced", 0) for record in records.values() if record["status"] == "equal")
     return (
-        _table(("", *_HEADINGS, "names"), rows, len(_HEADINGS) + 1)
+        table(("", *_HEADINGS, "names"), rows, len(_HEADINGS) + 1)
         + f"\n\n{replaced:,} convolutions were replaced in the networks that are equal. *Nothing to convert*: no spatial "
         "convolution behind the stem. *Left*: only convolutions that are no plain ones, which stay as they are."
     )
@@ -104,7 +104,7 @@ def _worst(records: Mapping[str, Record]) -> str:
             worst = max(measured, key=lambda key: (measured[key][error], key))
             shown = (f"`{worst}`", f"{measured[worst][error]:.1e}") if exact < len(measured) else ("none", "0")
             rows.append((dtype, heading, *shown, f"{exact} of {len(measured)}"))
-    return _table(("dtype", "", "worst architecture", "error", "exactly 0"), rows, 2)
+    return table(("dtype", "", "worst architecture", "error", "exactly 0"), rows, 2)
 
 
 def _left(records: Mapping[str, Record]) -> str:
@@ -115,7 +115,7 @@ def _left(records: Mapping[str, Record]) -> str:
             convolutions[reason] += count
             networks[reason] += 1
     rows = [(reason, f"{convolutions[reason]:,}", f"{networks[reason]:,}") for reason in sorted(convolutions)]
-    return _table(("why", "convolutions", "architectures"), rows, 2)
+    return table(("why", "convolutions", "architectures"), rows, 2)
 
 
 def _failing(records: Mapping[str, Record]) -> str:
@@ -124,7 +124,7 @@ def _failing(records: Mapping[str, Record]) -> str:
         for key, record in records.items()
         if record["status"] == "failed"
     ]
-    return "## Failing\n\n" + _table(("architecture", "why"), rows) if rows else ""
+    return "## Failing\n\n" + table(("architecture", "why"), rows) if rows else ""
 
 
 def _families(records: Mapping[str, Record]) -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 from benchmarks.libraries import __main__ as command
 from benchmarks.libraries.check import examine
 from benchmarks.libraries.networks import Sample, image, samples
+from benchmarks.libraries.page import render
 from tests.core.networks import SmallNet
 
 
@@ -72,6 +73,11 @@ def test_the_record_counts_and_goes_on(tmp_path, monkeypatch, capsys):
         "convolutions_replaced": 4,
     }
     assert set(stored["libraries"]) == {"torch"}
+    page = render(stored)
+    assert "| all | 2 | 1 | 4 | 0 |" in page
+    assert "| `torch/reads` | refused | ConversionError: the network computes with layer1.conv1.weight" in page
+    assert "<summary>torch (1 converted, 1 refused)</summary>" in page
+    assert "<tr><td>net</td><td>4</td><td>1 the stem</td><td>0e+00</td>" in page
     monkeypatch.setattr(command, "_examined", lambda *_: pytest.fail("examined again"))
     assert command.main(["--output", str(path), "--resume"]) == 0
     assert command.main(["--output", str(path), "--only", "no_such_library/*"]) == 2

@@ -33,7 +33,7 @@ def test_every_page_that_a_text_links_to_is_made(pages):
 
 def test_the_navigation_has_the_pages_of_bench_and_coverage(pages):
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    for name in ("performance.md", "coverage.md", "mechanisms.md"):
+    for name in ("performance.md", "coverage.md", "libraries.md", "mechanisms.md"):
         assert f": {name}\n" in navigation
         assert not (ROOT / "docs" / name).exists()
         assert (pages / name).read_text(encoding="utf-8").startswith("# ")

@@ -32,4 +32,7 @@ def render(figures: dict[str, Any]) -> str:
     functions = {"count": count, "claimed": claimed, "differs": differs}
     pair_of = {(pair["label"], pair["against"]): pair for pair in figures["pairs"]}
     template = environment("xvolution.compare").get_template("report.html.jinja")
-    return template.render(**figures, metric=metric, pictures=pictures, pair_of=pair_of, **constants, **functions)
+    older = {"folds": None}  # of results that were written before there were folds
+    return template.render(
+        **{**older, **figures}, metric=metric, pictures=pictures, pair_of=pair_of, **constants, **functions
+    )
