@@ -1,65 +1,27 @@
-"""Pictures as SVG that takes its text colour from the page."""
+"""The pictures of a comparison."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from html import escape
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xvolution.compare.task import Metric
 from xvolution.compare.verdict import ENOUGH_SEEDS, claimed
+from xvolution.training.figures import COLOURS, GREY, INK, MARKERS, WIDTH, in_lines, style, svg
 
-INK = "#010203"  # replaced by currentColor in the SVG
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "xvolution",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-# Readable on white and on black; the baseline is grey, marks tell apart what colours repeat.
-GREY = "#8b93a1"
-COLOURS = ("#129c93", "#e0902f", "#7a6fd0", "#d0527d", "#4a90d9", "#8a9a2b", "#b06ab3", "#c2703d")
-MARKERS = "osD^vPX*"
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The look of every picture."""
-    with mpl.rc_context(STYLE):
-        yield
-
-
-def svg(figure: Figure, label: str) -> str:
-    """The figure as an <svg> element that scales with the page; ``label`` is what a screen reader says."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    element = text[text.index("<svg") :].replace(INK, "currentColor")
-    return element.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+#: Of a line of a legend of two columns.
+_LEGEND_LETTERS = 26
 
 
 def accuracy_over_cost(rows: Sequence[dict[str, Any]], baseline: str, metric: Metric) -> str:
     """The metric with its interval over the deployed form's FLOPs; the Pareto front is a line."""
     done = [row for row in rows if row["score"] is not None]
     with style():
-        figure = Figure(figsize=(9.0, 4.0))
+        figure = Figure(figsize=(WIDTH, 3.4 + _legend_height(done)), layout="constrained")
         axes = figure.add_subplot()
         front = sorted(
             (row["deployed_flops_ratio"] or 1.0, 100 * row["score"]["estimate"]) for row in done if row["pareto"]
@@ -72,13 +34,23 @@ def accuracy_over_cost(rows: Sequence[dict[str, Any]], baseline: str, metric: Me
             half = 100 * row["score"]["half"] if row["score"]["seeds"] >= ENOUGH_SEEDS else 0.0
             point = (row["deployed_flops_ratio"] or 1.0, 100 * row["score"]["estimate"])
             axes.errorbar(
-                *point, yerr=half, color=colour, marker=marker, markersize=7, capsize=3, elinewidth=1, linestyle="none"
+                *point,
+                yerr=half,
+                color=colour,
+                marker=marker,
+                markersize=7,
+                capsize=3,
+                elinewidth=1,
+                linestyle="none",
+                label=in_lines(row["label"], _LEGEND_LETTERS),
             )
-            beside = (9, 6 if row["pareto"] else -6)  # over the front or under it
-            axes.annotate(row["label"], point, xytext=beside, textcoords="offset points", fontsize=9.5, va="center")
-        axes.set(xlabel=f"FLOPs of the deployed network, relative to {baseline}", ylabel=f"{metric.name}, %")
-        axes.margins(x=0.18)
+        axes.set(
+            xlabel=in_lines(f"FLOPs of the deployed network, relative to {baseline}", 50), ylabel=f"{metric.name}, %"
+        )
+        axes.margins(x=0.08)
         axes.grid(color=INK, alpha=0.1)
+        # Names beside the points would lie on each other wherever points do.
+        _legend(figure, axes)
         return svg(figure, f"{metric.name} over FLOPs with the Pareto front")
 
 
@@ -87,29 +59,32 @@ def training_curves(
 ) -> str:
     """Training loss and the metric by epoch: the mean over seeds, and their range as a band."""
     with style():
-        figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.0 + _legend_height(rows)), layout="constrained")
         loss, accuracy = figure.subplots(2, 1, sharex=True)
         for row, (colour, marker) in zip(rows, looks(rows, baseline), strict=True):
             histories = [cell["history"] for cell in cells if cell["label"] == row["label"]]
             if histories:
-                _band(
-                    loss,
-                    [[epoch["train_loss"] for epoch in history] for history in histories],
-                    colour,
-                    marker,
-                    row["label"],
-                )
+                label = in_lines(row["label"], _LEGEND_LETTERS)
+                losses = [[epoch["train_loss"] for epoch in history] for history in histories]
+                _band(loss, losses, colour, marker, label)
                 percent = [[100 * epoch[f"val_{metric.key}"] for epoch in history] for history in histories]
-                _band(accuracy, percent, colour, marker, row["label"])
+                _band(accuracy, percent, colour, marker, label)
         loss.set(ylabel="training loss")
         accuracy.set(xlabel="epoch", ylabel=f"{metric.name}, %")
         accuracy.xaxis.get_major_locator().set_params(integer=True)
         for axes in (loss, accuracy):
             axes.grid(axis="y", color=INK, alpha=0.12)
-        figure.legend(
-            *loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5
-        )
+        _legend(figure, loss)
         return svg(figure, f"Training loss and {metric.name} after each epoch")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9.5)
+
+
+def _legend_height(rows: Sequence[dict[str, Any]]) -> float:
+    """Inches, about: as many lines as the taller column of the legend has."""
+    return 0.09 * sum(in_lines(row["label"], _LEGEND_LETTERS).count("\n") + 1 for row in rows)
 
 
 def _band(axes: Axes, by_seed: Sequence[Sequence[float]], colour: str, marker: str, label: str) -> None:
@@ -129,7 +104,9 @@ def differences(rows: Sequence[dict[str, Any]], baseline: str, metric: Metric) -
         return ""
     colours = dict(zip((row["label"] for row in rows), looks(rows, baseline), strict=True))
     with style():
-        figure = Figure(figsize=(9.0, 0.42 * len(shown) + 0.9))
+        names = [in_lines(label) for label, _ in shown]
+        lines = sum(max(2, name.count("\n") + 1) for name in names)
+        figure = Figure(figsize=(WIDTH, 0.2 * lines + 0.9), layout="constrained")
         axes = figure.add_subplot()
         for place, (label, found) in enumerate(shown):
             colour, marker = colours[label]
@@ -137,8 +114,8 @@ def differences(rows: Sequence[dict[str, Any]], baseline: str, metric: Metric) -
             axes.plot([100 * end for end in ends], [place, place], color=colour, linewidth=2.2)
             axes.plot(100 * found["estimate"], place, color=colour, marker=marker, markersize=7)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(shown)), [label for label, _ in shown])
-        axes.set(xlabel=f"{metric.name} minus that of {baseline}, points", ylim=(len(shown) - 0.5, -0.5))
+        axes.set_yticks(range(len(shown)), names)
+        axes.set(xlabel=in_lines(f"{metric.name} minus that of {baseline}, points", 36), ylim=(len(shown) - 0.5, -0.5))
         axes.grid(axis="x", color=INK, alpha=0.12)
         axes.spines["left"].set_visible(False)
         axes.tick_params(left=False)

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xvolution.compare.figures import INK, style, svg
 from xvolution.demo.measure import FORMS, RUNTIMES
+from xvolution.training.figures import INK, WIDTH, in_lines, style, svg
 
 COLOURS = {"conv": "#8b93a1", "training": "#e0902f", "xvolution": "#129c93", "deployed": "#129c93"}
 NAMES = {"conv": "plain convolution", "xvolution": "X-volution"}
@@ -23,7 +23,7 @@ def accuracy_curves(curves: dict[str, list[list[float]]]) -> str:
         curves: operator -> seed -> epoch, fractions.
     """
     with style():
-        figure = Figure(figsize=(7.2, 3.4))
+        figure = Figure(figsize=(WIDTH, 3.0))
         axes = figure.add_subplot()
         for operator, by_seed in curves.items():
             percent = 100 * np.array(by_seed)
@@ -43,7 +43,7 @@ def latency_bars(rows: Sequence[dict[str, Any]]) -> str:
     """Median latency of each form with its quartiles, one panel for each runtime and batch size."""
     panels = list(dict.fromkeys((row["runtime"], row["batch_size"]) for row in rows))
     with style():
-        figure = Figure(figsize=(7.2, 1.05 * len(panels) + 0.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.45 * len(panels) + 0.3), layout="constrained")
         for axes, (runtime, size) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
             chosen = [row for row in rows if (row["runtime"], row["batch_size"]) == (runtime, size)]
             _bars(axes, chosen)
@@ -56,7 +56,7 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     quartiles = np.array([row["quartiles_ms"] for row in rows]).T
     errors = np.abs(quartiles - medians)
     axes.barh(
-        [FORMS[row["form"]] for row in rows],
+        [in_lines(FORMS[row["form"]], 14) for row in rows],
         medians,
         xerr=errors,
         height=0.62,
@@ -66,7 +66,7 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     for place, row in enumerate(rows):
         text = f"{row['median_ms']:.2f} ms  ({row['ratio_to_conv']:.2f}x)"
         axes.text(1, place, text, va="center", ha="right", fontsize=10, transform=axes.get_yaxis_transform())
-    axes.set_xlim(0, 1.4 * quartiles.max())
+    axes.set_xlim(0, 1.65 * quartiles.max())  # the text stands behind the longest bar
     axes.invert_yaxis()
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(left=False, bottom=False, labelbottom=False)

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from xvolution.analysis import BranchMaps, attending_operator, attending_operators, attention_kernel, branch_maps
-from xvolution.compare.figures import COLOURS, GREY, INK, style, svg
 from xvolution.training.data.transforms import Preprocessing
+from xvolution.training.figures import COLOURS, GREY, INK, WIDTH, in_lines, style, svg
 
 #: Orders of magnitude below the largest that the picture of a receptive field shows.
 DECADES = 4
@@ -35,13 +35,16 @@ def loss_bars(rows: Sequence[dict[str, Any]], loss: float) -> str:
         loss: of the network as it was trained.
     """
     with style():
-        figure = Figure(figsize=(7.2, 0.34 * len(rows) + 0.8), layout="constrained")
+        names = [in_lines(row["operator"], 24) for row in rows]
+        lines = sum(name.count("\n") + 1 for name in names)
+        figure = Figure(figsize=(WIDTH, 0.2 * lines + 0.1 * len(rows) + 0.8), layout="constrained")
         axes = figure.add_subplot()
         added = [row["loss"] - loss for row in rows]
         colours = [COLOURS[0] if value > 0 else GREY for value in added]
-        axes.barh([row["operator"] for row in rows], added, height=0.62, color=colours)
+        axes.barh(range(len(rows)), added, height=0.62, color=colours)
+        axes.set_yticks(range(len(rows)), names)
         axes.axvline(0, color=INK, linewidth=0.6)
-        axes.set(xlabel="loss without its attention, minus the loss as trained")
+        axes.set(xlabel="loss without its attention,\nminus the loss as trained")
         axes.spines["left"].set_visible(False)
         axes.tick_params(left=False)
         axes.invert_yaxis()
@@ -54,7 +57,7 @@ def receptive_field_picture(fields: Mapping[str, Tensor]) -> str:
     highest = max(float(field.max()) for field in fields.values())
     scale = LogNorm(highest * 10.0**-DECADES, highest)
     with style():
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
         grid = figure.subplots(1, len(fields), squeeze=False)[0]
         for axes, (key, field) in zip(grid, fields.items(), strict=True):
             shown = axes.imshow(field.clamp(min=scale.vmin).numpy(), cmap="viridis", norm=scale)
@@ -105,10 +108,10 @@ def _kernels(
 def _draw(
     pictures: Tensor, maps: BranchMaps, positions: Sequence[tuple[int, int]], kernels: list[Tensor] | None
 ) -> Figure:
-    titles = ["what the network sees", "attention's share of\nthe operator's answer"]
+    titles = ["what the network sees", "attention's share of the operator's answer"]
     if kernels is not None:
-        titles.append("what it weighs around\nthe marked pixel")
-    figure = Figure(figsize=(7.2, 1.2 * len(titles)), layout="constrained")
+        titles.append("what it weighs around the marked pixel")
+    figure = Figure(figsize=(WIDTH, 1.25 * len(titles)), layout="constrained")
     grid = figure.subplots(len(titles), len(pictures), squeeze=False)
     share = maps.share.cpu()
     height, width = share.shape[1:]
@@ -122,7 +125,7 @@ def _draw(
                 col,
                 row,
                 marker="s",
-                markersize=7,
+                markersize=6,
                 markerfacecolor="none",
                 markeredgecolor="#ff5a36",
                 markeredgewidth=1.6,
@@ -134,7 +137,9 @@ def _draw(
     for axes in grid.flat:
         _bare(axes)
     for axes, title in zip(grid[:, 0], titles, strict=True):
-        axes.set_ylabel(title, rotation=0, ha="right", va="center", labelpad=10)
+        axes.set_title(" ")  # keeps the room above the row for a title that is wider than the first picture
+        above = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+        axes.annotate(title, (0, 1), xytext=(0, 5), fontsize=11, **above).set_in_layout(False)
     for place, (row, colours) in enumerate(scales):
         marks: dict[str, Any] = {"ticks": [0, 1]} if place else {"format": lambda value, _: f"{value:.0%}"}
         figure.colorbar(colours, ax=np.asarray(row).tolist(), pad=0.01, shrink=0.8, **marks).outline.set_visible(False)

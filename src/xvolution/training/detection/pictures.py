@@ -120,12 +120,13 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
 <style>
-  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color-scheme: light dark; }
-  pre { overflow-x: auto; }
+  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .75rem; margin: 0 0 1.5rem; }
-  figure { margin: 0; } img { max-width: 100%; } figcaption { opacity: .7; font-size: 13px; }
+  figure { margin: 0; } img { max-width: 100%; } figcaption { opacity: .7; font-size: 13px; overflow-wrap: anywhere; }
 </style>
 <h1>{{ title }}</h1>
 <pre>{{ figures }}</pre>
