@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xvolution.bench.bars import OPERATOR, all_bars
 from xvolution.bench.results import Record, read_results
 from xvolution.bench.tables import bar_table, network_tables, operator_tables, option_tables, scaling_table
-from xvolution.training.files import atomic_path, write_text
+from xvolution.training.figures import COLOURS, INK, MARKERS, WIDTH, in_lines, style, svg_file
+from xvolution.training.files import write_text
 
 KINDS = ("networks", "options", "operators", "scaling")
 
@@ -159,28 +160,38 @@ def _widest(instruction_sets: Sequence[str]) -> str:
 
 def draw_scaling(cases: Sequence[Record], path: Path) -> None:
     """Time and peak memory over the number of pixels, both axes logarithmic, as SVG."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for axes, figure_name, unit, label in zip(
-        figure.subplots(1, 2), ("median_ms", "peak_bytes"), (1, 2**20), ("time, ms", "peak memory, MiB"), strict=True
-    ):
-        names = list(dict.fromkeys(name for case in cases for name in case["forms"]))
-        for name in names:
-            points = [
-                (c["side"] ** 2, c["forms"][name][figure_name] / unit)
-                for c in cases
-                if figure_name in c["forms"].get(name, {})
-            ]
-            if points:
-                axes.loglog(
-                    *zip(*points, strict=True),
-                    marker="o",
-                    markersize=4,
-                    linewidth=2.5 if name == OPERATOR else 1.2,
-                    label=name,
-                )
-        axes.set(xlabel="pixels, H·W", ylabel=label)
-        axes.grid(alpha=0.25)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    # With ids of its own each time, an unchanged picture would be a change.
-    with atomic_path(path) as temporary, mpl.rc_context({"svg.hashsalt": "xvolution"}):
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    with style():
+        figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
+        for axes, figure_name, unit, label in zip(
+            figure.subplots(2, 1, sharex=True),
+            ("median_ms", "peak_bytes"),
+            (1, 2**20),
+            ("time, ms", "peak memory, MiB"),
+            strict=True,
+        ):
+            _draw_growth(axes, cases, figure_name, unit)
+            axes.set_ylabel(label)
+            axes.grid(color=INK, alpha=0.12)
+        figure.axes[1].set_xlabel("pixels, H·W")
+        legend = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*legend, loc="outside lower center", ncols=2, frameon=False, fontsize=9.5)
+        write_text(path, svg_file(figure, "Time and peak memory over the number of pixels"))
+
+
+def _draw_growth(axes: Axes, cases: Sequence[Record], figure_name: str, unit: int) -> None:
+    names = list(dict.fromkeys(name for case in cases for name in case["forms"]))
+    for place, name in enumerate(names):
+        points = [
+            (case["side"] ** 2, case["forms"][name][figure_name] / unit)
+            for case in cases
+            if figure_name in case["forms"].get(name, {})
+        ]
+        if points:
+            axes.loglog(
+                *zip(*points, strict=True),
+                marker=MARKERS[place % len(MARKERS)],
+                color=COLOURS[place % len(COLOURS)],
+                markersize=4,
+                linewidth=2.5 if name == OPERATOR else 1.2,
+                label=in_lines(name, 26),
+            )
