@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.coverage.page import write_page as write_coverage
 from benchmarks.libraries.page import render as render_libraries
 from benchmarks.mechanisms import write_page as write_mechanisms
+from benchmarks.records import index_page, read_index, with_notice
 from benchmarks.results_page.figures import draw
 from xvolution.bench.page import write_page as write_performance
 from xvolution.compare import page as comparison
@@ -27,8 +28,8 @@ EXPLANATION = {"operators", "drawn", "static"}
 
 
 def write_pages(results: Path, output: Path) -> None:
-    """Write ``performance.md``, ``coverage.md``, ``libraries.md`` and ``mechanisms.md``, the pictures, a copy of each record, and
-    a report for each record of a comparison or an explanation.
+    """Write ``performance.md``, ``coverage.md``, ``libraries.md``, ``mechanisms.md`` and ``reports.md``, the pictures, a copy of each
+    record, and a report for each record of a comparison or an explanation.
 
     Args:
         results: folder of the JSON records; ``results/a/b.json`` becomes ``records/a/b.json`` and, where it is a comparison or an
@@ -41,13 +42,16 @@ def write_pages(results: Path, output: Path) -> None:
     write_text(output / "libraries.md", render_libraries(libraries))
     write_mechanisms(results, output / "mechanisms.md")
     draw(results, output / "images")
+    index = read_index(results)
+    by_name = {record.name: record for record in index}
     for path in sorted(results.rglob("*.json")):
         text, place = path.read_text(encoding="utf-8"), path.relative_to(results)
         write_text(output / "records" / place, text)
         report = report_of(json.loads(text))
         if report is not None:
-            name = "-".join(place.with_suffix("").parts)
-            write_text(output / "reports" / f"{name}.html", report)
+            record = by_name[place.with_suffix("").as_posix()]
+            write_text(output / "reports" / record.report, with_notice(report, record))
+    write_text(output / "reports.md", index_page(index, output / "reports"))
 
 
 def report_of(figures: Mapping[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """The documentation's pages are made of the committed results alone."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pages import report_of, write_pages
+from benchmarks.records import read_index
 from benchmarks.results_page.__main__ import PAGES, filled, tables
 
 ROOT = Path(__file__).parents[2]
+RECORDS = sorted((ROOT / "results").rglob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +83,36 @@ def test_the_story_of_the_results_is_short():
     assert max(len(line) for line in lines if not line.startswith("|")) <= 120
     for path in (ROOT / "results" / "notebook").glob("*.md"):
         assert path.name == "README.md" or f"]({path.name})" in (path.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_record_is_in_the_index_with_its_commit_and_what_supersedes_it(pages):
+    index = {record.name: record for record in read_index(ROOT / "results")}
+    files = {path.relative_to(ROOT / "results").with_suffix("").as_posix() for path in RECORDS}
+    assert sorted(index) == sorted(files), "results/README.md lists each record once"
+    for name, record in index.items():
+        said = _commits(json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")))
+        assert all(any(commit.startswith(listed) for commit in said) for listed in record.commits), name
+        assert all(any(commit.startswith(listed) for listed in record.commits) for commit in said), name
+        assert re.fullmatch(r"2\d{3}-\d\d-\d\d", record.date)
+        assert record.superseded_by is None or record.superseded_by in files - {name}
+    page = (pages / "reports.md").read_text(encoding="utf-8")
+    assert all(f"(records/{name}.json)" in page for name in files)
+    assert page.count("(reports/") == len(list((pages / "reports").glob("*.html")))
+
+
+def _commits(record):
+    """The commits that were measured, where a record says them: of the whole, or of each case."""
+    whole = record.get("commit") or record.get("conditions", {}).get("commit")
+    if whole:
+        return {whole}
+    cases = record.get("cases", {})
+    return {case["commit"] for case in cases.values()} if isinstance(cases, dict) else set()
+
+
+def test_a_report_that_is_superseded_says_so(pages):
+    for record in read_index(ROOT / "results"):
+        report = pages / "reports" / record.report
+        if report.is_file():
+            assert ("Superseded: " in report.read_text(encoding="utf-8")) == bool(record.superseded_by)
+            later = re.search(r'Superseded: [^<]*<a href="([^"]+)"', report.read_text(encoding="utf-8"))
+            assert later is None or (report.parent / later[1]).is_file()
