@@ -68,7 +68,7 @@ def index_page(records: Sequence[Record], reports: Path) -> str:
                 f"[{record.name}](records/{record.name}.json)",
                 record.question,
                 report,
-                record.date,
+                record.date.replace("-", "\N{NON-BREAKING HYPHEN}"),
                 ", ".join(record.commits),
                 f"[{later}](records/{later}.json)" if later else "",
             )

@@ -116,3 +116,30 @@ def test_a_report_that_is_superseded_says_so(pages):
             assert ("Superseded: " in report.read_text(encoding="utf-8")) == bool(record.superseded_by)
             later = re.search(r'Superseded: [^<]*<a href="([^"]+)"', report.read_text(encoding="utf-8"))
             assert later is None or (report.parent / later[1]).is_file()
+
+
+def test_the_site_cuts_nothing_off_and_copies_no_prompt():
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    style = (ROOT / "docs" / "stylesheets" / "site.css").read_text(encoding="utf-8")
+    rules = dict(re.findall(r"^([^\n{@/]+) \{(.*?)\}", style, flags=re.DOTALL | re.MULTILINE))
+    assert "extra_css: [stylesheets/site.css]" in settings
+    assert "benchmarks/formulas_hook.py" in settings
+    assert "pre-wrap" in rules[".md-typeset pre > code"]
+    assert "local" in rules[".md-typeset__scrollwrap"]  # the shades that say that there is more of a table
+    assert "user-select: none" in rules[".md-typeset .highlight .gp, .md-typeset .highlight .go"]
+    assert "display: none" in rules["[data-md-copying] .gp, [data-md-copying] .go"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").glob("*.svg")), ids=lambda path: path.stem)
+def test_diagrams_are_as_wide_as_a_phone_and_have_both_colour_schemes(path):
+    text = path.read_text(encoding="utf-8")
+    assert int(re.search(r'viewBox="0 0 (\d+) ', text)[1]) <= 480
+    assert "prefers-color-scheme:dark" in text
+    assert "aria-label=" in text
+
+
+def test_the_search_finds_the_names_of_arguments():
+    separator = re.search(r"separator: '(.*)'", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))[1].replace("''", "'")
+    assert "stages" in re.split(separator, "convert(model, stages=(3,))")
+    assert {"lr", "factor"} <= set(re.split(separator, "--new-lr-factor 0.5"))
+    assert "0.5" in re.split(separator, "lr=0.5")
