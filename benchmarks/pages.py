@@ -28,8 +28,9 @@ EXPLANATION = {"operators", "drawn", "static"}
 
 
 def write_pages(results: Path, output: Path) -> None:
-    """Write ``performance.md``, ``coverage.md``, ``libraries.md``, ``mechanisms.md`` and ``reports.md``, the pictures, a copy of each
-    record, and a report for each record of a comparison or an explanation.
+    """Write the pages, the pictures, a copy of each record, and a report for each record of a comparison or an explanation.
+
+    The pages are ``performance.md``, ``coverage.md``, ``libraries.md``, ``mechanisms.md`` and ``reports.md``.
 
     Args:
         results: folder of the JSON records; ``results/a/b.json`` becomes ``records/a/b.json`` and, where it is a comparison or an
