@@ -121,8 +121,8 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         (["--operators", "conv"], "there is only 'conv' to compare"),
         (["--operators", "xvolution", "--baseline", "plain"], "the baseline is 'plain'"),
         (["--operators", "xvolution", "--seeds", "none"], "--seeds is none"),
-        (["--operators", "xvolution", "--seeds", "1000000000"], "--seeds is 1000000000; give how many, from 1 to 1000"),
-        (["--operators", "xvolution", "--seeds", "true"], "--seeds is true; give how many"),
+        (["--operators", "xvolution", "--seeds", "1000000000"], "--seeds is 1000000000; give a number from 1 to 1000"),
+        (["--operators", "xvolution", "--seeds", "true"], "--seeds is true; give a number"),
         (["--operators", "xvolution", "--seeds", "[1, 1]"], "give at least one, and each once"),
         (["--operators", "xvolution", "--jobs", "0"], "--jobs is 0; it must be at least 1"),
         (["--operators", "xvolution", "--devices", "2"], "each cell on one device"),
@@ -199,10 +199,10 @@ def test_recipes_that_are_no_text_and_settings_that_are_null(tmp_path: Path, com
     recipe = tmp_path / "recipe.yaml"
     grid = ["--operators", "conv,xvolution"] if command is parse_compare else []
     recipe.write_bytes(b"epochs: 3\n\xff\xfe")
-    with pytest.raises(InputError, match=r"recipe\.yaml is no text in UTF-8"):
+    with pytest.raises(InputError, match=r"recipe\.yaml is not UTF-8 text"):
         command([*grid, "--config", str(recipe)])
     recipe.write_text("epochs: null\n", encoding="utf-8")
-    with pytest.raises(InputError, match="--epochs is null; leave it out for its default, 10"):
+    with pytest.raises(InputError, match="--epochs is null; give a value, or leave it out for the default, 10"):
         command([*grid, "--config", str(recipe)])
 
 
@@ -242,7 +242,7 @@ def test_every_recipe_that_is_shipped_can_be_compared(
         config = parse_run(shlex.split(cell)[2:])
         assert (config.lr, config.epochs, config.devices) == (settings["lr"], settings["epochs"], "auto")
     of_each_cell = [name for name in ("operator", "devices", "strategy") if name in settings]
-    line = f"{recipe}: {', '.join(of_each_cell)} left out, which the comparison says for each cell\n"
+    line = f"{recipe}: ignored {', '.join(of_each_cell)}, because the comparison sets this for each training\n"
     assert said == (line if of_each_cell else "")
 
 

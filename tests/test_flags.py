@@ -165,7 +165,7 @@ def test_a_typo_is_answered_with_the_nearest_flag(arguments: list[str], capsys: 
             "--split is vall; it must be train, val or test. Did you mean val?",
         ),
         (["quantize", "a.ckpt"], "--output is missing; usage: xvolution quantize CHECKPOINT --output FILE [flags]."),
-        (["deploy", "a.ckpt"], "nothing says what to write: give --output with files, or --to with runtimes"),
+        (["deploy", "a.ckpt"], "nothing says what to write; give --output with files, or --to with runtimes"),
         (["bench", "operators", "--rounds", "x"], "--rounds is x; it must be a whole number."),
         (["bench", "netwroks"], "did you mean networks?"),
     ],

@@ -16,30 +16,42 @@ COMMANDS = {
     "train": (
         "xvolution.training.commands",
         "train_command",
-        "train a classifier or a detector, with X-volution or without",
+        "train a classifier or a detector, with or without X-volution",
     ),
     "convert": (
         "xvolution.training.convert_command",
         "convert_command",
-        "put X-volution into a network, and say what was converted and what was not",
+        "put X-volution into a network and list what was converted",
     ),
     "evaluate": (
         "xvolution.training.file_commands",
         "evaluate_command",
-        "accuracy or average precision, and speed, of a checkpoint",
+        "measure accuracy or average precision, and speed, of a checkpoint",
     ),
-    "deploy": ("xvolution.training.file_commands", "deploy_command", "re-parameterize a checkpoint and export it"),
+    "deploy": (
+        "xvolution.training.file_commands",
+        "deploy_command",
+        "merge the branches of a checkpoint and export it",
+    ),
     "quantize": (
         "xvolution.training.quantize_command",
         "quantize_command",
-        "a classifier in 8-bit integers, judged before and after",
+        "write a classifier in 8-bit integers and evaluate it before and after",
     ),
-    "predict": ("xvolution.training.predict_command", "predict_command", "classes of pictures, or the objects on them"),
+    "predict": ("xvolution.training.predict_command", "predict_command", "classify pictures or detect objects on them"),
     "data": ("xvolution.training.data_command", "data_command", "check a data set: broken pictures, duplicates, sizes"),
-    "compare": ("xvolution.compare.commands", "compare_command", "which operator helps on my data, and what it costs"),
-    "explain": ("xvolution.explain.command", "explain_command", "what the attention in a trained classifier does"),
-    "bench": ("xvolution.bench.commands", "bench_command", "time, memory and operations against the convolution"),
-    "demo": ("xvolution.demo.command", "demo_command", "train, deploy and compare on embedded data, on one page"),
+    "compare": (
+        "xvolution.compare.commands",
+        "compare_command",
+        "train several operators on your data and report accuracy and cost",
+    ),
+    "explain": ("xvolution.explain.command", "explain_command", "show what attention does in a trained classifier"),
+    "bench": (
+        "xvolution.bench.commands",
+        "bench_command",
+        "measure time, memory and operations against the convolution",
+    ),
+    "demo": ("xvolution.demo.command", "demo_command", "train, deploy and compare on embedded data; writes one page"),
 }
 
 
@@ -55,7 +67,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "xvolution COMMAND --help tells the options of a command.",
+            "xvolution COMMAND --help lists the options of a command.",
         ]
     )
 
@@ -64,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 1 where a run failed; 2 for bad input; 128 and the signal's number where the command was asked to end,
-        as 130 after Ctrl-C; 141 where whoever read the output has left.
+        The exit code: 0 for success, 1 if a run failed, 2 for bad input, 128 plus the signal's number if a signal ended the
+        command (130 after Ctrl-C), 141 if the reader of the output has closed it.
     """
     _open_standard_files()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -115,7 +127,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _open_standard_files() -> None:
-    """Open what the caller closed of standard input, output and errors, so that no file is opened in their place."""
+    """Open standard input, output and errors if the caller closed them, so that no other file takes their number."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -123,7 +135,7 @@ def _open_standard_files() -> None:
             opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
             os.set_inheritable(opened, True)
             if number == 1:
-                _say("the standard output is closed; what would be printed is lost.")
+                _say("the standard output is closed; printed text is lost.")
 
 
 def _say(sentence: str) -> None:
@@ -132,7 +144,7 @@ def _say(sentence: str) -> None:
 
 
 def _output_failure(failure: BaseException | None) -> OSError | None:
-    """Why what was printed does not arrive; what is left of it then goes nowhere."""
+    """The error of writing to the standard output, if there is one; the rest of the output is then discarded."""
     try:
         if isinstance(failure, OSError) or isinstance(getattr(failure, "__cause__", None), OSError):
             print()  # what failed before may be gone from the buffer
@@ -145,7 +157,7 @@ def _output_failure(failure: BaseException | None) -> OSError | None:
 
 
 def _is_of(error: BaseException, failed: OSError) -> bool:
-    """Whether an error is that of the output, or was made of it."""
+    """Whether an error is the output's own error, or was raised from it."""
     return any(isinstance(each, OSError) and each.errno == failed.errno for each in (error, error.__cause__))
 
 

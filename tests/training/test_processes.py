@@ -184,7 +184,7 @@ def test_a_full_standard_output_is_a_sentence(tmp_path: Path, arguments: str) ->
 
 def test_a_closed_standard_output_is_a_sentence(tmp_path: Path) -> None:
     ended = run_with(">&-", "--version", tmp_path)
-    sentence = "xvolution: the standard output is closed; what would be printed is lost.\n"
+    sentence = "xvolution: the standard output is closed; printed text is lost.\n"
     assert (ended.returncode, ended.stderr) == (0, sentence)
 
 

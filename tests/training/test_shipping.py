@@ -91,9 +91,9 @@ def test_what_cannot_be_asked_for(trained: TrainResult, tmp_path: Path) -> None:
         deploy_to(trained.weights, int8=True)
     with pytest.raises(InputError, match="give --output with files, or --to"):
         deploy_command([str(trained.weights)])
-    with pytest.raises(InputError, match="--data: these are for the table of --to"):
+    with pytest.raises(InputError, match="without --to there is no table for --data"):
         deploy_command([str(trained.weights), "--output", str(tmp_path / "a.onnx"), "--data", "digits"])
-    with pytest.raises(InputError, match="--int8: these are for the table of --to"):
+    with pytest.raises(InputError, match="without --to there is no table for --int8"):
         deploy_command([str(trained.weights), "--output", str(tmp_path / "a.onnx"), "--int8"])
-    with pytest.raises(InputError, match="--output is 2 names"):
+    with pytest.raises(InputError, match="--output has 2 paths"):
         deploy_command([str(trained.weights), "--to", "all", "--output", "a", "b"])

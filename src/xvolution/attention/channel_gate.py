@@ -31,14 +31,16 @@ from xvolution.numerics import CONVOLVE, GATES, bounded, convolve_window, image_
 @register("channel_gate")
 @dataclass(frozen=True)
 class ChannelGate(AttentionConfig):
-    """A second convolution whose output channels the image weighs: once deployed one convolution for each image, or two.
+    """A second convolution with a weight for each output channel and image. It deploys as one or two convolutions.
 
     Attributes:
-        gate: gate of the query: identity, sigmoid or tanh.
-        separable: read the values by a 1x1 convolution and a depthwise one, W^v_δ = w_δ ⊙ W^v: fewer weights, a shorter step.
-        channel_keys: weigh the input channels as well, by keys of their own: the kernel is W + diag(φ(q)) W^v diag(φ(k)).
-        reduction: input channels for each channel of a bottleneck between the means and the query, and the keys, which then see
-            all channels where the convolution is grouped; at least 8. When None they see those of their group, without one.
+        gate: gate on the query: identity, sigmoid or tanh.
+        separable: compute the values by a 1x1 convolution and a depthwise one, W^v_δ = w_δ ⊙ W^v, which has fewer weights
+            and a shorter training step.
+        channel_keys: also weight the input channels, by keys: the kernel is W + diag(φ(q)) W^v diag(φ(k)).
+        reduction: number of input channels for each channel of a bottleneck in query and keys, which has at least 8
+            channels; both then see the channels of all groups. By default there is no bottleneck, and both see the
+            channels of their group.
     """
 
     gate: str = "sigmoid"

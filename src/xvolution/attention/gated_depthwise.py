@@ -37,14 +37,14 @@ from xvolution.numerics import CONVOLVE, GATES, bounded, computed_in, convolve_w
 @register("gated_depthwise")
 @dataclass(frozen=True)
 class GatedDepthwise(AttentionConfig):
-    """A window over the convolution's outputs, weighed by the image: once deployed the convolution and one depthwise one.
+    """A gated window over the convolution's outputs. It deploys as the convolution and one depthwise convolution.
 
     Attributes:
-        gate: gate of the query: identity, sigmoid or tanh; one leaves the query out, which is the control for what it
-            adds.
-        window: side length of the window over the convolution's outputs, or one for each dimension; around them are zeros.
-        pooled_value: add a term over all pixels, the mean of the values with one weight for each channel.
-        pooled_value_init: what the weights of that term start with.
+        gate: gate on the query: identity, sigmoid or tanh; one removes the query, as a control experiment.
+        window: side length in pixels of the window over the convolution's outputs, or one for each dimension; the outputs
+            are padded with zeros.
+        pooled_value: add a term over all pixels: the mean of the values, with one weight for each channel.
+        pooled_value_init: start value of the weights of the pooled value.
     """
 
     gate: str = "sigmoid"

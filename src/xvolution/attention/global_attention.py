@@ -36,13 +36,15 @@ TEMPERATURE = 10.0
 @register("global")
 @dataclass(frozen=True)
 class Global(AttentionConfig):
-    """Exact multi-head softmax attention over all pixels; it stays attention once deployed, at the square of the pixels.
+    """Exact multi-head softmax attention over all pixels. It does not merge; its cost grows with the square of the pixels.
 
     Attributes:
-        attention_ratio: query and key channels as a fraction of the output channels, rounded up to whole groups and heads.
-        num_heads: heads in each group.
-        qk_norm: take cosines of query and key times a temperature that each head learns as logits, so that they stay bounded (Liu
-            et al., Swin Transformer V2, arXiv 2111.09883, section 3.2); else products over the root of the channels.
+        attention_ratio: query and key channels as a fraction of the output channels, rounded up to a multiple of groups
+            and heads.
+        num_heads: number of heads in each group.
+        qk_norm: use cosine similarity of query and key, times a learned temperature for each head, as logits, so that
+            they stay bounded (Liu et al., Swin Transformer V2, arXiv 2111.09883, section 3.2). Otherwise logits are dot
+            products divided by the square root of the channels.
     """
 
     attention_ratio: float = 0.25

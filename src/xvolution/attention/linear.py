@@ -35,11 +35,12 @@ from xvolution.numerics import narrow, widen, without_autocast
 @register("linear")
 @dataclass(frozen=True)
 class Linear(AttentionConfig):
-    """Attention over all pixels without softmax: once deployed a convolution whose centre tap each image decides.
+    """Attention over all pixels without softmax. It deploys as a convolution with a centre tap computed for each image.
 
     Attributes:
-        attention_ratio: query and key channels as a fraction of the output channels, rounded up to whole groups and heads.
-        num_heads: heads in each group.
+        attention_ratio: query and key channels as a fraction of the output channels, rounded up to a multiple of groups
+            and heads.
+        num_heads: number of heads in each group.
     """
 
     attention_ratio: float = 0.25

@@ -54,22 +54,26 @@ class PixelShift(AttentionConfig):
     """The paper's attention over a window (PSSA), factored so that it deploys as one convolution and a gate.
 
     Attributes:
-        attention_ratio: attention channels as a fraction of the output channels, rounded up to whole groups.
-        attention_channels: how many attention channels there are instead, rounded up to whole groups; by default a
-            quarter of the output channels, but 8 beside a 1x1 convolution.
-        gate: gate of the query: identity, sigmoid or tanh.
-        window: side length of the window, or one for each dimension; conv is that of the convolution. By default the
-            convolution's too, but 3 beside a 1x1 convolution.
-        dilation: pixels between neighbouring taps of the window; by default the convolution's. Several of them, such as
-            [1,2,4], sum several windows.
-        pooled_query: let the query see the mean over the image beside its pixel; by default where the kernel is larger than
-            1x1, since a projection reads several times the channels that it writes, and their mean costs more than the attention.
-        reduction: input channels for each channel of a bottleneck between the mean and the pooled query, which then sees all
-            channels where the convolution is grouped; at least 8. By default it sees those of its group, without one.
-        pooled_key: add a term over all pixels, the mean of the keys with one weight for each channel.
-        pooled_key_init: what the weights of that term start with. They hardly move in training, since a norm follows them.
-        query_norm: normalize the query; by default where the norm is a batch norm, which folds.
-        window_norm: normalize the window's sum; by default where the norm is a batch norm, which folds.
+        attention_ratio: attention channels as a fraction of the output channels, rounded up to a multiple of the groups;
+            by default attention_channels decides.
+        attention_channels: number of attention channels, in the place of attention_ratio, rounded up to a multiple of the
+            groups; by default a quarter of the output channels, and 8 beside a 1x1 convolution.
+        gate: gate on the query: identity, sigmoid or tanh.
+        window: side length of the attention window in pixels, one for each dimension, or conv for that of the
+            convolution. By default that of the convolution, and 3 beside a 1x1 convolution.
+        dilation: distance between neighbouring taps of the window in pixels; by default that of the convolution. Several
+            values, such as [1,2,4], sum several windows.
+        pooled_query: also give the query the mean over the image; by default on for kernels larger than 1x1. At a 1x1
+            convolution the mean costs more than the attention.
+        reduction: number of input channels for each channel of a bottleneck in the pooled query, which has at least 8
+            channels; the query then sees the channels of all groups. By default there is no bottleneck, and the query
+            sees the channels of its group.
+        pooled_key: add a term over all pixels: the mean of the keys, with one weight for each channel.
+        pooled_key_init: start value of the weights of the pooled key. A norm follows them, so they hardly move in
+            training.
+        query_norm: normalize the query; by default on if the norm is a batch norm, which folds into the convolution.
+        window_norm: normalize the sum over the window; by default on if the norm is a batch norm, which folds into the
+            convolution.
     """
 
     attention_ratio: float | None = None

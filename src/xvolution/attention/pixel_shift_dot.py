@@ -2,7 +2,7 @@
 
     a_0 = Σ_δ w_{δ,h} <q_0, k_δ>_h v_δ^{(h)},      q = W^q x + b^q,   k = W^k x,   v = W^v x
 
-The score of a shift is one number for each head, which multiplies all values of the head: it stays attention once deployed.
+The score of a shift is one number for each head and multiplies all values of the head. The branch therefore does not merge.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from xvolution.numerics import double, narrow, widen
 @register("pixel_shift_dot")
 @dataclass(frozen=True)
 class PixelShiftDot(AttentionConfig):
-    """The paper's attention over a window with one dot product for each head and shift; it stays attention once deployed.
+    """The paper's attention over a window, with one dot product for each head and shift. It does not merge.
 
     Attributes:
-        attention_ratio: query and key channels as a fraction of the output channels, rounded up to whole groups and heads.
-        num_heads: heads in each group.
-        window: side length of the window, or one for each dimension; conv is that of the convolution. By default the
-            convolution's too, but 3 beside a 1x1 convolution.
-        dilation: pixels between neighbouring taps of the window; by default the convolution's.
+        attention_ratio: query and key channels as a fraction of the output channels, rounded up to a multiple of groups
+            and heads.
+        num_heads: number of heads in each group.
+        window: side length of the attention window in pixels, one for each dimension, or conv for that of the
+            convolution. By default that of the convolution, and 3 beside a 1x1 convolution.
+        dilation: distance between neighbouring taps of the window in pixels; by default that of the convolution.
     """
 
     attention_ratio: float = 0.25

@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 USAGE = """usage: xvolution bench {networks,operators,options,mechanisms,scaling,page} [options]
 
-  networks   whole networks, plain, with squeeze-and-excitation and with X-volution: ONNX Runtime, OpenVINO, PyTorch, training
-  operators  an operator in the place of one convolution: inference in the same runtimes, training, memory
-  options    what each option of X-volution costs a network in each runtime
-  mechanisms the rivals (SE, ECA, GC, CA, ODConv) and the mechanisms of X-volution beside each other
-  scaling    time and memory over the number of pixels
-  page       a Markdown page from the results
+  networks   time whole networks: plain, with squeeze-and-excitation and with X-volution; inference and training
+  operators  time one operator against one convolution: inference, training, memory
+  options    time a network with each option of X-volution, in each runtime
+  mechanisms time other operators (SE, ECA, GC, CA, ODConv) and the attention branches of X-volution
+  scaling    measure time and memory over the number of pixels
+  page       write a Markdown page from the results
 
-Measured cases stay in the results file: stopped and started again, a bench goes on where it was.
-xvolution bench KIND --help tells the options.
+Each measured case is kept in the results file. A bench that was stopped continues where it was.
+xvolution bench KIND --help lists the options.
 """
 
 
 def bench_command(arguments: Sequence[str]) -> None:
-    """Measure, print, keep."""
+    """Measure, print the results and store them."""
     kind, *rest = arguments or ["--help"]
     if kind in ("-h", "--help", "--help-all"):
         print(USAGE)
@@ -44,19 +44,19 @@ def bench_command(arguments: Sequence[str]) -> None:
         _bench(kind, rest)
     else:
         kinds = (*KINDS, "page")
-        raise InputError(f"there is no bench {kind!r}, among {', '.join(kinds)}{did_you_mean(kind, kinds)}")
+        raise InputError(f"there is no bench {kind!r}; the benches are {', '.join(kinds)}{did_you_mean(kind, kinds)}")
 
 
 def _page(arguments: Sequence[str]) -> None:
-    parser = Parser("bench page", "Write the page of what was measured.")
-    parser.add_flag("data", Flag("results", Path, Path("results"), "the folder with bench-*.json."))
-    parser.add_flag("output", Flag("output", Path, Path("performance.md"), "the Markdown file to write."))
+    parser = Parser("bench page", "Write a Markdown page with the measured results.")
+    parser.add_flag("data", Flag("results", Path, Path("results"), "folder with bench-*.json."))
+    parser.add_flag("output", Flag("output", Path, Path("performance.md"), "Markdown file to write."))
     values = parser.parse_args(list(arguments))
     from xvolution.bench.page import records_in, write_page
 
     if not records_in(values.results):
         raise InputError(
-            f"{values.results} has no bench-*.json; run `xvolution bench` first, or give another --results."
+            f"{values.results} has no bench-*.json; run `xvolution bench` first, or give another folder with --results."
         )
     write_page(values.results, values.output)
     print(f"wrote {values.output}")
@@ -94,13 +94,13 @@ def _parser(kind: str) -> Parser:
         else:
             parser.add_flag(group, flag)
     if kind == "operators":
-        full = "measure every shape, both modes, one and all threads."
+        full = "measure every shape in eager and compiled mode, with one thread and with all."
         parser.add_flag("measurement", Flag("full", bool, False, full))
     output = Flag(
         "output",
         Path,
         Path(f"results/bench-{kind}.json"),
-        "the file of the results; what it has is not measured again.",
+        "JSON file for the results; cases that are in it are not measured again.",
     )
     parser.add_flag("output", output)
     return parser

@@ -28,19 +28,19 @@ MECHANISMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 @dataclass(frozen=True)
 class MechanismBench(OptionBench):
-    """The plain network against each rival and each mechanism wherever `convert` puts it.
+    """Time the plain network against each other operator and each attention branch, wherever `convert` puts it.
 
     Deployed networks have all their norms folded, the plain one as well.
 
     Args:
-        networks: names of timm's networks.
-        runtimes: where the networks run: a runtime that ``export`` writes for, by its name; torch.
-        batches: images in a batch.
-        layout: layout in which X-volution is deployed, or auto.
-        memory_formats: memory formats of torch: contiguous, channels_last.
-        image_size: side length in pixels.
-        threads: threads of the CPU; 0 takes all.
-        rounds: samples of each form, taken in turns.
+        networks: names of networks in timm.
+        runtimes: where the networks run: torch, or a runtime that export writes for, by name.
+        batches: numbers of images in a batch.
+        layout: layout of the deployed X-volution, or auto.
+        memory_formats: memory formats in torch: contiguous, channels_last.
+        image_size: side length of the images in pixels.
+        threads: number of CPU threads; 0 uses all.
+        rounds: number of times each form is timed; the forms take turns.
     """
 
     runtimes: Sequence[str] = ("onnxruntime", "openvino")

@@ -37,23 +37,24 @@ STAGE_3, LAST_TWO, ALL = "stage 3", "last two stages", "all stages"
 
 @dataclass(frozen=True)
 class NetworkBench:
-    """The plain network against squeeze-and-excitation and X-volution in stage 3, in the last two and in all stages.
+    """Time the plain network against squeeze-and-excitation and X-volution in stage 3, in the last two and in all stages.
 
     Deployed networks have all their norms folded, the plain one as well.
 
     Args:
-        networks: names of timm's networks, or of Ultralytics' YOLOs such as yolo11n, where the package ultralytics is installed.
-        runtimes: where the networks run: a runtime that ``export`` writes for, by its name; torch; training (one step of a
-            classifier: forward, backward, SGD).
-        batches: images in a batch.
-        layouts: layouts in which X-volution is deployed: auto, or names such as split and single.
-        memory_formats: memory formats of torch and training: contiguous, channels_last.
+        networks: names of networks in timm, or of Ultralytics' YOLOs such as yolo11n if the package ultralytics is
+            installed.
+        runtimes: where the networks run: torch, a runtime that export writes for, by name, or training for one training
+            step of a classifier (forward, backward, SGD).
+        batches: numbers of images in a batch.
+        layouts: layouts of the deployed X-volution: auto, or names such as split and single.
+        memory_formats: memory formats in torch and training: contiguous, channels_last.
         modes: modes of torch and training: eager, compiled.
-        dtypes: dtypes of torch and training, where it is that of autocast: float32, bfloat16.
-        image_size: side length in pixels.
-        threads: threads of the CPU; 0 takes all.
-        rounds: samples of each form, taken in turns.
-        device: where it is measured: cpu or cuda.
+        dtypes: dtypes in torch, or of autocast in training: float32, bfloat16.
+        image_size: side length of the images in pixels.
+        threads: number of CPU threads; 0 uses all.
+        rounds: number of times each form is timed; the forms take turns.
+        device: device to measure on: cpu or cuda.
     """
 
     networks: Sequence[str] = NETWORKS

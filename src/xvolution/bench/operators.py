@@ -37,22 +37,23 @@ _IN_FILES = {"pass": "inference", "dtype": "float32", "mode": "eager", "device":
 
 @dataclass(frozen=True)
 class OperatorBench:
-    """What to measure: every combination of shapes, batches, dtypes, modes and threads.
+    """Time operators for every combination of shapes, batches, dtypes, modes and threads.
 
     Args:
-        operators: names of the register beside conv, such as xvolution, se, acmix, involution, sasa, global.
-        shapes: the convolutions: resnet-1 to resnet-4 (3x3, of a ResNet at 224), fpn-2 to fpn-5 (of an FPN at
-            800x1216).
-        batches: images in a batch.
+        operators: registered names of the operators to time beside conv, such as xvolution, se, acmix, involution, sasa,
+            global.
+        shapes: convolutions to replace: resnet-1 to resnet-4 (3x3, of a ResNet at 224 pixels), fpn-2 to fpn-5 (of an FPN
+            at 800x1216).
+        batches: numbers of images in a batch.
         dtypes: dtypes of the tensors: float32, bfloat16.
-        modes: how torch runs: eager, compiled.
-        threads: threads of the CPU; 0 takes all.
-        passes: what is measured: inference (of the deployed form), training (forward and backward, with peak memory).
-        rounds: samples of each form, taken in turns.
-        device: where it is measured: cpu or cuda.
-        memory_formats: memory formats of torch: contiguous, channels_last.
-        runtimes: where the operators run: torch; a runtime that ``export`` writes for, by its name: for inference, in
-            float32.
+        modes: modes of torch: eager, compiled.
+        threads: numbers of CPU threads; 0 uses all.
+        passes: what is timed: inference (of the deployed form), training (forward and backward, with peak memory).
+        rounds: number of times each form is timed; the forms take turns.
+        device: device to measure on: cpu or cuda.
+        memory_formats: memory formats in torch: contiguous, channels_last.
+        runtimes: where the operators run: torch, or a runtime that export writes for, by name; the latter only for
+            inference in float32.
     """
 
     operators: Sequence[str] = ("xvolution", "se", "global", "sasa", "involution", "acmix")

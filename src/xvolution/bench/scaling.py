@@ -25,14 +25,14 @@ ASYMPTOTIC_SIDE = 28
 
 @dataclass(frozen=True)
 class ScalingBench:
-    """One forward pass of the deployed form, in float32, over maps of growing size.
+    """Time one forward pass of the deployed form, in float32, over maps of growing size.
 
     Args:
-        operators: names of the register beside conv.
-        sides: height and width of the map.
-        channels: channels of the input and of the output.
-        threads: threads of the CPU; 0 takes all.
-        rounds: samples of each form, taken in turns.
+        operators: registered names of the operators to time beside conv.
+        sides: heights and widths of the maps in pixels.
+        channels: number of input and output channels.
+        threads: number of CPU threads; 0 uses all.
+        rounds: number of times each form is timed; the forms take turns.
     """
 
     operators: Sequence[str] = ("xvolution", "linear", "global", "global-attention")

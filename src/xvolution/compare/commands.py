@@ -23,15 +23,15 @@ from xvolution.training.flags.run import add_run_flags, operators_help
 from xvolution.training.tasks import CLASSIFY, task_called
 
 OF_THE_GRID = ("operator", "operator_options", "seed", "output", "resume", "progress")
-#: What a recipe's file may say and a comparison says for each cell: the settings of the grid and of its one device.
+#: Settings that a recipe's file may have and that the comparison sets itself for each cell.
 OF_EACH_CELL = ("operator", "operator_options", "seed", "resume", "progress", "devices", "num_nodes", "strategy")
-#: More are a slip of the hand.
+#: A larger number is a typing mistake.
 MOST_SEEDS = 1000
 OWN = ("jobs", "jobs_per_device", "threads", "launcher", "slurm", "latency_batch", "latency_rounds", "output", "folds")
 
 
 def compare_command(arguments: Sequence[str]) -> None:
-    """Run a comparison and say what it found."""
+    """Run a comparison and print its result."""
     config, dry = parse_compare(arguments)
     from xvolution.compare.run import compare, dry_run
 
@@ -39,7 +39,7 @@ def compare_command(arguments: Sequence[str]) -> None:
 
 
 def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
-    """Parse presets, YAML files and flags, the later winning over the earlier; and whether it is a dry run.
+    """Parse presets, YAML files and flags; later ones take precedence. Also returns whether it is a dry run.
 
     Raises:
         InputError: a flag is unknown, or a value is not allowed.
@@ -71,54 +71,53 @@ def compare_parser(defaults: RunConfig, everything: bool = False) -> Parser:
     """The flags of a comparison, and those of `xvolution train` for its recipe, with the defaults of its task.
 
     Args:
-        defaults: of the recipe.
-        everything: whether its help lists the options of every operator too.
+        defaults: the default settings of the recipe.
+        everything: whether the help also lists the options of every operator.
     """
     parser = Parser(
         "compare",
-        "Which operator helps on my data, and what does it cost? Trains each with several seeds and reports.\n"
-        "Each task has recipes of its own: see xvolution compare --task detect --help.",
+        "Train each operator with several seeds, and report which one helps on your data and what it costs.\n"
+        "Each task has its own recipes: see xvolution compare --task detect --help.",
         operators_help("--operators", everything),
     )
     operators = Flag(
         "operators",
         str,
         None,
-        "what is compared, such as conv,xvolution:attention_ratio=0.5,window=5,acmix; label=, stages=, names= and "
-        "new_lr_factor= work as options.",
+        "operators to compare, each with its options, such as conv,xvolution:attention_ratio=0.5,window=5,acmix; label=, "
+        "stages=, names= and new_lr_factor= are options of each.",
     )
     parser.add_flag("comparison", operators, nargs="+", metavar="NAME,...")
-    presets = f"a comparison that is written down: {', '.join(preset_names())}, or a YAML file; flags win."
+    presets = (
+        f"a prepared comparison: {', '.join(preset_names())}, or a YAML file; flags take precedence. None by default."
+    )
     add = parser.add_flag
     add("comparison", Flag("preset", str | None, None, presets))
-    add("comparison", Flag("seeds", str | None, None, "how many seeds, or a list such as [3,4,5]; 3 by default."))
-    folds = "train so many networks a cell, each without one part of the images, which judges it; for few images."
+    add("comparison", Flag("seeds", str | None, None, "number of seeds, or a list such as [3,4,5]; 3 by default."))
+    folds = "number of networks of each cell, each trained without one part of the images and judged by it; for few images."
     add("comparison", Flag("folds", int | None, None, folds))
-    add(
-        "comparison", Flag("baseline", str | None, None, "the label that others are measured against; conv by default.")
+    baseline = "label of the baseline that the others are compared with; conv by default."
+    add("comparison", Flag("baseline", str | None, None, baseline))
+    add("comparison", Flag("dry_run", bool, False, "print the trainings and their commands, and train nothing."))
+    add("comparison", Flag("latency_batch", int, 1, "number of images in the batch for measuring latency."), rare=True)
+    add("comparison", Flag("latency_rounds", int, 20, "number of times each latency is measured; 0 measures none."))
+    add("machine", Flag("jobs", int | None, None, "number of trainings at once; by default one for each device."))
+    add("machine", Flag("jobs_per_device", int, 1, "number of trainings that share a GPU."), rare=True)
+    threads = "number of CPU threads of each training; by default the trainings share the cores evenly."
+    add("machine", Flag("threads", int | None, None, threads), rare=True)
+    launcher = Flag(
+        "launcher", str, "local", "where trainings run: local for processes on this machine, or SLURM jobs."
     )
-    add("comparison", Flag("dry_run", bool, False, "print the grid and its commands, and train nothing."))
-    add("comparison", Flag("latency_batch", int, 1, "images in the batch whose latency is measured."), rare=True)
-    add("comparison", Flag("latency_rounds", int, 20, "samples of each latency; 0 measures none."))
-    add("machine", Flag("jobs", int | None, None, "trainings at once; one for each device by default."))
-    add("machine", Flag("jobs_per_device", int, 1, "trainings that share a GPU."), rare=True)
-    add(
-        "machine",
-        Flag("threads", int | None, None, "threads of each training; cores are dealt out by default."),
-        rare=True,
-    )
-    launcher = Flag("launcher", str, "local", "what the trainings are: processes here, or SLURM jobs.")
     add("machine", launcher, rare=True, choices=["local", "slurm"])
-    add("machine", Flag("slurm", dict[str, Any], {}, "parameters of submitit's executor."), rare=True)
-    add(
-        "output", Flag("output", str | None, None, "the comparison's folder; by default runs/compare-<data>-<network>.")
-    )
+    add("machine", Flag("slurm", dict[str, Any], {}, "parameters of submitit's executor, as a JSON object."), rare=True)
+    folder = "folder of the comparison; by default runs/compare-<data>-<network>."
+    add("output", Flag("output", str | None, None, folder))
     add_run_flags(parser, defaults, leave_out=OF_THE_GRID)
     return parser
 
 
 def _preset_of(arguments: Sequence[str]) -> dict[str, Any]:
-    """The preset that the flags name, read before they are parsed so that they can win over it."""
+    """The preset that the flags name, read before the flags are parsed, because they take precedence."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset")
     name = finder.parse_known_args(list(arguments))[0].preset
@@ -126,12 +125,13 @@ def _preset_of(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _without_the_cells(defaults: RunConfig, path: str, settings: dict[str, Any]) -> Mapping[str, Any]:
-    """What a recipe says, but for what is said for each cell, which is named."""
+    """A recipe's settings without those that the comparison sets for each cell; a message names the latter."""
     fields = {field.name for field in dataclasses.fields(defaults)}
     options = {option.name for name in operator_names() for option in flags_of(name)} - fields
     left_out = [name for name in settings if name in OF_EACH_CELL or name in options]
     if left_out:
-        print(f"{path}: {', '.join(left_out)} left out, which the comparison says for each cell", file=sys.stderr)
+        names = ", ".join(left_out)
+        print(f"{path}: ignored {names}, because the comparison sets this for each training", file=sys.stderr)
     return {name: value for name, value in settings.items() if name not in left_out}
 
 
@@ -145,4 +145,4 @@ def _seeds(given: Any) -> tuple[int, ...]:
         return tuple(range(value))
     if isinstance(value, list) and len(value) <= MOST_SEEDS and all(isinstance(seed, int) for seed in value):
         return tuple(value)
-    raise InputError(f"--seeds is {str(given)[:60]}; give how many, from 1 to {MOST_SEEDS}, or a list such as [3,4,5].")
+    raise InputError(f"--seeds is {str(given)[:60]}; give a number from 1 to {MOST_SEEDS}, or a list such as [3,4,5].")

@@ -62,8 +62,8 @@ class ConversionConfig(ABC):
     """What takes the place of a convolution.
 
     Attributes:
-        kernel_size: side length of the kernel in the place of each; by default that of the replaced convolution. A
-            kernel of another size starts with new weights.
+        kernel_size: side length of the new kernel in pixels; by default that of the replaced convolution. A kernel of
+            another size starts with new weights.
     """
 
     kernel_size: int | None = None
@@ -129,13 +129,14 @@ class XVolutionConfig(ConversionConfig):
     Attributes:
         attention: the configuration of a branch (``xvolution.attention``), its name, None, or a function that takes the
             ``nn.Conv2d`` to be replaced and returns an attention module of the same input and output shapes.
-        num_conv_branches: convolutions, each with a norm, that are summed in training and are one once deployed.
-        diverse_branches: sum up a 1x1 convolution, a 1x1 before a convolution and a 1x1 before average pooling too, each with its
-            norms: diverse branches, which are one convolution with the others once deployed.
+        num_conv_branches: number of convolutions, each with a norm, that are summed in training and merge into one for
+            deployment.
+        diverse_branches: also sum a 1x1 convolution, a 1x1 before a convolution, and a 1x1 before average pooling, each
+            with a norm. All of them merge into one convolution for deployment.
         norm_layer: norm of the attention branch and of further convolutions: the name of a class in torch.nn, such as
             BatchNorm2d, a function of the number of channels, or None.
-        zero_init: start the attention and further convolutions at zero effect, so that the converted network computes what it
-            computed before.
+        zero_init: start the attention and further convolutions with zero effect, so that the outputs of the converted
+            network do not change.
     """
 
     attention: AttentionConfig | str | Callable[[Any], nn.Module] | None = DEFAULT_ATTENTION

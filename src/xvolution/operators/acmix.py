@@ -18,7 +18,7 @@ from xvolution.operators.local_attention import check_ungrouped, geometry_of, ta
 
 @register(
     "acmix",
-    "Window self-attention and a convolution over the same three 1x1 projections, weighed by two learned numbers.",
+    "Window self-attention and a convolution that share three 1x1 projections, summed with two learned weights.",
     "Pan, Ge, Lu, Song, Chen, Huang, Huang: On the Integration of Self-Attention and Convolution, CVPR 2022, "
     "arXiv 2111.14556",
 )
@@ -42,8 +42,8 @@ class ACmix2d(nn.Module):
             of the convolution path; stride and dilation are the attention's too.
         groups: must be 1.
         bias: of the three projections.
-        window: side length of the attention's window, 7 in the paper.
-        num_heads: heads of the attention; by default 4, the authors' number, or its largest divisor that divides the
+        window: side length of the attention window in pixels, 7 in the paper.
+        num_heads: number of attention heads; by default 4, the authors' number, or its largest divisor that divides the
             output channels.
 
     Shape:

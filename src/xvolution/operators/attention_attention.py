@@ -14,7 +14,7 @@ from xvolution.operator import XVolution2d
 
 @register(
     "attention-attention",
-    "Two parallel attention branches of X-volution, each with a batch norm, summed: its structure without the convolution.",
+    "The sum of two attention branches, each with a batch norm: X-volution's structure without the convolution.",
     "The control of X-volution's ablation (Chen, Wang, Ni: X-volution: On the unification of convolution and "
     "self-attention, arXiv 2106.02253, 2021, section 4)",
 )
@@ -25,7 +25,7 @@ class AttentionAttention2d(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
             ``nn.Conv2d``.
         bias: has no effect; the norms have one.
-        attention: name of the branch that both are.
+        attention: name of the attention branch that is used twice.
         attention_ratio: query and key channels of both branches as a fraction of the output channels.
 
     Shape:

@@ -10,11 +10,11 @@ from xvolution.conversion.register import FORMS, Form
 
 FORMS["conv-conv"] = Form(
     XVolutionConfig(attention=None, num_conv_branches=2),
-    "Two convolutions, each with a norm, summed: X-volution's structure without attention.",
+    "The sum of two convolutions, each with a norm: X-volution's structure without attention.",
 )
 FORMS["conv-diverse"] = Form(
     XVolutionConfig(attention=None, diverse_branches=True),
-    "Four branches of convolutions and pooling, summed, one convolution once deployed: diverse branches without attention.",
+    "The sum of four branches of convolutions and pooling, without attention. It deploys as one convolution.",
 )
 FORMS["conv-window"] = Form(
     XVolutionConfig(attention=GatedDepthwise(gate="one")),

@@ -14,7 +14,7 @@ from xvolution.geometry import spatial
 
 @register(
     "conv-context",
-    "A convolution and a context of the whole image, the same at every pixel: X-volution's structure without attention.",
+    "The sum of a convolution and a context vector of the whole image: X-volution's structure without attention.",
     "Cao, Xu, Lin, Wei, Hu: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, arXiv 1904.11492, 2019, "
     "with the mean in the place of the learned pooling",
 )
@@ -24,7 +24,7 @@ class ConvContext2d(nn.Module):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``; the context is not grouped.
-        ratio: channels between ``W¹`` and ``W²`` as a fraction of the output channels.
+        ratio: number of channels between W¹ and W², as a fraction of the output channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W'). In training N must be at least 2, since ``norm_g`` normalizes one vector for

@@ -27,7 +27,7 @@ class CoordinateAttention2d(AroundConvolution2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``; the three layers are not grouped.
-        reduction: output channels for each channel behind ``W¹``, of which there are at least 8.
+        reduction: number of output channels for each hidden channel after W¹; there are at least 8 hidden channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

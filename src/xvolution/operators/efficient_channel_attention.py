@@ -29,8 +29,8 @@ class EfficientChannelAttention2d(AroundConvolution2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``.
-        window: how many neighbouring channels a weight is computed from, an odd number; the paper's when None, the odd number
-            above or at ``(log2(C) + 1) / 2``.
+        window: number of neighbouring channels from which a weight is computed, an odd number; by default the paper's
+            choice, ⌊(log2(C) + 1) / 2⌋ rounded up to an odd number.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

@@ -41,10 +41,10 @@ def global_attention(
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
             ``nn.Conv2d``; they place the pixels that attend to each other.
-        bias: of the value, which is the bias of the output, since the weights of a softmax are one in sum.
+        bias: whether the value has a bias; it is the bias of the output, because the weights of a softmax sum to one.
         attention_ratio: query and key channels as a fraction of the output channels.
-        num_heads: heads in each group; by default 8, or its largest divisor that divides the output channels.
-        qk_norm: take cosines of query and key times a learned temperature as logits.
+        num_heads: number of heads in each group; by default 8, or its largest divisor that divides the output channels.
+        qk_norm: use cosine similarity of query and key, times a learned temperature, as logits.
 
     Returns:
         A module of (N, C_in, H, W) -> (N, C_out, H', W').

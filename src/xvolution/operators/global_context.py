@@ -25,7 +25,8 @@ class GlobalContext2d(WithBottleneck2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``; ``W¹`` and ``W²`` are not grouped.
-        reduction: output channels for each channel between ``W¹`` and ``W²``, of which there are at least 8.
+        reduction: number of output channels for each hidden channel between W¹ and W²; there are at least 8 hidden
+            channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

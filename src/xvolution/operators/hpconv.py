@@ -47,8 +47,9 @@ class HPConv2d(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``, of the first level; the others are centred on the same pixels, so that the output size is that
             of the convolution.
-        levels: how many kernel sizes, 1 to 4.
-        hierarchical: read the output of the level before as well; without it the operator is pyramidal convolution.
+        levels: number of kernel sizes, from 1 to 4.
+        hierarchical: each level also reads the output of the level before; without this the operator is a pyramidal
+            convolution.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

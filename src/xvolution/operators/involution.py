@@ -32,9 +32,9 @@ class Involution2d(nn.Module):
             the paper's kernel is 7.
         groups: must be 1.
         bias: of the 1x1 convolution in front, where there is one; the involution itself adds nothing.
-        reduction: the paper's r, by which the channels shrink while the kernel is computed.
-        group_channels: channels that share a kernel; by default 16, the paper's number, or its largest divisor that
-            divides the channels.
+        reduction: factor r of the paper by which the channels shrink while the kernel is computed.
+        group_channels: number of channels that share a kernel; by default 16, the paper's number, or its largest divisor
+            that divides the channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

@@ -38,10 +38,10 @@ class LESA2d(nn.Module):
             of the convolution of the unary term; the attention is over the centres of its windows.
         groups: must be 1; the convolution has ``num_heads`` groups.
         bias: has no effect, since both terms end in a norm, which has one.
-        num_heads: heads of the attention and groups of the convolution; by default 8, the authors' number, or its
+        num_heads: number of attention heads and of groups of the convolution; by default 8, the authors' number, or its
             largest divisor that divides the input channels and half of the output channels.
-        map_size: side length of the maps for which positions are learned, 14 in the authors' models; they are interpolated
-            for others. None leaves positions out.
+        map_size: side length in pixels of the maps for which positions are learned, 14 in the authors' models; positions
+            are interpolated for other sizes. None uses no positions.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

@@ -103,8 +103,8 @@ class LocalAttention2d(nn.Module):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``; the paper's window is 7. ``groups`` are groups of the projections.
-        num_heads: heads in each group; by default 8, the paper's number, or its largest divisor that leaves every head
-            an even number of channels.
+        num_heads: number of heads in each group; by default 8, the paper's number, or its largest divisor that leaves
+            every head an even number of channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

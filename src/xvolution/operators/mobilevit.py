@@ -35,11 +35,11 @@ class MobileViT2d(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype: those of
             ``nn.Conv2d``, of ``local``. The fusion has the same kernel size and padding mode, stride 1 and one group.
         bias: accepted for the interface; a batch norm follows, so that a bias would have no effect.
-        dim: channels of the transformer; by default the output channels.
-        depth: transformer layers.
-        num_heads: attention heads; they divide ``dim``.
-        patch_size: side of the patches in pixels.
-        mlp_ratio: hidden channels of the perceptron over ``dim``.
+        dim: number of channels of the transformer; by default the output channels.
+        depth: number of transformer layers.
+        num_heads: number of attention heads, which must divide dim.
+        patch_size: side length of the patches in pixels.
+        mlp_ratio: hidden channels of the perceptron, as a multiple of dim.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W').

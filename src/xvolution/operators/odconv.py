@@ -37,7 +37,7 @@ class ODConv2d(WithBottleneck2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: those of
             ``nn.Conv2d``; the layers of the weights are not grouped.
-        reduction: input channels for each channel behind U, of which there are at least 16.
+        reduction: number of input channels for each hidden channel after U; there are at least 16 hidden channels.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W'). In training N must be at least 2, since the norm behind U sees one vector for each

@@ -45,7 +45,7 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
     operator = said(arguments, "operator") or defaults.operator
     parser = Parser(
         "train",
-        "Train a network, with X-volution or without. Each task and each operator has flags of its own: see\n"
+        "Train a network, with or without X-volution. Each task and each operator has its own flags: see\n"
         "xvolution train --task detect --help, or xvolution train --operator linear --help.",
         operators_help("--operator", "--help-all" in arguments, operator),
     )
@@ -57,9 +57,9 @@ def parse_run(arguments: Sequence[str]) -> RunConfig:
 
 
 def said(arguments: Sequence[str], setting: str) -> str | None:
-    """What a setting is on the command line, or in the last YAML file that has it; None where nothing says it.
+    """The value of a setting on the command line, or in the last YAML file that has it; None if neither has it.
 
-    For the settings that decide which flags there are, which have to be known before the flags are parsed.
+    Some settings decide which flags exist. They have to be known before the flags are parsed.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{setting}", dest="value")
@@ -75,11 +75,11 @@ def said(arguments: Sequence[str], setting: str) -> str | None:
 
 
 def with_recipes(arguments: Sequence[str], rewrite: Callable[[str, dict[str, Any]], Mapping[str, Any]]) -> list[str]:
-    """The arguments with recipes in the place of the YAML files that hold them.
+    """The arguments, with the path of each YAML file replaced by its settings.
 
     Args:
-        arguments: of the command line.
-        rewrite: makes what is read of a path and the settings in it, which are in the names of this version.
+        arguments: those of the command line.
+        rewrite: takes a path and its settings, already upgraded to this version's names, and returns the settings to use.
     """
     given, result = list(arguments), []
     while given:
@@ -94,15 +94,15 @@ def with_recipes(arguments: Sequence[str], rewrite: Callable[[str, dict[str, Any
 
 
 def _recipe(given: str) -> dict[str, Any] | None:
-    """The settings of a YAML file, or of its text; None where these are none, of which the parser says what is wrong.
+    """The settings in a YAML file, or in YAML text; None if it cannot be read, which the parser reports later.
 
     Raises:
-        InputError: the file is no text.
+        InputError: the file is not UTF-8 text.
     """
     try:
         text = given if "\n" in given else Path(given).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"--config {given} is no text in UTF-8; give a YAML file of settings.") from None
+        raise InputError(f"--config {given} is not UTF-8 text; give a YAML file of settings.") from None
     except (OSError, ValueError):
         return None
     try:
@@ -113,7 +113,7 @@ def _recipe(given: str) -> dict[str, Any] | None:
 
 
 def configured(defaults: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration of what a parser with `add_run_flags` has parsed, with the task of ``defaults``.
+    """The configuration from the values that a parser with `add_run_flags` has parsed, with the task of ``defaults``.
 
     Raises:
         InputError: a value is not allowed.
@@ -123,13 +123,13 @@ def configured(defaults: Config, values: Mapping[str, Any]) -> Config:
     for name, value in values.items():
         if value is None and type(None) not in typing.get_args(hints[name]):
             raise InputError(
-                f"{flag_of(name)} is null; leave it out for its default, {getattr(defaults, name)}, or give a value."
+                f"{flag_of(name)} is null; give a value, or leave it out for the default, {getattr(defaults, name)}."
             )
     return dataclasses.replace(defaults, **values)
 
 
 def operator_options(values: dict[str, Any], operator: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Take the operator's options out of what was parsed; one that the command line names wins over a file's."""
+    """Take the operator's options out of the parsed values; the command line takes precedence over a file."""
     options, given = dict(values["operator_options"] or {}), set(names_in(arguments))
     for option in flags_of(operator):
         value = values.pop(option.name)
@@ -139,7 +139,7 @@ def operator_options(values: dict[str, Any], operator: str, arguments: Sequence[
 
 
 def train_flags(config: RunConfig) -> list[str]:
-    """The flags that `parse_run` makes this configuration of; what has its default is left out."""
+    """The flags from which `parse_run` makes this configuration; settings with their default are left out."""
     task: Task[Any, Any] = task_of(config)
     flags = [] if task is CLASSIFY else ["--task", task.name]
     own, default = config.to_dict(), task.defaults().to_dict()

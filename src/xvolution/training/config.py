@@ -32,53 +32,58 @@ class RunConfig(ABC):
     """What a run of any task is decided by: the data, the operator, the schedule, the machine.
 
     Args:
-        data: what is trained on.
-        operator: what takes the place of convolutions: xvolution, an attention branch or another operator by its name; conv
-            leaves the network as it is.
-        operator_options: options of the operator, as JSON; each has a flag of its own too.
+        data: the data to train on.
+        operator: the operator that replaces convolutions: xvolution, an attention branch or another operator by name;
+            conv keeps the network as it is.
+        operator_options: options of the operator as a JSON object; each option also has a flag of its own.
         stages: stages of the network in which convolutions are replaced, counted from 1.
-        kernel_sizes: side lengths of the kernels that are replaced; by default those larger than one pixel.
-        names: shell patterns of the modules that are replaced, such as layer3.*.conv2.
-        at_projections: replace the 1x1 convolution behind a depthwise one in its place, where attention mixes channels.
-        holdout: judge by this fraction of the training part in the place of the validation part; or by a fold of a classifier's
-            images, such as 2/5: the second of five parts of training and validation part together.
-        on_bad_image: what happens at an unreadable image: error ends the run, skip goes on without it.
-        max_pixels: the most that an image may have; by default Pillow's limit of 178956970, against files that fill the memory.
-        outside_images: read images that annotations or tables name outside of the data's folder too.
-        workers: processes that load images; 0 loads in the training process. By default as many as there are cores but
-            one, at most 8, and none for digits.
-        limit_train_batches: batches of an epoch, at most.
-        limit_val_batches: batches of an evaluation, at most.
-        hflip: probability of mirroring; by default 0.5 (0 for digits).
-        epochs: passes over the training part.
-        batch_size: images in a batch, for each process.
-        accumulate: batches whose gradients make one step.
-        optimizer: timm's name of an optimizer, such as sgd, adamw, lamb.
-        lr: learning rate at its peak.
-        new_lr_factor: learning rate of the parameters that conversion adds, as a multiple of that of the others.
-        momentum: momentum of the optimizers that have one, such as sgd.
-        weight_decay: decay of the weights; biases and norms get none.
-        schedule: timm's name of a schedule, such as cosine, step, multistep, linear.
-        decay_epochs: epochs between the drops of the step schedule.
-        decay_milestones: epochs before the drops of the multistep schedule.
-        decay_rate: factor of the drops of the step and multistep schedules.
-        warmup_epochs: epochs of linear warm-up; fractions are allowed.
-        min_lr: learning rate at the end.
-        clip_grad: largest norm of the gradient.
-        ema_decay: decay of an exponential moving average of the weights, which is then what is judged and exported.
-        precision: precision of the arithmetic: 32, or bf16 or 16 for mixed precision.
-        accelerator: what trains: cpu, gpu, mps or another of Lightning; auto takes a GPU where there is one.
-        devices: how many devices train, a list of their indices, or auto.
-        num_nodes: how many machines train.
-        strategy: how several devices train, by its name in Lightning, such as ddp.
-        seed: seed of weights, order, augmentation and dropout.
-        split_seed: seed of the part that is held out where the data have no part of their own to judge by; by default
-            the run's seed.
-        deterministic: use deterministic algorithms only; resumed GPU runs need it to end with the same bits.
+        kernel_sizes: replace only convolutions with these kernel sizes, in pixels; by default every size above 1.
+        names: replace only modules whose names match one of these shell patterns, such as layer3.*.conv2; by default
+            every name.
+        at_projections: replace the 1x1 convolution after a depthwise convolution instead of the depthwise one; ignored
+            with kernel sizes or names.
+        holdout: evaluate on this fraction of the training part, between 0 and 1, instead of the validation part; or on a fold
+            of a classifier's images, such as 2/5: the second of five parts of training and validation part together.
+        on_bad_image: what to do with an unreadable image: error stops the run, skip leaves the image out.
+        max_pixels: largest number of pixels in an image; larger images are an error. By default Pillow's limit of
+            178956970, so that no file fills the memory.
+        outside_images: also read images outside the data folder that annotations or tables name.
+        workers: number of processes that load images, from 0 to 128; 0 loads them in the training process. By default the
+            number of cores minus one, at most 8, and 0 for digits.
+        limit_train_batches: largest number of batches in a training epoch; by default all.
+        limit_val_batches: largest number of batches in an evaluation; by default all.
+        hflip: probability of mirroring a training image, from 0 to 1; by default 0.5, and 0 for digits.
+        epochs: number of passes over the training part.
+        batch_size: number of images in a batch, for each process.
+        accumulate: number of batches whose gradients make one optimizer step.
+        optimizer: name of an optimizer in timm, such as sgd, adamw or lamb.
+        lr: highest learning rate, which the warm-up ends with.
+        new_lr_factor: factor on the learning rate for the parameters that conversion adds.
+        momentum: momentum, from 0 to 1, for optimizers that have one, such as sgd.
+        weight_decay: weight decay; biases and normalization layers get none.
+        schedule: name of a learning rate schedule in timm, such as cosine, step, multistep or linear.
+        decay_epochs: number of epochs between two drops of the step schedule.
+        decay_milestones: epochs after which the multistep schedule drops the learning rate.
+        decay_rate: factor on the learning rate at each drop of the step and multistep schedules.
+        warmup_epochs: length of the linear warm-up in epochs; fractions are allowed.
+        min_lr: learning rate at the end of the schedule.
+        clip_grad: largest norm of the gradient; a larger gradient is scaled down to it. By default there is no limit.
+        ema_decay: decay of an exponential moving average of the weights, between 0 and 1; the averaged weights are
+            evaluated and exported. By default there is no average.
+        precision: precision of the arithmetic: 32 for float32, bf16 or 16 for mixed precision.
+        accelerator: kind of device to train on: cpu, gpu, mps or another of Lightning's; auto uses a GPU if there is one.
+        devices: number of devices to train on, a list of their indices, or auto.
+        num_nodes: number of machines to train on.
+        strategy: name of Lightning's strategy for training on several devices, such as ddp.
+        seed: seed of weights, order of the images, augmentation and dropout.
+        split_seed: seed that chooses the held-out images; by default the seed of the run.
+        deterministic: use deterministic algorithms only; on a GPU, a resumed run ends with the same bits only with this
+            flag.
         output: folder of the run; by default runs/<data>-<model>-<operator>.
-        resume: go on from last (the checkpoint in the output folder) or from a checkpoint's path.
-        checkpoint_every: write a checkpoint every so many steps, beside the one after each epoch.
-        progress: what is printed: a bar, lines (one for each epoch), or nothing (off); auto draws a bar on a terminal.
+        resume: continue from a checkpoint: last for the one in the output folder, or a path. By default the training
+            starts anew.
+        checkpoint_every: also write a checkpoint after this many optimizer steps; by default only after each epoch.
+        progress: how progress is shown: bar, lines (one line for each epoch) or off; auto shows a bar on a terminal.
     """
 
     data: str = "."
@@ -218,35 +223,39 @@ class TrainConfig(RunConfig):
     """A training of an image classifier.
 
     Args:
-        model: the network, by its name in timm, such as resnet18 or convnext_atto.
-        model_kwargs: further keyword arguments of timm.create_model, as JSON.
-        pretrained: begin with timm's pretrained weights.
-        weights: begin with the weights of this file: of the same network, plain or converted in the same way, by this library or
-            in timm's names (.safetensors). The classifier on top is new where the number of classes differs.
+        model: name of the network in timm, such as resnet18 or convnext_atto.
+        model_kwargs: further keyword arguments of timm.create_model, as a JSON object.
+        pretrained: start from timm's pretrained weights.
+        weights: start from the weights in this file: a checkpoint or weights file of this library, or a .safetensors file
+            with timm's names. The network must be the same, plain or with the same conversion; the last layer is new if
+            the number of classes differs. By default no file.
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
         data: the images: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set
             (torchvision:CIFAR10) or a Hugging Face data set.
-        image_size: side length in pixels; by default that of the median image where it is small, else 224.
-        in_chans: channels of the images: 3 for colour, 1 for grey, auto for what the data have.
-        in_memory: decode the images once, hold them as uint8 on the device that trains and augment whole batches there:
-            much faster where small images leave the network waiting. Crops and mirroring alone; random crops need 4 times the
-            memory, and are interpolated bilinearly.
-        crop: how training images are cropped: pad shifts padded images, rrc crops and resizes at random, auto pads up
-            to 96 pixels.
-        crop_scale: smallest area of a random crop, as a fraction of the image.
-        auto_augment: timm's name of an augmentation policy, such as rand-m9-mstd0.5.
-        color_jitter: strength of the colour jitter.
-        random_erase: probability of random erasing.
+        image_size: side length of the network's input in pixels, from 8 to 10000; by default the median side length of
+            the images if it is at most 96, else 224.
+        in_chans: channels of the images: 3 for colour, 1 for grey, auto for the channels of the data.
+        in_memory: decode all images once, keep them as uint8 on the training device and augment whole batches there.
+            Faster for small images. Only crops and mirroring are possible; random crops take 4 times the memory and use
+            bilinear interpolation.
+        crop: how training images are cropped: pad shifts padded images, rrc crops and resizes at random, auto is pad for
+            images up to 96 pixels and rrc above.
+        crop_scale: smallest area of a random crop, as a fraction of the image, above 0 and at most 1.
+        auto_augment: name of an augmentation policy in timm, such as rand-m9-mstd0.5; by default no policy.
+        color_jitter: strength of the colour jitter; 0 is off.
+        random_erase: probability of random erasing, from 0 to 1.
         mixup: alpha of mixup; 0 is off.
         cutmix: alpha of cutmix; 0 is off.
-        label_smoothing: probability mass taken from the true class.
-        teacher: a checkpoint or weights file of a classifier of the same classes, whose logits the network learns from too.
-        teacher_weight: weight of the teacher in the loss; the labels have the rest.
-        teacher_temperature: temperature by which the logits of both are divided.
-        anneal_to_conv: epochs at the end in which the gates are annealed to their means, with the network from before as its own
-            teacher; then every operator is one plain convolution exactly. For pixel_shift and channel_gate; 0 is off.
-        recalibrate_norms: before each judging, measure the statistics of batch norms again over so many training images, as they
-            are judged: what is averaged while training is of augmented images. 0 keeps that.
+        label_smoothing: probability that label smoothing takes from the true class, from 0 to below 1.
+        teacher: checkpoint or weights file of a classifier with the same classes; the network also learns from its
+            logits. By default there is no teacher.
+        teacher_weight: weight of the teacher in the loss, above 0 and at most 1; the labels get the rest.
+        teacher_temperature: temperature that divides the logits of the teacher and of the network.
+        anneal_to_conv: number of epochs at the end that anneal each gate to its mean, with the network before these
+            epochs as teacher. Each operator then becomes one plain convolution, exactly. Only for pixel_shift and
+            channel_gate; 0 is off.
+        recalibrate_norms: before each evaluation, measure the statistics of batch norms again on this number of training
+            images without augmentation; 0 keeps the running averages of training.
         channels_last: keep images and weights in the channels-last memory format.
         compile: compile the network with torch.compile.
     """
@@ -321,25 +330,27 @@ class DetectionConfig(RunConfig):
 
     Args:
         task: detect for boxes, segment for boxes and masks.
-        architecture: the detector: fasterrcnn, maskrcnn, retinanet or fcos, all with a feature pyramid; by default
+        architecture: the detector: fasterrcnn, maskrcnn, retinanet or fcos, each with a feature pyramid; by default
             maskrcnn for segment and fasterrcnn for detect.
         version: version of the detector's heads: 1, or 2 for torchvision's v2 heads.
-        backbone: the network under the detector: a torchvision ResNet or a timm name.
-        backbone_weights: a classifier's weights for the backbone: a .ckpt or .safetensors file of this library, or a .safetensors
-            file of timm or torchvision.
-        pretrained: begin with the library's ImageNet weights in the backbone.
-        norm: norms of the backbone: frozen keeps a classifier's statistics, batch trains them. By default frozen where it begins
-            with a classifier's weights, and batch where it begins with random ones, whose norms have no statistics.
-        trainable_layers: how many of the backbone's five layers, from the end, are trained; by default 3 where it begins with a
-            classifier's weights, and all 5 where it begins with random ones.
-        parts: where convolutions are replaced: backbone (in the stages of --stages), fpn, rpn, mask, head.
-        model_kwargs: further arguments of torchvision's class, as JSON, such as {"box_score_thresh": 0.2}.
+        backbone: the detector's backbone: a torchvision ResNet or a network of timm, by name.
+        backbone_weights: start the backbone from a classifier's weights: a .ckpt or .safetensors file of this library, or
+            a .safetensors file of timm or torchvision. By default no file.
+        pretrained: start the backbone from the ImageNet weights of torchvision or timm.
+        norm: normalization layers of the backbone: frozen keeps a classifier's statistics, batch trains them. By default
+            frozen if the backbone starts from a classifier's weights, and batch if its weights are random.
+        trainable_layers: how many of the backbone's five layers are trained, counted from the last, from 0 to 5; by
+            default 3 if the backbone starts from a classifier's weights, and 5 if its weights are random.
+        parts: parts in which convolutions are replaced: backbone (in the stages of --stages), fpn, rpn, mask, head.
+        model_kwargs: further keyword arguments of torchvision's class, as a JSON object, such as {"box_score_thresh":
+            0.2}.
         data: the images: a folder in COCO's format, a folder of parquet files or a Hugging Face data set with boxes.
-        min_size: shorter side of the images in pixels.
-        max_size: longer side of the images in pixels, at most.
-        scale_jitter: smallest and largest factor of the shorter side in training; [1,1] is none.
-        large_scale_jitter: resize training images by 0.1 to 2 and crop or pad them to a square of min_size.
-        aspect_groups: make batches of images that are all wide or all high.
+        min_size: length of the shorter side of the images in pixels, from 8 to 10000.
+        max_size: largest length of the longer side of the images in pixels, from min_size to 10000.
+        scale_jitter: smallest and largest random factor on the size of training images; [1,1] is none.
+        large_scale_jitter: resize training images by a random factor from 0.1 to 2, and crop or pad them to a square of
+            min_size.
+        aspect_groups: put only wide or only high images into one batch.
     """
 
     task: Literal["detect", "segment"] = "detect"

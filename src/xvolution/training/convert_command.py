@@ -36,21 +36,25 @@ def convert_command(arguments: Sequence[str]) -> None:
     operator = said(arguments, "operator") or defaults.operator
     parser = Parser(
         "convert",
-        "Put X-volution, or another operator, into a classifier, print what was converted and what was left alone and why,\n"
-        "and store the network for train, evaluate and deploy. Its outputs are compared before and after.",
+        "Put X-volution, or another operator, into a classifier. Print which convolutions were converted, which were not and\n"
+        "why, compare the outputs before and after, and write the network for train, evaluate and deploy.",
         operators_help("--operator", "--help-all" in arguments, operator),
     )
-    name = "timm's name of a network, torchvision:NAME, or a .safetensors or .ckpt file."
+    name = "name of a network in timm, torchvision:NAME, or a .safetensors or .ckpt file."
     parser.add_argument("name", type=str, metavar="NAME", help=name)
-    model = "timm's name of the network whose weights a file holds that does not say it; none by default."
+    model = "timm's name of the network in the file, if the file does not have it; none by default."
     parser.add_flag("network", Flag("model", str | None, None, model))
-    parser.add_flag("network", Flag("pretrained", bool, True, "begin with timm's weights of a network by name."))
-    classes = "classes of a network by name; by default those of its weights."
+    parser.add_flag(
+        "network", Flag("pretrained", bool, True, "use timm's pretrained weights; only for a network by name.")
+    )
+    classes = "number of classes, for a network by name; by default that of its weights."
     parser.add_flag("network", Flag("num_classes", int | None, None, classes))
     add_checksum(parser)
     add_field_flags(parser, defaults, TAKEN)
     add_operator_flags(parser, operator, arguments)
-    output = "the file of the converted network, in its training form: .safetensors; by default none, with --dry-run."
+    output = (
+        ".safetensors file for the converted network in training form; required without --dry-run, by default none."
+    )
     parser.add_flag("output", Flag("output", str | None, None, output))
     parser.add_flag("output", Flag("dry_run", bool, False, "print the summary and write nothing."))
     values = parser.parse_args(list(arguments)).as_dict()

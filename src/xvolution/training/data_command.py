@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 def data_command(arguments: Sequence[str]) -> None:
-    """Check a data set: the one thing to do with it is `check`."""
+    """Check a data set; `check` is the only action."""
     parser = Parser(
         "data",
-        "Read every picture of a data set and say what is wrong with it, what is unusual and what is there twice.\n"
-        "Ends with 2 where something must be mended before training.",
+        "Read every picture of a data set and report errors, unusual pictures and duplicates.\n"
+        "The exit code is 2 if something must be repaired before training.",
     )
-    parser.add_argument("action", choices=["check"], help="what to do.")
+    parser.add_argument("action", choices=["check"], help="the action: check reads all pictures.")
     folder = (
         "class folders, parquet files, or a folder in COCO's format: with annotations/instances_train*.json, or "
         "train/_annotations.coco.json."
     )
     parser.add_argument("folder", type=str, metavar="FOLDER", help=folder)
-    parser.add_flag("data", Flag("masks", bool, False, "every object of a folder in COCO's format needs a mask."))
+    parser.add_flag("data", Flag("masks", bool, False, "require a mask for every object of a folder in COCO's format."))
     add_reading(parser)
-    report = "a file for the whole report; none is written by default."
+    report = "JSON file for the whole report; by default none is written."
     parser.add_flag("output", Flag("json", str | None, None, report))
     values = parser.parse_args(list(arguments)).as_dict()
     found = _checked(values["folder"], values["masks"], values["max_pixels"], values["outside_images"])
@@ -42,11 +42,11 @@ def data_command(arguments: Sequence[str]) -> None:
     if values["json"] is not None:
         write_text(values["json"], json.dumps(found.to_dict(), indent=2) + "\n")
     if found.refused:
-        raise InputError(f"{found.refused} problems of {values['folder']} must be mended.")
+        raise InputError(f"{values['folder']} has {found.refused} problems that must be repaired before training.")
 
 
 def _checked(folder: str, masks: bool, max_pixels: int | None, outside_images: bool) -> DataReport | ClassReport:
-    """By what the folder holds; annotations that are missing are missed where masks are asked for."""
+    """Check a folder as COCO's format if it has annotations or masks are required, else as class folders."""
     watch = progress_line if sys.stderr.isatty() else None
     if masks or _has_annotations(Path(folder).expanduser()):
         from xvolution.training.coco.check import check_folder
@@ -57,7 +57,7 @@ def _checked(folder: str, masks: bool, max_pixels: int | None, outside_images: b
     return check_classes(folder, max_pixels, outside_images, watch)
 
 
-#: What a folder in COCO's format has and no other one.
+#: Names that only a folder in COCO's format has.
 _ANNOTATIONS = ("annotations", "*/_annotations.coco.json", "instances_*.json", "train.json", "val.json", "test.json")
 
 
@@ -67,7 +67,7 @@ def _has_annotations(folder: Path) -> bool:
 
 
 def progress_line(part: str, done: int, total: int) -> None:
-    """Say on the terminal how far it is, in one line that is written over, and wiped at the end."""
+    """Show the progress on the terminal in one line, which is erased at the end."""
     if done == total:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     elif done % 50 == 0:

@@ -11,21 +11,21 @@ from xvolution.training.flags.task import add_task_options
 
 
 def predict_command(arguments: Sequence[str]) -> None:
-    """Run a network over pictures, print what it says of them, and write it where asked."""
+    """Run a network on pictures, print its predictions, and write them to the files that were asked for."""
     parser = Parser(
         "predict",
-        "The most probable classes of pictures by a classifier, or the objects on them by a detector, drawn and in\n"
-        "COCO's format.",
+        "Print the most probable classes of pictures, or detect the objects on them. Detections are drawn on the pictures\n"
+        "and written in COCO's format.",
     )
     model = "a .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2 file."
     parser.add_argument("model", type=str, metavar="MODEL", help=model)
-    pictures = "files, folders with those in them, or patterns such as '*.jpg'."
+    pictures = "picture files, folders of them, or patterns such as '*.jpg'."
     parser.add_argument("pictures", nargs="+", type=str, help=pictures)
-    bad = Flag("on_bad_image", str, "error", "what to do at an unreadable picture: end, or go on without it.")
+    bad = Flag("on_bad_image", str, "error", "what to do with an unreadable picture: error stops, skip leaves it out.")
     parser.add_flag("data", bad, choices=["error", "skip"])
     add_reading(parser, outside_images=False)
     parser.add_flag("machine", DEVICE)
-    parser.add_flag("machine", Flag("batch_size", int, 32, "pictures that a classifier takes at a time."))
+    parser.add_flag("machine", Flag("batch_size", int, 32, "number of pictures in a batch, for classifiers."))
     add_checksum(parser)
     add_task_options(parser, "predict")
     values = parser.parse_args(list(arguments)).as_dict()

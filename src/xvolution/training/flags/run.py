@@ -44,9 +44,12 @@ _RARE_OPTIONS = ("num_conv_branches", "norm_layer", "zero_init", "kernel_size", 
 
 def add_run_flags(parser: Parser, defaults: RunConfig, leave_out: Collection[str] = ()) -> None:
     """Add `--config`, `--task` and a flag for each other field of a configuration but those to be left out."""
-    config = "a YAML file with any of these settings; flags behind it win."
+    config = "YAML file with any of these settings; flags after it take precedence."
     parser.group("recipe").add_argument("--config", action="config", metavar="FILE", help=config)
-    task = Flag("task", str, defaults.task, "what the network does; each task has flags and defaults of its own.")
+    tasks = (
+        "what to train: a classifier, a detector, or a detector with masks; each task has its own flags and defaults."
+    )
+    task = Flag("task", str, defaults.task, tasks)
     parser.add_flag("network", task, choices=tuple(TASKS))
     add_field_flags(parser, defaults, [name for name in fields_of(defaults) if name not in ("task", *leave_out)])
 

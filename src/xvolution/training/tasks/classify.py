@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xvolution.training.fit import TrainResult
     from xvolution.training.predictor import PredictSettings
 
-IMAGE_SIZE = Option("image_size", int, "side length in pixels; by default that of training.")
+IMAGE_SIZE = Option("image_size", int, "side length of the network's input in pixels; by default that of training.")
 
 
 class Classify(Task[TrainConfig, "ClassifierMetadata"]):
@@ -33,22 +33,22 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
 
     name = "classify"
     options = {  # noqa: RUF012 - Task declares it
-        "evaluate": (IMAGE_SIZE, Option("predictions", str, "CSV file for the prediction of every image.")),
+        "evaluate": (IMAGE_SIZE, Option("predictions", str, "CSV file for the predictions of all images.")),
         "deploy": (
             IMAGE_SIZE,
-            Option("batch_size", int, "images in the example that is measured and compared; 1 by default."),
+            Option("batch_size", int, "number of images in the batch that is timed and compared; 1 by default."),
             Option(
                 "fixed_size",
                 bool,
-                "fix batch and image size in exported files: a branch whose kernel the image decides is one convolution then.",
+                "fix batch and image size in exported files, so that a kernel computed for each image merges too.",
             ),
         ),
         "predict": (
-            Option("top", int, "how many classes of each picture, the most probable ones; 5 by default."),
-            Option("csv", str, "file for a table with a row for each picture and class."),
-            Option("json", str, "file for the same as JSON, an object for each picture."),
+            Option("top", int, "number of most probable classes to report for each picture; 5 by default."),
+            Option("csv", str, "CSV file with a row for each picture and class."),
+            Option("json", str, "JSON file with an object for each picture."),
             Option("page", str, "HTML file with the pictures and their classes."),
-            Option("pictures_on_page", int, "the first ones; 100 by default."),
+            Option("pictures_on_page", int, "number of pictures on the page; 100 by default."),
         ),
     }
     endings = (".safetensors", ".onnx", ".pt2", ".xml", ".ncnn.param", ".mnn", ".pte")

@@ -35,16 +35,16 @@ class Detect(Task[DetectionConfig, "DetectorMetadata"]):
     options = {  # noqa: RUF012 - Task declares it
         "evaluate": (
             Option("results", str, "JSON file for the detections in COCO's submission format."),
-            Option("page", str, "HTML file with pictures, the truth beside what was found."),
-            Option("pictures", int, "how many pictures are on the page; 24 by default."),
+            Option("page", str, "HTML file with pictures, showing annotations and detections."),
+            Option("pictures", int, "number of pictures on the page; 24 by default."),
         ),
         "deploy": (
-            Option("image", str, "a picture whose detections are compared; noise by default."),
-            Option("max_pixels", int, "the most pixels that the example may have; 178956970 by default."),
+            Option("image", str, "picture on which detections are compared; noise by default."),
+            Option("max_pixels", int, "largest number of pixels in the picture; 178956970 by default."),
         ),
         "predict": (
-            Option("output", str, "folder for the pictures and results.json; predictions by default."),
-            Option("score_threshold", float, "what scores less is left out; 0.5 by default."),
+            Option("output", str, "folder for the drawn pictures and results.json; predictions by default."),
+            Option("score_threshold", float, "lowest score of a detection that is kept, from 0 to 1; 0.5 by default."),
         ),
     }
     endings = (".safetensors", ".onnx", ".xml")
