@@ -67,7 +67,7 @@ def test_strongest_is_a_row_and_a_column():
 
 
 def test_a_wrong_name_lists_the_operators(model):
-    with pytest.raises(ValueError, match="'0' is no XVolution2d with attention of this model; it has 1"):
+    with pytest.raises(ValueError, match="the model has no XVolution2d with attention called '0'; it has 1"):
         branch_maps(model, torch.randn(1, 3, 5, 5), "0")
 
 
@@ -156,7 +156,7 @@ def test_products_that_do_not_vary_have_no_kurtosis(model):
 
 def test_only_operators_can_be_silenced(model):
     with (
-        pytest.raises(ValueError, match="'0' is no XVolution2d with attention of this model; it has 1"),
+        pytest.raises(ValueError, match="the model has no XVolution2d with attention called '0'; it has 1"),
         silenced(model, {"0": torch.zeros(4)}),
     ):
         pass

@@ -138,7 +138,7 @@ def test_results_of_another_machine_or_bench_are_not_mixed(tmp_path: Path) -> No
     with pytest.raises(InputError, match="holds the bench 'operators', not 'scaling'"):
         Results(path, "scaling")
     path.write_text("{")
-    with pytest.raises(InputError, match="no results file"):
+    with pytest.raises(InputError, match="not a results file"):
         Results(path, "operators")
 
 
@@ -389,7 +389,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     assert "|  | squeeze-and-excitation | 1.10 |  |  | 1.00 |" in text
     assert "| ResNet-50, all stages, ONNX Runtime | 1.05 | 1.20 | 1.09 | no |" in text
     assert f"| ResNet-50, all stages, OpenVINO | 1.05 | {bars.NOT_MEASURED} |  |  |" in text
-    assert "The dearest place is 64 x 56x56, batch 1" in text
+    assert "The most expensive place is 64 x 56x56, batch 1" in text
     assert "global at 112x112 (one call takes 9 GFLOPs)" in text
     assert "| xvolution | 1.00 | 0.00 |" in text
     assert "| global | 2.00 | 0.00 |" in text
@@ -455,7 +455,7 @@ def test_detectors_are_not_trained_here_and_need_their_package(
     monkeypatch.setattr("xvolution.bench.networks.find_spec", lambda name: object() if installed else None)
     assert main(["bench", "networks", "--networks", "yolo11n", "--runtimes", "training", "--batches", "2"]) == 2
     said = capsys.readouterr().err
-    assert ("training, which is of classifiers" if installed else "takes the package ultralytics") in said
+    assert ("training, which measures classifiers only" if installed else "needs the package ultralytics") in said
 
 
 def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

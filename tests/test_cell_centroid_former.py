@@ -138,11 +138,11 @@ def test_bad_input_is_a_sentence():
         CellCentroidFormer("no_such_net")
     with pytest.raises(ModelError, match=r"vit_small_patch32_224 has features at 1/32.*1/16 is needed"):
         CellCentroidFormer("vit_small_patch32_224")
-    with pytest.raises(ValueError, match="the neck takes two numbers of channels and the heads three"):
+    with pytest.raises(ValueError, match="give two numbers for the neck and three for the heads"):
         CellCentroidFormer("resnet10t", neck_channels=(8,))
     with pytest.raises(ValueError, match=r"boxes have the shape \(4,\)"):
         centroid_targets([torch.tensor([1.0, 2.0, 3.0, 4.0])], (8, 8))
-    with pytest.raises(ValueError, match="a box has no height or no width"):
+    with pytest.raises(ValueError, match="a box has height or width 0"):
         centroid_targets([torch.tensor([[4, 2, 3, 4]])], (8, 8))
     with pytest.raises(ValueError, match="window is 4; it must be an odd number"):
         decode(centroid_targets([BOXES], (56, 64)), window=4)

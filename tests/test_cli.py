@@ -75,7 +75,7 @@ def test_each_operator_has_flags_of_its_own(name: str, capsys: pytest.CaptureFix
 
 def test_an_option_of_another_operator_is_answered_with_the_right_ones() -> None:
     with pytest.raises(
-        InputError, match=r"--window is no option of linear, whose options are --attention-ratio, --num-heads"
+        InputError, match=r"linear has no option --window; its options are --attention-ratio, --num-heads"
     ):
         parse_run(["--operator", "linear", "--window", "5"])
     with pytest.raises(InputError, match=r"'linear' does not take window; its options are attention_ratio, num_heads"):
@@ -186,7 +186,7 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert finished.returncode == 130
-    assert "--resume last goes on from there" in finished.stderr
+    assert "with --resume last to continue" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert (tmp_path / "run" / "last.ckpt").is_file()
 

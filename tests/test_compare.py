@@ -85,7 +85,7 @@ def test_the_page_holds_every_figure_and_loads_nothing(compared: Path) -> None:
     assert not re.search(r"@import|url\((?!#)", source)
     assert source.count("<svg") == 3
     assert figures["headline"] in text
-    assert "not a claim" in text
+    assert "not conclusive" in text
     for row in figures["variants"]:
         wanted = [row["label"], row["verdict"], f"{100 * row['score']['estimate']:.2f} %"]
         wanted += [f"{100 * row['metrics'][name]:.2f} %" for name in ("top1", "top5")]
@@ -151,7 +151,7 @@ def test_folds_judge_every_image_once_by_a_network_that_did_not_see_it(
     said = capsys.readouterr().out
     assert "conv seed 0: fold 1/3, epoch 1/1" in said
     assert "conv seed 0: fold 3/3, epoch 1/1" in said
-    assert "2 cells: 2 variants x 1 seeds, each of 3 folds, in this order" in run.dry_run(config)
+    assert "2 trainings: 2 variants x 1 seeds, each of 3 folds, in this order" in run.dry_run(config)
     assert (found.figures["folds"], found.figures["images"]) == (3, 1797)
     assert "each once, by that of 3 networks which did not learn from it" in found.page.read_text(encoding="utf-8")
     for cell in cells(config):
@@ -251,13 +251,13 @@ def test_an_interrupted_process_goes_on(tmp_path: Path, kill: bool) -> None:
     if kill:
         run_cells([cell], watch.launcher, watch)
     else:
-        with pytest.raises(Interrupted, match="interrupted with 1 cells running and 0 waiting"):
+        with pytest.raises(Interrupted, match="interrupted with 1 trainings running and 0 waiting"):
             run_cells([cell], watch.launcher, watch)
     assert cell.result() is None
     state = torch.load(cell.folder / "last.ckpt", weights_only=True)
     seen = len(state["history"])
     assert 1 <= seen < 40
-    assert ("Ctrl-C: a checkpoint follows" in (cell.folder / "log.txt").read_text()) is not kill
+    assert ("Ctrl-C: writing a checkpoint" in (cell.folder / "log.txt").read_text()) is not kill
     task = cell.folder / "cell.json"
     task.write_text(task.read_text().replace('"epochs": 40', f'"epochs": {seen + 1}'))
     assert run_task(cell.folder) == 0
@@ -319,7 +319,7 @@ def test_gpus_are_dealt_out_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_report_without_any_result(tmp_path: Path) -> None:
     config = configured(tmp_path)
     figures = gather(config, cells(config), {}, None)
-    assert figures["headline"] == "No variant is finished beside conv yet."
+    assert figures["headline"] == "No variant is finished for the same seeds as conv yet."
     assert [row["verdict"] for row in figures["variants"]] == ["the baseline", "not finished"]
 
 
@@ -387,7 +387,7 @@ def test_attention_that_has_hardly_begun_to_speak_is_said_of_its_variant(tmp_pat
         "conv": False, "xvolution": True, "awake": False, "older": False
     }  # fmt: skip
     assert "it is 0.0002 of the variance" in sentences["xvolution"]
-    assert figures["variants"][1]["verdict"].endswith("; its attention has hardly begun to speak")
+    assert figures["variants"][1]["verdict"].endswith("; its attention hardly contributes yet")
     assert figures["asleep"] == [f"xvolution: {sentences['xvolution']}"]
     page = Text()
     page.feed(render(figures))
@@ -414,10 +414,10 @@ def row(
     ("given", "sentence"),
     [
         (row("x", 0.708, 1.06, (0.4, 1.2)), "+0.8 ± 0.4 points at 1.06 times the FLOPs; worth it"),
-        (row("x", 0.708, 2.0, (0.4, 1.2)), "+0.8 ± 0.4 points at 2.00 times the FLOPs; better, at a price"),
-        (row("x", 0.702, 1.06, (-0.4, 0.8)), "no difference that 3 seeds can show (+0.2 ± 0.6 points)"),
+        (row("x", 0.708, 2.0, (0.4, 1.2)), "+0.8 ± 0.4 points at 2.00 times the FLOPs; better, at a higher cost"),
+        (row("x", 0.702, 1.06, (-0.4, 0.8)), "no significant difference with 3 seeds (+0.2 ± 0.6 points)"),
         (row("x", 0.695, 1.06, (-0.7, -0.3)), "−0.5 ± 0.2 points: worse"),
-        (row("x", 0.708, 1.06, (0.4, 1.2), seeds=2), "+0.8 ± 0.4 points: not a claim, 2 seeds cannot carry one"),
+        (row("x", 0.708, 1.06, (0.4, 1.2), seeds=2), "+0.8 ± 0.4 points: not conclusive with 2 seeds"),
     ],
 )
 def test_rows_in_words(given: dict[str, Any], sentence: str) -> None:
@@ -436,7 +436,7 @@ def test_a_difference_is_shown_to_either_side_by_enough_seeds(
 
 def test_a_gain_that_another_gives_for_less_is_not_worth_it() -> None:
     rows = [row("conv", 0.70, 1.0), row("x", 0.71, 1.1, (0.5, 1.5)), row("y", 0.72, 1.05, (1.5, 2.5))]
-    assert verdict(rows[1], "conv", rows).endswith("; y gives more for no more")
+    assert verdict(rows[1], "conv", rows).endswith("; y is more accurate at no higher cost")
     assert verdict(rows[2], "conv", rows).endswith("; worth it")
 
 
@@ -446,17 +446,17 @@ def test_the_answer_on_top() -> None:
         "Yes: x gains +0.8 ± 0.4 points of top-1 over conv, at 1.00 times the parameters, 1.06 times the FLOPs and 1.20 times "
         "the latency once deployed."
     )
-    assert "It is the best of 2, which flatters it" in headline(
+    assert "It was chosen as the best of 2, so the estimate is slightly too high" in headline(
         [plain, gain, replace_label(gain, "y", -0.1)], "conv", 3, "top-1"
     )
     wild = row("wild", 0.72, 1.0, (-3, 7))
     assert headline([plain, wild, gain], "conv", 3, "top-1").startswith("Yes: x gains +0.8")
-    assert "This is not a claim" in headline([plain, row("x", 0.75, 1.0, (4, 6), seeds=2)], "conv", 3, "top-1")
+    assert "This is not conclusive" in headline([plain, row("x", 0.75, 1.0, (4, 6), seeds=2)], "conv", 3, "top-1")
     assert headline([plain, row("x", 0.69, 1.0, (-2, -1))], "conv", 3, "top-1").startswith(
         "No: every variant is worse than conv;"
     )
     assert headline([plain, row("x", 0.70, 1.0, (-1, 1))], "conv", 3, "top-1").startswith(
-        "No variant is better than conv"
+        "No variant is significantly better than conv"
     )
     assert "points of mask AP over conv" in headline([plain, gain], "conv", 3, "mask AP")
 
@@ -487,4 +487,4 @@ def test_the_time_that_is_left_counts_judging_and_timing(rounds, left):
     reporter.grid, reporter._epochs, reporter._jobs = grid, {}, 1
     reporter.config = SimpleNamespace(variants=grid, latency_rounds=rounds)
     # 10 epochs, judging, and twice as long as judging to deploy and to time both.
-    assert reporter._remaining() == f"  [1 of 2 cells, {left} left with judging and timing]"
+    assert reporter._remaining() == f"  [1 of 2 trainings, {left} left, including evaluation and latency]"

@@ -96,7 +96,7 @@ def test_the_page_is_about_mask_ap(compared: Path) -> None:
     assert figures["headline"] in text
     assert "maskrcnn over timm/test_resnet, 1 epoch, 1 seed (0), judged by 4 images" in text
     assert "FLOPs are of one image of 64 x 64 pixels, without the heads of regions that no variant changes;" in text
-    assert "at batch 1, the first images that judge; a detector's time depends on what it finds in them, on" in text
+    assert "at batch 1, the first images of the evaluation; the time of a detector depends on the number of" in text
     assert "other images of the same kind, on which average precision is computed anew; what the words rest on" in text
     assert "top-" not in text
     for name in ("mask AP", "mask AP50", "mask AP75", "box AP", "box AP50"):
@@ -148,7 +148,9 @@ def test_a_deployed_form_that_differs_is_not_timed(
 
     monkeypatch.setattr(detect, "deploy_detector", differs)
     config = configured(blocks, compared, latency_rounds=3)
-    with pytest.raises(RunError, match=r"finds something else\. What was trained is reported; .* --latency-rounds 0"):
+    with pytest.raises(
+        RunError, match=r"finds something else\. The report has all other results; give --latency-rounds 0"
+    ):
         latencies(config, cells(config))
 
 
@@ -269,7 +271,7 @@ def test_images_without_objects_are_refused(tmp_path: Path) -> None:
     recipe = DetectionConfig(**TINY, data=str(folder))
     comparison_of(recipe).builder(recipe)
     for few in (replace(recipe, limit_val_batches=1), replace(recipe, limit_val_batches=2, batch_size=1)):
-        with pytest.raises(InputError, match=r"the 2 images of .* hold no object to find"):
+        with pytest.raises(InputError, match=r"the 2 images of .* have no objects"):
             comparison_of(few).builder(few)
 
 

@@ -108,7 +108,7 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
 def test_bad_seeds_are_named(seeds):
-    with pytest.raises(InputError, match="give at least one, and each once"):
+    with pytest.raises(InputError, match="give at least one seed, and each seed only once"):
         Recipe.choose(quick=True, seeds=seeds, epochs=None)
 
 
@@ -133,7 +133,7 @@ def test_a_deployed_form_that_differs_fails_the_demo():
     images = Images(torch.rand(5, 2), torch.zeros(5, dtype=torch.long), ["a"], 0)
     same = compare_forms(Twin(linear(1.0), linear(1.0), linear(1.0), {}), images)
     assert same["torch"] == Equality(0, 0.0, 0.0)
-    with pytest.raises(RunError, match="in ONNX Runtime is not the network that was trained"):
+    with pytest.raises(RunError, match="in ONNX Runtime does not match the trained network"):
         compare_forms(Twin(linear(1.0), linear(1.0), linear(1.01), {}), images)
 
 

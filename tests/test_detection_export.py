@@ -195,7 +195,7 @@ def test_where_nothing_is_found_maps_and_raw_scores_are_compared(architecture: s
     assert 0 < agreement.raw.maps < 1e-4
     assert 0 < agreement.raw.scores < 1e-4
     assert agreement.holds()
-    assert "nothing is found in the example; feature maps differ by" in str(agreement)
+    assert "detections were not compared; feature maps differ by" in str(agreement)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,8 @@ def test_a_file_that_finds_nothing_and_computes_something_else_is_not_written(tm
     deployed = deploy_detector(unsure_detector("fcos"), images(), layout="split")
     run = OnnxSession._run
     monkeypatch.setattr(OnnxSession, "_run", lambda self, inputs: [1.1 * y for y in run(self, inputs)])
-    with pytest.raises(ExportError, match="finds something else than the detector: no detections to compare"):
+    with pytest.raises(
+        ExportError, match="differ from those of the detector: nothing is detected in the example image"
+    ):
         export_detector(deployed, tmp_path / "detector.onnx", images()[0])
     assert not list(tmp_path.iterdir())

@@ -158,7 +158,7 @@ def test_a_typo_is_answered_with_the_nearest_flag(arguments: list[str], capsys: 
         (["train", "--pretrained=yes"], "--pretrained takes no value; give --pretrained or --no-pretrained."),
         (["train", "--operator", "linaer"], "se; did you mean linear?"),
         (["train", "--config", "/no/such.yaml"], "there is no file /no/such.yaml, which --config names."),
-        (["train", "more"], "'more' is one argument too many; usage: xvolution train [flags]."),
+        (["train", "more"], "there is one argument too many, 'more'; usage: xvolution train [flags]."),
         (["evaluate"], "CHECKPOINT is missing; usage: xvolution evaluate CHECKPOINT [flags]."),
         (
             ["evaluate", "a.ckpt", "--split", "vall"],

@@ -55,7 +55,7 @@ def node_of(module: nn.Module, x: Proxy) -> Proxy:
         name = ""
     if not name:
         raise TraceError(
-            f"torch.fx records {type(module).__name__} as one module of a network, and here it is no part of one; trace a "
-            "network that holds it, such as nn.Sequential(operator)"
+            f"torch.fx records {type(module).__name__} as one module of a network and cannot trace it alone; "
+            "trace a network that contains it, such as nn.Sequential(operator)"
         )
     return x.tracer.create_proxy("call_module", name, (x,), {})

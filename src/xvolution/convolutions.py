@@ -162,14 +162,14 @@ def obstacle_of(module: nn.Module) -> str | None:
     if is_plain(module):
         return None
     if not isinstance(module, _TORCHS):
-        return f"{type(module).__name__} is no convolution of torch.nn"
+        return f"{type(module).__name__} is not a convolution of torch.nn"
     try:
         kernel_of(module)
     except NoConvolutionError as refusal:
         return refusal.reason
     except Exception as error:  # a quantized one, one with arguments of its own, one that cannot be copied, ...
         lines = str(error).splitlines() or [""]
-        return f"{type(module).__name__} cannot be run on an image of its own ({lines[0]})"
+        return f"{type(module).__name__} cannot be run on an image by itself ({lines[0]})"
     return None
 
 
@@ -197,8 +197,8 @@ def padding_of(conv: Any) -> int | tuple[int, ...] | str:
         if possible and Geometry.create(*window, geometry.dims) == geometry:
             return padding
     raise ValueError(
-        f"{type(conv).__name__} pads by {geometry.padding} pixels, which no padding of nn.Conv2d says; leave it out by names or "
-        "filter_fn"
+        f"{type(conv).__name__} pads by {geometry.padding} pixels, which nn.Conv2d cannot express; leave it "
+        "out by names or filter_fn"
     )
 
 
@@ -215,9 +215,7 @@ def kernel_of(conv: Any) -> Kernel:
     if is_plain(conv):
         return _kernel(_declared(conv), conv.weight, conv.bias)
     if is_lazy(conv.weight):
-        raise NoConvolutionError(
-            f"{type(conv).__name__} has no weights yet", "; run the network once, which makes them"
-        )
+        raise NoConvolutionError(f"{type(conv).__name__} has no weights yet", "; run the network once to create them")
     probe = in_float64(_with_values(copied(conv).eval()))
     x, *others = _images(probe)
     with _Convolutions() as seen:
@@ -236,8 +234,8 @@ def kernel_of(conv: Any) -> Kernel:
                     else kernel
                 )
     raise NoConvolutionError(
-        f"{type(conv).__name__} computes no plain convolution of its input",
-        ", so nothing can merge with it; leave it out by names or filter_fn",
+        f"{type(conv).__name__} does not compute a plain convolution of its input",
+        "and cannot be merged; leave it out by names or filter_fn",
     )
 
 

@@ -94,11 +94,11 @@ def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module
         try:
             return copied(model)
         except CopyError as failure:
-            raise error(f"{failure}; give inplace=True, which changes the model itself") from failure
+            raise error(f"{failure}; give inplace=True to change the model itself") from failure
     if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers()) if not is_lazy(tensor)):
         raise error(
-            "the model's weights were made under torch.inference_mode, where torch lets nobody change them; make or load it "
-            "outside, or leave inplace=False"
+            "the model's weights were created under torch.inference_mode, so torch does not allow changes; "
+            "create or load the model outside of it, or use inplace=False"
         )
     return model
 
@@ -109,7 +109,7 @@ def addition_to(module: nn.Module) -> str | None:
     Hooks of torch that compute weights are no addition: what a convolution computes with them is known.
     """
     if "forward" in vars(module):
-        return "a forward that was patched in"
+        return "a patched forward method"
     if module._forward_hooks:
         return "a forward hook"
     if any(not isinstance(hook, _WEIGHT_HOOKS) for hook in module._forward_pre_hooks.values()):

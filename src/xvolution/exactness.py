@@ -42,8 +42,8 @@ def require_unaltered(operator: Any) -> None:
         added = addition_to(part) if name or "forward" in vars(part) else None
         if added is not None and not f"{name}.".startswith(kept):
             raise ReparameterizationError(
-                f"{name or 'the operator'} has {added}, which the deployed form would leave out; take it off before, and put "
-                "it on a part of the deployed model if it is still needed"
+                f"{name or 'the operator'} has {added}, which the deployed form would not have; remove it "
+                "first, and add it to a part of the deployed model if it is still needed"
             )
 
 
@@ -53,7 +53,7 @@ def require_finite(operator: Any) -> None:
     for name, tensor in chain(operator.named_parameters(), operator.named_buffers()):
         if not tensor.is_meta and not torch.isfinite(tensor).all():
             raise ReparameterizationError(
-                f"{name} holds numbers that are not finite, as after a training that diverged; restore weights from before"
+                f"{name} holds infinite or NaN values, as after a diverged training; restore earlier weights"
             )
 
 
@@ -93,7 +93,7 @@ def require_exact(operator: Any, layout: str, fold: Callable[[Any], Folded]) -> 
             actual = fold(probe).deployed(layout, probe.conv.weight)(x)
             if _is_close(actual, expected) or (foreign and not _is_close(probe.forward(x), expected)):
                 return  # the same, or attention that draws random numbers
-            raise ReparameterizationError(refusal(operator, "computes something else than its deployed form"))
+            raise ReparameterizationError(refusal(operator, "does not compute the same as its deployed form"))
     if not foreign:
         raise ReparameterizationError(refusal(operator, f"cannot be run on a small random image ({failure})"))
 
@@ -164,5 +164,5 @@ def _changed_since_built(operator: Any) -> str | None:
     found = dict(attention.named_modules())
     for name, part in built.named_modules():
         if isinstance(part, tuple(CONVOLUTIONS.values())) and repr(found.get(name)) != repr(part):
-            return f"attention.{name} is {found.get(name)}, where {part} belongs beside the convolution {conv}"
+            return f"attention.{name} is {found.get(name)}, but {part} fits the convolution {conv}"
     return None

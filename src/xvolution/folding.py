@@ -129,8 +129,8 @@ class FoldingError(ValueError):
 
 
 _APART = (
-    "the convolutions of this operator cannot become one, because a norm of theirs does not fold; each needs a batch norm with "
-    "running statistics, or none"
+    "the convolutions of this operator cannot merge, because one of their norms does not fold; use batch "
+    "norms with running statistics, or no norms"
 )
 
 

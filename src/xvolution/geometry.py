@@ -81,8 +81,8 @@ def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
             cropped = -min(before, 0) - min(after, 0)
             if x.shape[dim] <= cropped:
                 raise ValueError(
-                    f"{x.shape[dim]} pixels are smaller than the window, which leaves out {cropped} at the border; "
-                    "use larger images or more padding"
+                    f"the input has {x.shape[dim]} pixels, fewer than the window, which crops {cropped} at "
+                    "the border; use larger images or more padding"
                 )
             x = x.narrow(dim, max(-before, 0), x.shape[dim] + min(before, 0) + min(after, 0))
     return x
@@ -96,8 +96,9 @@ def _check_repeats(x: Tensor, pairs: PaddingPairs, mode: str) -> None:
         there = size - 1 if mode == "reflect" else size
         if max(pair) > there:
             raise ValueError(
-                f"padding_mode={mode!r} has {there} pixels to put around a map of {size}, and the window reaches {max(pair)} "
-                "beyond it; use larger images, a smaller window or dilation (of the attention too), or padding_mode='zeros'"
+                f"padding_mode={mode!r} can pad a map of {size} pixels by at most {there}, but the window "
+                f"reaches {max(pair)} pixels beyond it; use larger images, a smaller window or dilation (of "
+                "the attention too), or padding_mode='zeros'"
             )
 
 

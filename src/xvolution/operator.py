@@ -124,7 +124,7 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
             ValueError: a convolution of another number of dimensions, or one that computes no plain convolution.
         """
         if not isinstance(conv, CONVOLUTIONS[cls.dims]):
-            raise ValueError(f"{cls.__name__} goes in the place of an nn.Conv{cls.dims}d, not of {type(conv).__name__}")
+            raise ValueError(f"{cls.__name__} replaces an nn.Conv{cls.dims}d, not a {type(conv).__name__}")
         compute_weights(conv)
         operator = cls.__new__(cls)
         nn.Module.__init__(operator)
@@ -179,12 +179,12 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         apart = [type(norm).__name__ for norm in norms if not becomes_foldable(norm)]
         if apart:
             raise ValueError(
-                f"several convolutions cannot become one with a {apart[0]} that depends on the whole map; use a batch norm with "
-                "running statistics, or num_conv_branches=1 without diverse_branches"
+                f"several convolutions cannot merge with a {apart[0]}, which depends on the whole map; use a "
+                "batch norm with running statistics, or num_conv_branches=1 without diverse_branches"
             )
         if getattr(self.attention, "reads_convolution", False):
             raise ValueError(
-                f"{type(self.attention).__name__} reads the outputs of one convolution, and there are "
+                f"{type(self.attention).__name__} reads the outputs of one convolution, but there are "
                 f"{1 + len(self.parallel)}; use num_conv_branches=1 without diverse_branches"
             )
 
@@ -365,6 +365,6 @@ def require_eval(model: nn.Module) -> None:
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ReparameterizationError(
-            f"{training[0]} is in train mode, where batch norms use the statistics of each batch and cannot fold; "
-            "call model.eval() first"
+            f"{training[0]} is in train mode, where batch norms use batch statistics and cannot fold; call "
+            "model.eval() first"
         )

@@ -137,10 +137,10 @@ class ReplacedTensor:
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise ConversionError(
-            f"the network computes with {self.name}, which no longer says what its layer computes: an X-volution is in the place "
-            "of that convolution. Leave it out by names or filter_fn; if the network merges its layers itself (fuse, "
-            "timm.utils.reparameterize_model), do that before convert, or let reparameterize(model, fold_norms=True) merge "
-            "norms into convolutions in its place"
+            f"the network reads {self.name}, but an X-volution has replaced that convolution, so this weight "
+            "does not describe the layer any more. Leave the convolution out by names or filter_fn; if the "
+            "network merges its layers itself (fuse, timm.utils.reparameterize_model), do that before "
+            "convert, or call reparameterize(model, fold_norms=True) instead"
         )
 
     def _with(self, operation: Callable[[Any, Any], Any], other: Any) -> ReplacedTensor:
@@ -223,8 +223,8 @@ class FixedTensor(Tensor):
         writes = (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
         if writes and isinstance(next(iter((*args, *kwargs.values()))), cls):
             raise ConversionError(
-                "this weight stands in the place of one that moved into the convolution before it, so that writing to it would "
-                "change nothing; write to the norm itself, which is the operator's conv_norm, or do that before convert"
+                "this norm has moved into the operator before it, so writing to this weight would have no "
+                "effect; write to the operator's conv_norm, or write before convert"
             )
         args, kwargs = tree_map_only(cls, lambda tensor: tensor.as_subclass(Tensor), (args, kwargs))
         result = func(*args, **kwargs)

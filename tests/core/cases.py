@@ -100,7 +100,7 @@ CASES: dict[str, Case] = {
             WINDOW,
             ({"window": "full"}, "window is 'full'; it must be a positive integer, one for each dimension, or 'conv'"),
             ({"attention_channels": 0}, "attention_channels is 0; it must be a positive integer"),
-            ({"dilation": 0}, "dilation is 0; it must be a positive integer or several of them"),
+            ({"dilation": 0}, "dilation is 0; it must be a positive integer or several positive integers"),
             REDUCTION,
             ({"reduction": 4, "pooled_query": False}, "reduction is 4, but pooled_query is off; switch it on"),
             (

@@ -91,7 +91,7 @@ def test_a_fresh_conversion_has_hardly_begun_and_a_share_above_the_threshold_has
     sentence = hardly_begun(shares, "on 12 images")
     assert sentence is not None
     assert sentence.startswith(
-        "attention has hardly begun to speak: it is 0 of the variance of an operator's output at most, on 12"
+        "attention hardly contributes yet: it is at most 0 of the variance of an operator's output, on 12"
     )
     assert "--new-lr-factor 5" in sentence
     assert hardly_begun({"a": 0.0, "b": 1.01 * HARDLY}) is None

@@ -78,7 +78,7 @@ def test_gated_depthwise_reads_the_convolution_before_its_norm():
     x = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(operator.attention(x, operator.conv(x)), operator.conv(x))
     with pytest.raises(
-        ValueError, match="reads the outputs of one convolution, and there are 2; use num_conv_branches=1"
+        ValueError, match="reads the outputs of one convolution, but there are 2; use num_conv_branches=1"
     ):
         XVolution2d(8, 16, 3, attention="gated_depthwise", num_conv_branches=2)
 

@@ -66,7 +66,7 @@ def test_weights_made_under_inference_mode(images):
         assert not any(tensor.is_inference() for tensor in tensors(each))
         with torch.no_grad():
             assert torch.equal(converted(images), model(images))
-    with pytest.raises(ConversionError, match=r"made under torch\.inference_mode.*or leave inplace=False"):
+    with pytest.raises(ConversionError, match=r"created under torch\.inference_mode.*or use inplace=False"):
         convert(model, inplace=True)
 
 
@@ -101,7 +101,7 @@ def test_an_operator_that_cannot_be_copied_is_checked_in_its_own_dtype(tampered)
         assert torch.allclose(operator.fuse()(x), operator(x), atol=1e-5)
         return
     operator._convolve = lambda x, value: value
-    with pytest.raises(ReparameterizationError, match="computes something else than its deployed form"):
+    with pytest.raises(ReparameterizationError, match="does not compute the same as its deployed form"):
         operator.fuse()
 
 

@@ -104,5 +104,5 @@ def test_a_branch_that_no_constant_gate_makes_a_convolution_says_so():
     for attention in ("linear", "global", "pixel_shift_dot", "gated_depthwise"):
         branch = XVolution2d(8, 16, 3, padding=1, attention=attention).attention
         assert not branch.gates()
-        with pytest.raises(ValueError, match="is no convolution, whatever its gate"):
+        with pytest.raises(ValueError, match="does not become a convolution when its gate is constant"):
             branch.settle_({})

@@ -222,7 +222,7 @@ def test_a_network_that_reads_a_convolution_is_refused_unless_that_is_left_out(t
     if not traceable:
         outer = Untraceable().eval()
         outer.body, model = model, outer
-    with pytest.raises(ConversionError, match=r"computes with (body\.)?layer1\.conv1\.weight, which no longer says"):
+    with pytest.raises(ConversionError, match=r"reads (body\.)?layer1\.conv1\.weight, but an X-volution has replaced"):
         convert(model, example_inputs=images)
     converted = convert(model, filter_fn=lambda _, name: name.endswith("conv2"), example_inputs=images)
     assert sum(isinstance(module, XVolution2d) for module in converted.modules()) == 2
@@ -329,14 +329,14 @@ class Tokens(nn.Module):
     [
         (SmallNet, {}, "outputs before and after differ by 0e+00"),
         (SmallNet, {"verify": False}, "outputs were not compared"),
-        (Tokens, {}, "outputs were not compared, for want of inputs: give example_inputs"),
-        (Random, {}, "outputs were not compared, since the network draws random numbers"),
-        (lambda: SmallNet().to("meta"), {}, "outputs were not compared: the network holds no values yet"),
-        (SmallNet, {"config": "acmix"}, "outputs are not those before, since it starts with new weights"),
+        (Tokens, {}, "outputs were not compared; give example_inputs to compare them"),
+        (Random, {}, "outputs were not compared, because the network draws random numbers"),
+        (lambda: SmallNet().to("meta"), {}, "outputs were not compared, because the weights have no values yet"),
+        (SmallNet, {"config": "acmix"}, "outputs differ from before, because the operator starts with new weights"),
         (
             SmallNet,
             {"config": XVolutionConfig(zero_init=False)},
-            "outputs are not those before, since it starts with new weights",
+            "outputs differ from before, because the operator starts with new weights",
         ),
     ],
     ids=["equal", "verify=False", "no inputs", "random", "meta", "another operator", "without zero_init"],

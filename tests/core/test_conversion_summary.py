@@ -88,25 +88,27 @@ def test_what_was_left_alone_is_listed_with_the_reason():
     assert {row.name: row.reason for row in summary.left} == {
         "stem": "the stem",
         "layer1.1": "a kernel of one pixel",
-        "layer2.0": "attention stands at its projection, layer2.1",
+        "layer2.0": "its projection layer2.1 is replaced instead",
         "squared": "Squared computes no plain convolution of its input",
         "lazy": "LazyConv2d has no weights yet",
-        "signal": "not of 2 dimensions, as the stem is",
+        "signal": "it does not have 2 dimensions as the stem has",
         "up": "a transposed convolution",
     }
     said = str(summary).splitlines()
     assert "stem        3x3 3->8 /2        the stem" in said
-    assert "layer2.0    3x3 8->8 groups=8  attention stands at its projection, layer2.1" in said
+    assert "layer2.0    3x3 8->8 groups=8  its projection layer2.1 is replaced instead" in said
     staged = conversion_summary(convert(model, stages=(2,), at_projections=False, example_inputs=images))
     assert [row.name for row in staged.replaced] == ["layer2.0"]
     assert {row.reason for row in staged.left if row.name in ("stem", "layer1.0")} == {"outside of the stages 2"}
     named = conversion_summary(convert(model, names=["layer1.0"], example_inputs=images))
-    assert "its name is none of layer1.0" in {row.reason for row in named.left}
+    assert "its name matches none of layer1.0" in {row.reason for row in named.left}
     sized = conversion_summary(convert(model, kernel_sizes=[1], example_inputs=images))
-    assert "its kernel has none of the sizes 1" in {row.reason for row in sized.left}
+    assert "its kernel size is none of 1" in {row.reason for row in sized.left}
     chosen = conversion_summary(convert(model, filter_fn=lambda _, name: name == "stem", example_inputs=images))
-    assert "left out by filter_fn" in {row.reason for row in chosen.left}
-    with pytest.raises(ValueError, match=r"there are: stem 3x3.*; left alone: squared \(Squared computes no plain"):
+    assert "excluded by filter_fn" in {row.reason for row in chosen.left}
+    with pytest.raises(
+        ValueError, match=r"its convolutions are: stem 3x3.*; not converted: squared \(Squared computes no plain"
+    ):
         convert(model, names=["squared"], example_inputs=images)
 
 

@@ -70,11 +70,11 @@ def test_the_configuration_says_it():
 
 
 def test_what_cannot_become_one_is_refused():
-    with pytest.raises(ValueError, match=r"cannot become one with a GroupNorm .* without diverse_branches"):
+    with pytest.raises(ValueError, match=r"cannot merge with a GroupNorm .* without diverse_branches"):
         XVolution2d(8, 16, 3, norm_layer=lambda channels: nn.GroupNorm(2, channels), diverse_branches=True)
-    with pytest.raises(ValueError, match=r"reads the outputs of one convolution, and there are 4; use .* without"):
+    with pytest.raises(ValueError, match=r"reads the outputs of one convolution, but there are 4; use .* without"):
         XVolution2d(8, 16, 3, attention="gated_depthwise", diverse_branches=True)
     layer = trained(8, 16, 3)
     layer.parallel[2].inner_norm = nn.GroupNorm(2, 8).double()
-    with pytest.raises(ReparameterizationError, match="a norm of theirs does not fold"):
+    with pytest.raises(ReparameterizationError, match="one of their norms does not fold"):
         reparameterize(layer.eval())

@@ -37,7 +37,7 @@ ADDITIONS = {
     "a forward hook": lambda part: part.register_forward_hook(lambda module, args, output: output * 1.5),
     "a forward pre-hook": lambda part: part.register_forward_pre_hook(lambda module, args: (args[0] + 1, *args[1:])),
     "a backward hook": lambda part: part.register_full_backward_hook(lambda module, before, after: None),
-    "a forward that was patched in": lambda part: setattr(
+    "a patched forward method": lambda part: setattr(
         part, "forward", types.MethodType(lambda self, x: type(self).forward(self, x).sin(), part)
     ),
 }
@@ -60,7 +60,7 @@ def test_the_sentence_names_the_operator():
     model = randomize(convert(SmallNet())).eval()
     model.layer2.conv1.attention.value.register_forward_hook(lambda *_: None)
     with pytest.raises(
-        ReparameterizationError, match=r"^layer2\.conv1: attention\.value has a forward hook.*take it off"
+        ReparameterizationError, match=r"^layer2\.conv1: attention\.value has a forward hook.*remove it first"
     ):
         reparameterize(model)
 
@@ -248,7 +248,7 @@ TAMPERED = {
     ),
     "a forward of the operator": (
         lambda trained: setattr(trained, "forward", lambda x: trained.conv(x)),
-        "the operator has a forward that was patched in",
+        "the operator has a patched forward method",
     ),
 }
 
@@ -354,7 +354,7 @@ def test_modules_of_others_that_no_small_image_suits_deploy_as_they_are(attentio
         assert relative_error(trained(x), deployed(x)) <= 1e-5
     trained._convolve = lambda x, value: value
     if not isinstance(trained.attention, Noise) and getattr(trained.attention, "size", 0) != 9:
-        with pytest.raises(ReparameterizationError, match="computes something else than its deployed form"):
+        with pytest.raises(ReparameterizationError, match="does not compute the same as its deployed form"):
             reparameterize(trained)
 
 

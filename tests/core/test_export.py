@@ -215,7 +215,7 @@ def test_a_dtype_that_the_runtime_lacks_is_refused_with_those_it_has(tmp_path, e
 
 
 def test_an_operator_that_the_runtime_lacks_in_a_dtype_is_one_sentence(tmp_path):
-    with pytest.raises(ExportError, match=r"cannot open model\.onnx: .*Conv.* may work in float32: model\.float\(\)"):
+    with pytest.raises(ExportError, match=r"cannot open model\.onnx: .*Conv.* try float32: model\.float\(\)"):
         export(small_network(torch.float64), tmp_path / "model.onnx", torch.randn(2, 3, 16, 16, dtype=torch.float64))
     linear = nn.Linear(4, 4).double().eval()
     assert export(linear, tmp_path / "model.onnx", torch.randn(2, 4, dtype=torch.float64)).relative_error <= 1e-10
@@ -233,7 +233,7 @@ def test_an_opset_that_cannot_be_written_is_refused(tmp_path, capfd):
     x = torch.randn(2, 3, 16, 16)
     with pytest.raises(ExportError, match=r"opset_version is 11, but .* write opset 18, .*; give opset_version=18, or"):
         export(small_network(), tmp_path / "model.onnx", x, opset_version=11)
-    with pytest.raises(ExportError, match=r"a \.pt2 file has none; leave it out"):
+    with pytest.raises(ExportError, match=r"leave it out for a \.pt2 file"):
         export(small_network(), tmp_path / "model.pt2", x, opset_version=18)
     assert not list(tmp_path.iterdir())
     assert "Traceback" not in "".join(capfd.readouterr())

@@ -169,7 +169,7 @@ def test_a_missing_package_leaves_the_rule_of_thumb(network, x, monkeypatch):
     assert (choice.timed_in, dict(choice.seconds)) == ("", {})
     assert "openvino; install xvolution[export]" in choice.reason
     assert str(choice).startswith(
-        "layouts split (4); those with the fewest multiplications, since exporting to .xml needs"
+        "layouts split (4); those with the fewest multiplications, because exporting to .xml needs"
     )
     with pytest.warns(UserWarning, match="fewest multiplications"):
         deployed = reparameterize(network, x, runtime="openvino")

@@ -23,7 +23,7 @@ SEVERAL = [{"num_conv_branches": 2}, {"attention": None, "num_conv_branches": 2}
         ({"num_conv_branches": 0}, "num_conv_branches is 0; it must be at least 1"),
         (
             {"num_conv_branches": 2, "norm_layer": lambda channels: nn.GroupNorm(2, channels)},
-            "cannot become one with a GroupNorm",
+            "cannot merge with a GroupNorm",
         ),
         ({"attention": nn.Identity(), "norm_layer": None}, "pass zero_init=False"),
     ],
@@ -166,7 +166,7 @@ def test_a_norm_that_does_not_fold_keeps_convolutions_apart():
     layer = XVolution2d(8, 16, 3, num_conv_branches=2)
     layer.conv_norm = nn.GroupNorm(2, 16)
     layer.eval()
-    with pytest.raises(ReparameterizationError, match=r"^XVolution2d: .*a norm of theirs does not fold"):
+    with pytest.raises(ReparameterizationError, match=r"^XVolution2d: .*one of their norms does not fold"):
         reparameterize(layer)
     assert XVolution2d.from_conv(conv, conv_norm=nn.GroupNorm(2, 16))(torch.randn(1, 8, 9, 9)).shape == (1, 16, 9, 9)
 
@@ -191,7 +191,7 @@ def test_norms_are_taken_in_the_operators_dimensions():
 
 
 def test_the_wrong_dimension_is_refused():
-    with pytest.raises(ValueError, match=r"XVolution2d goes in the place of an nn\.Conv2d, not of Conv1d"):
+    with pytest.raises(ValueError, match=r"XVolution2d replaces an nn\.Conv2d, not a Conv1d"):
         XVolution2d.from_conv(nn.Conv1d(4, 4, 3))
     with pytest.raises(ValueError, match="has 3 numbers for 2 dimensions"):
         XVolution2d(4, 4, (3, 3, 3), padding="same_upper")

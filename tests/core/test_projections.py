@@ -76,7 +76,9 @@ def test_the_projection_takes_the_place_of_the_depthwise_convolution(images, giv
     assert isinstance(converted[1].project.conv_norm, nn.BatchNorm2d)
     windows = [converted.get_submodule(name).attention.windows[0].kernel_size for name in operators_in(converted)]
     assert windows == [(3, 3)] * 3
-    assert "at the projections behind 2 depthwise convolutions, which stay" in str(conversion_summary(converted))
+    assert "operators replace the projections after 2 depthwise convolutions, which are kept" in str(
+        conversion_summary(converted)
+    )
     randomize(converted, 1)
     for layout in ("single", "split"):
         torch.testing.assert_close(

@@ -24,7 +24,7 @@ def test_the_second_network_is_converted_alike(attention, images):
     Recipe.from_dict(values).convert_(second)
     second.load_state_dict(first.state_dict())
     assert torch.equal(second.eval()(images), first(images))
-    assert conversion_summary(second).proof.startswith("as another network was converted")
+    assert conversion_summary(second).proof.startswith("converted like another network")
     plain = randomize(SmallNet().double(), seed=4).eval()
     load_unconverted(second, plain.state_dict())
     first.load_state_dict(second.state_dict())

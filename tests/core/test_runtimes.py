@@ -275,7 +275,7 @@ def test_ncnn_files_say_the_sizes_of_their_inputs(tmp_path, network, x):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"{name}.ncnn.{ending}" for name in ("fixed", "open") for ending in ("bin", "param")
     ]
-    with pytest.raises(ExportError, match=r"input in0 takes images \(3, 12, 12\), and was given \(3, 12, 20\)"):
+    with pytest.raises(ExportError, match=r"input in0 takes images \(3, 12, 12\), but got \(3, 12, 20\)"):
         runtime.load(fixed_path)(torch.randn(1, 3, 12, 20))
     fixed_path.with_name("fixed.ncnn.bin").unlink()
     with pytest.raises(ExportError, match=r"the weights are missing: there is no file .*fixed\.ncnn\.bin"):
@@ -296,6 +296,6 @@ def test_executorch_does_not_change_the_threads_of_open_files(tmp_path, network,
     path = tmp_path / "model.pte"
     export(network, path, x)
     run = runtime.load(path, threads=1)
-    with pytest.raises(ExportError, match="threads is 2, and files that are open run on its 1 threads"):
+    with pytest.raises(ExportError, match="threads is 2, but files that are already open use 1 threads"):
         runtime.load(path, threads=2)
     torch.testing.assert_close(run(x)[0], network(x).detach(), rtol=1e-4, atol=1e-5)

@@ -54,9 +54,12 @@ def test_what_is_not_installed_is_named_with_its_command(
     said = str(ShippingTable([file], 1, 0, {"mnn": "it has no such operator"}, absent)).splitlines()
     assert said[0].split()[:3] == ["file", "MB", "runtime"]
     assert said[1].startswith(str(tmp_path / "model.pt2"))
-    assert said[2] == "latencies by 1 thread in turns with the plain network, medians; no --data, so no predictions"
+    assert (
+        said[2]
+        == "latency by 1 thread: medians, measured in turns with the plain network; predictions were not compared; give --data"
+    )
     assert said[3:] == [
-        "MNN: left out, since it has no such operator",
+        "MNN: not written, because it has no such operator",
         'ncnn: not installed; pip install "xvolution[ncnn]"',
         'ONNX Runtime: not installed; pip install "xvolution[export]"',
     ]

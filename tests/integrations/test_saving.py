@@ -96,7 +96,7 @@ def test_what_cannot_be_kept_is_said():
         convert_pretrained(SmallNet().eval())
     with pytest.raises(ValueError, match="is converted already"):
         convert_pretrained(convert_pretrained(HubNet().eval()))
-    with pytest.raises(ValueError, match="is a function and cannot be stored"):
+    with pytest.raises(ValueError, match="is a function, which cannot be stored"):
         convert_pretrained(HubNet().eval(), XVolutionConfig(norm_layer=lambda channels: nn.GroupNorm(2, channels)))
     cls = converted_class(HubNet)
     recipe = {"operator": XVolutionConfig().to_dict(), "norms": {"layer9.conv1": None}}

@@ -67,7 +67,7 @@ def test_the_outputs_stay_and_fuse_deploys(images):
     expected = raw(converted, images.double())
     left = {row.name: row.reason for row in conversion_summary(converted, images.double()).left}
     assert left["model.0.conv"] == "the stem"
-    assert left["model.10.m.0.attn.pe.conv"] == "attention stands at its projection, model.10.m.0.attn.proj.conv"
+    assert left["model.10.m.0.attn.pe.conv"] == "its projection model.10.m.0.attn.proj.conv is replaced instead"
     fused = copy.deepcopy(converted).fuse(verbose=False)
     assert list(layouts_of(fused)) == operators(converted)
     assert fused.is_fused()
@@ -108,14 +108,14 @@ def test_networks_are_built_pickled_and_loaded_with_their_operators(images):
 
 
 def test_what_cannot_be_converted_is_said():
-    with pytest.raises(TypeError, match="not a Linear; an exported file has no network"):
+    with pytest.raises(TypeError, match="not a Linear; an exported file holds no network"):
         convert_yolo(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="selects no convolution of DetectionModel; there are"):
         convert_yolo(named("yolo11n.yaml"), names=["nothing"])
-    with pytest.raises(ValueError, match=r"can be replaced: .*\(in a block that adds up kernels when it fuses\)"):
+    with pytest.raises(ValueError, match=r"can be replaced: .*\(its block adds up kernels when it fuses\)"):
         convert_yolo(named("yolov9t.yaml"), names=["*.conv1.conv"])
     fused = named("yolo11n.yaml").model.eval().fuse(verbose=False)
-    with pytest.raises(ValueError, match="the network is fused, and its norms are gone"):
+    with pytest.raises(ValueError, match="the network is fused and has no norms any more"):
         convert_yolo(fused)
     with pytest.raises(ValueError, match="is converted already"):
         convert_yolo(convert_yolo(named("yolo11n.yaml"), names=["model.3.conv"]))

@@ -87,7 +87,7 @@ def test_it_runs_everywhere():
 
 
 def test_bad_arguments_are_sentences():
-    with pytest.raises(ValueError, match="groups is 2; acmix has no grouped form"):
+    with pytest.raises(ValueError, match="groups is 2; acmix can replace only convolutions with groups=1"):
         ACmix2d(8, 8, 3, groups=2)
     with pytest.raises(ValueError, match="num_heads is 3; it must be positive and divide the 8"):
         ACmix2d(8, 8, 3, num_heads=3)

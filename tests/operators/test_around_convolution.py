@@ -79,7 +79,7 @@ def test_it_runs_everywhere(name):
 
 @pytest.mark.parametrize("name", KEEPING)
 def test_what_is_no_convolution_of_images_is_refused(name):
-    with pytest.raises(ValueError, match=r"in the place of an nn.Conv2d, not of Conv3d"):
+    with pytest.raises(ValueError, match=r"replaces an nn.Conv2d, not a Conv3d"):
         OPERATORS[name].from_conv(nn.Conv3d(4, 4, 3))
 
 

@@ -111,7 +111,7 @@ def test_without_hierarchy_a_resnet50_has_the_parameters_of_pyconvresnet50():
 def test_bad_input_is_a_sentence():
     with pytest.raises(ValueError, match="levels is 5; allowed are 1 to 4"):
         HPConv2d(16, 16, 3, levels=5)
-    with pytest.raises(ValueError, match="3 output channels in 4 levels are 0, 0, 0, 3 channels"):
+    with pytest.raises(ValueError, match="the levels have 0, 0, 0, 3 output channels"):
         HPConv2d(16, 3, 3)
     with pytest.raises(ValueError, match="groups=16 does not divide"):
         HPConv2d(16, 16, 3, groups=16)

@@ -116,7 +116,7 @@ def test_it_runs_everywhere():
 
 
 def test_bad_arguments_are_sentences():
-    with pytest.raises(ValueError, match="groups is 4; involution has no grouped form"):
+    with pytest.raises(ValueError, match="groups is 4; involution can replace only convolutions with groups=1"):
         Involution2d(16, 16, 3, groups=4)
     with pytest.raises(ValueError, match="group_channels is 3; it must be positive and divide the 16"):
         Involution2d(16, 16, 3, group_channels=3)

@@ -89,7 +89,7 @@ def test_it_runs_everywhere():
 
 
 def test_bad_arguments_are_sentences():
-    with pytest.raises(ValueError, match="lesa needs an even number"):
+    with pytest.raises(ValueError, match="it must be even"):
         LESA2d(6, 9, 3)
     with pytest.raises(ValueError, match="num_heads is 5; it must be positive and divide the 6 input channels"):
         LESA2d(6, 8, 3, num_heads=5)

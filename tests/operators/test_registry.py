@@ -178,7 +178,7 @@ def test_bad_requests_are_sentences():
     for name in ("conv", "linear", "xvolution"):
         with pytest.raises(ValueError, match="registered already"):
             register(name, "again", "again")(nn.Conv2d)
-    with pytest.raises(ValueError, match="cannot take the place of a kernel"):
+    with pytest.raises(ValueError, match="cannot replace a kernel"):
         convert(SmallNet(), operator_config("conv", {"kernel_size": 4}))
 
 

@@ -109,7 +109,7 @@ def test_gates_go_to_their_means_and_the_network_changes_with_them_alone(attenti
 def test_what_cannot_be_annealed_is_a_sentence(tiny: Callable[..., TrainConfig]) -> None:
     with pytest.raises(InputError, match=r"and layer3.0.conv1 has LinearAttention; use --operator pixel_shift"):
         train(tiny(anneal_to_conv=1, operator="linear"))
-    with pytest.raises(InputError, match="needs attention with a gate, and the network has none"):
+    with pytest.raises(InputError, match="needs attention with a gate, which the network does not have"):
         train(tiny(anneal_to_conv=1, operator="conv"))
     with pytest.raises(InputError, match=r"--anneal-to-conv is 3; it must be from 0 to epochs \(2\)"):
         tiny(anneal_to_conv=3)

@@ -26,8 +26,8 @@ def test_a_run_says_what_it_is_about_to_do(
     config = tiny(progress="lines", epochs=2, limit_train_batches=5)
     train(config)
     rows = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[:1].islower())
-    assert rows["data"] == "digits: 1438 images of 10 classes to learn from"
-    assert rows["judged"] == "by  359 images: a fixed fifth of every class"
+    assert rows["data"] == "digits: 1438 images of 10 classes for training"
+    assert rows["evaluation"] == "359 images: a fixed fifth of every class"
     assert rows["size"] == f"{config.image_size} x {config.image_size} pixels"
     assert rows["network"].startswith("resnet18, ")
     assert rows["network"].endswith(" parameters, new weights")
@@ -65,10 +65,10 @@ def test_where_the_images_that_judge_come_from(tmp_path: Path) -> None:
             (tmp_path / part / name).mkdir(parents=True)
             for index in range(5):
                 Image.new("RGB", (16, 16)).save(tmp_path / part / name / f"{index}.png")
-    assert open_data(tmp_path).judged_by == "its test part, since there is no validation part"
-    assert open_data(tmp_path, 0.4).judged_by == "40% of the training part, by --holdout"
+    assert open_data(tmp_path).judged_by == "its test part, because there is no validation part"
+    assert open_data(tmp_path, 0.4).judged_by == "40% of the training part, because of --holdout"
     one = open_data(tmp_path / "train", seed=3)
-    assert one.judged_by == "20% of every class, held out by --split-seed 3, since there is one part"
+    assert one.judged_by == "20% of every class, held out with --split-seed 3, because there is only one part"
     (tmp_path / "test").rename(tmp_path / "val")
     assert open_data(tmp_path).judged_by == "its validation part"
 

@@ -75,7 +75,7 @@ def test_a_class_that_training_has_not(tmp_path: Path) -> None:
 
 def test_labels_beyond_the_classes(trained: TrainResult, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "many", {f"class{i:02d}": 2 for i in range(12)})
-    with pytest.raises(InputError, match=r"labels beyond the network's 10 classes.*class10"):
+    with pytest.raises(InputError, match=r"labels outside of the network's 10 classes.*class10"):
         evaluate(trained.weights, folder, split="train")
 
 

@@ -115,7 +115,7 @@ def test_ids_that_are_there_twice_or_missing_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"annotation 1000 of .* is there twice"):
         open_detection(folder)
     change(folder, lambda data: data["images"][0].pop("id"))
-    with pytest.raises(InputError, match=r"image number 0 .* has no whole number as its id"):
+    with pytest.raises(InputError, match=r"image number 0 .* has an id that is not a whole number"):
         open_detection(folder)
 
 
@@ -139,7 +139,7 @@ def test_missing_unreadable_and_resized_images_are_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"image 101 of .* is not on the disk: .*001\.png \(1 of 8 are missing\)"):
         open_detection(folder)
     Image.new("RGB", (10, 10)).save(folder / "train" / "001.png")
-    with pytest.raises(InputError, match=r"has 10 x 10 pixels, where the annotations say 48 x 64\."):
+    with pytest.raises(InputError, match=r"has 10 x 10 pixels, but the annotations say 48 x 64\."):
         open_part(folder, "train").image(1)
     (folder / "train" / "001.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="is not a readable image"):
@@ -177,7 +177,7 @@ def test_the_check_tells_everything_at_once(folder: Path) -> None:
     assert report.refused == 5
     assert not report.parts["val"].problems
     text = str(report)
-    assert "5 problems to mend before training" in text
+    assert "5 problems to repair before training" in text
     assert "annotation 1000" in text
     assert json.dumps(report.to_dict())
 
@@ -302,7 +302,7 @@ def test_batches_are_of_like_shape_and_the_same_after_resuming() -> None:
 
 def test_too_few_images_for_a_batch_are_refused(folder: Path) -> None:
     data = DetectionData(open_detection(folder), batch_size=5)
-    with pytest.raises(InputError, match="8 training images make no batch of 5"):
+    with pytest.raises(InputError, match="8 training images are too few for one batch of 5"):
         data.train_dataloader()
     assert len(DetectionData(open_detection(folder), batch_size=5, aspect_groups=False).train_dataloader()) == 1
 

@@ -63,15 +63,15 @@ REFUSED = {
     "a polygon far away": (polygon(0, 0, 1e9, 0, 1e9, 1e9), "leaves its image"),
     "a polygon far to the left": (polygon(-1e9, 0, 5, 0, 5, 5), "leaves its image"),
     "a polygon that is long": (polygon(*ZIGZAG), "outline of more than 10000000 pixels"),
-    "a polygon of a number that no float holds": (polygon(0, 0, 10**400, 0, 5, 5), "no list of x and y"),
+    "a polygon of a number that no float holds": (polygon(0, 0, 10**400, 0, 5, 5), "not a list of x and y"),
     "a box far away": (first(bbox=[1e9, 1e9, 5, 5]), "far outside of any image"),
     "a box of a number that no float holds": (first(bbox=[10**400, 0, 5, 5]), "has the bbox"),
     "an image of ten billion pixels": (
         lambda data: data["images"][0].update(width=10**5, height=10**5),
-        "more than the 178956970 pixels that are read; --max-pixels allows more",
+        "more than the limit of 178956970 pixels; give a larger --max-pixels",
     ),
     "runs that overflow": (first(segmentation={"size": [48, 64], "counts": [2**32, 48 * 64]}), "do not add up"),
-    "an id that no float holds": (lambda data: data["images"][0].update(id=2**70), "no whole number as its id"),
+    "an id that no float holds": (lambda data: data["images"][0].update(id=2**70), "an id that is not a whole number"),
     "a negative category": (category(id=-1), r"category -1 \(brick\) of .* from 0 to 2147483647"),
     "a category beyond 32 bits": (category(id=2**31), r"category 2147483648 \(brick\)"),
     "two categories of one name": (category(name="block"), "categories 3 and 7 of .* are both called 'block'"),
@@ -93,7 +93,7 @@ def test_what_opening_refuses_the_check_finds(folder: Path, what: str) -> None:
 
 def test_a_file_that_is_nested_too_deep_is_told(folder: Path) -> None:
     (folder / "annotations" / "instances_train.json").write_text("[" * 200_000)
-    with pytest.raises(InputError, match="no JSON file, or it is damaged"):
+    with pytest.raises(InputError, match="not a JSON file, or it is damaged"):
         open_detection(folder)
 
 
@@ -130,13 +130,13 @@ def test_a_mask_that_nobody_needs_does_not_stop(folder: Path, masks: bool) -> No
     (problem,) = report.parts["train"].problems
     assert (problem.kind, problem.severity.value) == ("mask", "refused" if masks else "noted")
     if masks:
-        with pytest.raises(InputError, match="no list of x and y"):
+        with pytest.raises(InputError, match="not a list of x and y"):
             open_detection(folder, masks)
     else:
         source = open_detection(folder).train
         assert len(source.target(0)["boxes"]) == 1
         assert "segmentation" not in source.annotations.objects[100][0]
-        assert "left out, since boxes alone are asked for" in str(report)
+        assert "left out, because only boxes are used" in str(report)
 
 
 def perfect(source: DetectionSource) -> float:
@@ -168,10 +168,10 @@ def test_categories_may_have_any_id_of_32_bits(folder: Path, key: int) -> None:
 def test_no_objects_to_find_is_a_sentence(folder: Path, tmp_path: Path) -> None:
     change(folder, lambda data: data.update(annotations=[]), ("val",))
     config = DetectionConfig(data=str(folder), backbone="resnet18", accelerator="cpu", output=str(tmp_path / "run"))
-    with pytest.raises(InputError, match=r"the 8 images of .*instances_val\.json .* hold no object to find"):
+    with pytest.raises(InputError, match=r"the 8 images of .*instances_val\.json .* have no objects"):
         train(config)
     change(folder, lambda data: data.update(annotations=[]), ("train",))
-    with pytest.raises(InputError, match=r"the 8 images of .*instances_train\.json .* nothing to learn"):
+    with pytest.raises(InputError, match=r"the 8 images of .*instances_train\.json .* cannot learn"):
         train(config)
 
 
@@ -248,11 +248,11 @@ def test_objects_of_tables_in_either_layout_and_with_words(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("objects", "sentence"),
     [
-        ([{"bbox": [[1.0, 2, 3, 4]], "category": [0, 1]}], "a bbox and a category of each are needed"),
-        ([{"box": [[1.0, 2, 3, 4]]}], "a bbox and a category of each are needed"),
-        ([{"bbox": [[1.0, 2, 3, 4]], "category": [None]}], "is of category None, which the file does not have"),
+        ([{"bbox": [[1.0, 2, 3, 4]], "category": [0, 1]}], "each object needs a bbox and a category"),
+        ([{"box": [[1.0, 2, 3, 4]]}], "each object needs a bbox and a category"),
+        ([{"bbox": [[1.0, 2, 3, 4]], "category": [None]}], "refers to category None, which the file does not have"),
         ([{"bbox": [None], "category": [0]}], "has the bbox None"),
-        ([["a", "b"]], "a bbox and a category of each are needed"),
+        ([["a", "b"]], "each object needs a bbox and a category"),
     ],
 )
 def test_objects_of_tables_that_are_none_are_told(

@@ -60,7 +60,7 @@ def test_a_checkpoint_answers_as_before_and_is_read_by_evaluate_and_deploy(
     assert metadata.preprocessing == described.preprocessing
     assert evaluate(converted).top1 == evaluate(plain.weights).top1
     deployed = tmp_path / "deployed.safetensors"
-    assert "attention has hardly begun to speak" in str(deploy(converted, [deployed], layout="split"))
+    assert "attention hardly contributes yet" in str(deploy(converted, [deployed], layout="split"))
     torch.testing.assert_close(load_model(deployed)[0](images), before(images), rtol=1e-4, atol=1e-4)
 
 
@@ -93,7 +93,7 @@ def test_a_network_by_name_is_built_and_stored(tmp_path: Path) -> None:
     model, metadata = load_model(path)
     assert (metadata.model.name, metadata.class_names[-1], metadata.preprocessing.image_size) == ("resnet18", "6", 16)
     assert model.layer3[0].conv1.attention.config.num_heads == 2
-    with pytest.raises(InputError, match=r"the network does not say what it was trained on; give --data\."):
+    with pytest.raises(InputError, match=r"the file does not say on which data the network was trained; give --data\."):
         evaluate(path)
 
 
@@ -102,7 +102,7 @@ def test_a_weights_file_that_does_not_say_its_network_is_told_it(tmp_path: Path)
     weights, path = tmp_path / "timm.safetensors", tmp_path / "converted.safetensors"
     save_file(network.state_dict(), weights)
     config = TrainConfig(model_kwargs=NARROW, image_size=32)
-    with pytest.raises(InputError, match="does not say of which network it is; give timm's name of it by --model"):
+    with pytest.raises(InputError, match="does not name its network; give timm's name of the network with --model"):
         convert_network(str(weights), path, config)
     convert_network(str(weights), path, config, model="resnet18")
     images = torch.randn(2, 3, 32, 32)
@@ -114,9 +114,9 @@ def test_a_weights_file_that_does_not_say_its_network_is_told_it(tmp_path: Path)
 def test_a_network_of_torchvision_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = ["convert", "torchvision:mobilenet_v2", "--stages", "null", "--image-size", "64"]
     assert main([*shown, "--dry-run"]) == 0
-    assert "attention stands at its projection, features.17.conv.2" in capsys.readouterr().out
+    assert "its projection features.17.conv.2 is replaced instead" in capsys.readouterr().out
     assert main([*shown, "--output", str(tmp_path / "m.safetensors")]) == 2
-    assert "can be shown (--dry-run) and not stored" in capsys.readouterr().err
+    assert "can be shown with --dry-run but not stored" in capsys.readouterr().err
     assert main(["convert", "torchvision:nothing", "--dry-run"]) == 2
 
 
@@ -126,7 +126,7 @@ def test_a_network_of_torchvision_is_shown(tmp_path: Path, capsys: pytest.Captur
         ([], "NAME is missing; usage: xvolution convert NAME"),
         (["resnet18"], "give --output FILE for the converted network, or --dry-run"),
         (["resnet18", "--dry-run", "--lr", "3"], "there is no flag --lr."),
-        (["resnet18", "--dry-run", "--operator", "conv"], "--operator is conv, which leaves the network as it is"),
+        (["resnet18", "--dry-run", "--operator", "conv"], "--operator is conv, which does not change the network"),
         (["resnet18", "--output", "x.onnx"], "x.onnx ends with .onnx; converted networks are stored as .safetensors"),
         (["resnet18", "--dry-run", "--no-pretrained", "--stages", "[9]"], "resnet18 cannot be converted: "),
         (["nothing.safetensors", "--dry-run"], "there is no file nothing.safetensors"),
@@ -140,11 +140,11 @@ def test_what_cannot_be_is_a_sentence(arguments: list[str], sentence: str, capsy
 def test_converted_and_deployed_networks_are_not_converted(
     converted: Path, trained: TrainResult, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="is converted already; give that of the plain network"):
+    with pytest.raises(InputError, match="is already converted; give a file of the plain network"):
         convert_network(str(converted), None, TrainConfig())
     deployed = tmp_path / "deployed.safetensors"
     deploy(trained.weights, [deployed], layout="split")
-    with pytest.raises(InputError, match="is in its deployed form; give that of the plain network"):
+    with pytest.raises(InputError, match="is in its deployed form; give a file of the plain network"):
         convert_network(str(deployed), None, TrainConfig())
     with pytest.raises(InputError, match="holds the deployed form, which is not trained"):
         begins(*_new(10), deployed)
@@ -185,7 +185,7 @@ def test_plain_weights_begin_a_converted_network_with_other_classes(
 def test_weights_of_another_network_begin_nothing(plain: TrainResult, converted: Path) -> None:
     with pytest.raises(InputError, match="holds the weights of resnet18; give --model resnet18"):
         begins(*_new(10, "resnet34"), plain.weights)
-    with pytest.raises(InputError, match="was converted in another way"):
+    with pytest.raises(InputError, match="has another conversion"):
         begins(*_new(10, stages=[2]), converted)
     with pytest.raises(InputError, match=r"--weights is .*; it must be left out with --pretrained"):
         TrainConfig(weights=str(converted), pretrained=True)

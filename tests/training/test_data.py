@@ -53,7 +53,7 @@ def test_folds_judge_every_image_once() -> None:
         assert len(fold.val) in (359, 360)
         assert np.ptp(np.bincount(fold.val.labels) - np.bincount(folds[0].val.labels)) <= 2
     assert judged[0] != names(open_data("digits", holdout="1/5", seed=4).val)
-    assert folds[1].judged_by == "part 2 of 5 of all images but a test part's, by --holdout 2/5"
+    assert folds[1].judged_by == "part 2 of 5 of all images but a test part's, because of --holdout 2/5"
 
 
 def test_folds_are_of_training_and_validation_part_and_not_of_the_test_part(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_the_same_picture_is_found_by_its_pixels_whatever_its_file(folder: Path)
     )
     leaked = next(each for each in report.problems if "parts" in each.kind)
     assert leaked.sentence.endswith(
-        "have the same pixels and are in the parts train, val, so that judging one is no test."
+        "have the same pixels and are in the parts train, val, so an evaluation on one part is not independent of the other."
     )
     assert str(folder / "val" / "cat" / "leaked.png") in leaked.sentence
 

@@ -87,7 +87,8 @@ def test_random_weights_have_no_norms_to_freeze(
     chosen = train(DetectionConfig(**given, output=str(tmp_path / "chosen")))
     said = capsys.readouterr().out
     assert (
-        "the backbone begins with random weights: its norms are trained (--norm batch), so are all its layers;" in said
+        "the backbone starts from random weights: its norms are trained (--norm batch), all its layers are trained;"
+        in said
     )
     model, metadata = load_model(chosen.weights)
     assert (metadata.model.norm, metadata.model.trainable_layers) == ("batch", 5)
@@ -301,8 +302,8 @@ def test_networks_of_the_other_kind_are_refused(
     errors = capsys.readouterr().err
     for sentence in (
         "there are no images in",
-        "--predictions has no meaning for a detector",
-        "--page has no meaning",
+        "--predictions cannot be used for a detector",
+        "--page cannot be used",
         ".pt2",
     ):
         assert sentence in errors

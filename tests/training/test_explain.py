@@ -59,12 +59,12 @@ def test_a_branch_without_a_kernel_is_explained_too(tiny, tmp_path):
 
 def test_attention_that_has_hardly_begun_to_speak_is_said_after_training_and_on_the_page(tiny, tmp_path, capsys):
     run = train(tiny(epochs=1, limit_train_batches=1, lr=1e-6))
-    assert "attention has hardly begun to speak: it is " in capsys.readouterr().out
+    assert "attention hardly contributes yet: it is at most " in capsys.readouterr().out
     found = explain(run.checkpoint, images=20, output=tmp_path / "page", say=lambda line: None)
-    assert found.figures["asleep"].startswith("attention has hardly begun to speak: it is ")
-    assert "of the variance of an operator's output at most, on 20 images. Train longer" in found.figures["asleep"]
+    assert found.figures["asleep"].startswith("attention hardly contributes yet: it is at most ")
+    assert "of the variance of an operator's output, on 20 images. Train longer" in found.figures["asleep"]
     assert found.figures["asleep"] in str(found)
-    assert "Attention has hardly begun to speak" in found.page.read_text(encoding="utf-8")
+    assert "Attention hardly contributes yet" in found.page.read_text(encoding="utf-8")
     assert max(row["share"] for row in found.figures["operators"]) < 1e-3
 
 
@@ -72,7 +72,7 @@ def test_attention_that_speaks_is_not_called_asleep(trained, explained):
     figures = json.loads((explained / "results.json").read_text(encoding="utf-8"))
     assert figures["asleep"] is None
     assert max(row["share"] for row in figures["operators"]) > 0.01
-    assert "Attention has hardly begun" not in (explained / "index.html").read_text(encoding="utf-8")
+    assert "Attention hardly contributes" not in (explained / "index.html").read_text(encoding="utf-8")
     assert deploy(trained.checkpoint, [], layout="split").asleep is None
 
 
@@ -87,6 +87,6 @@ def test_what_cannot_be_explained_is_refused(trained, tiny, tmp_path):
     refused("there is no file", checkpoint=tmp_path / "none.ckpt")
     deployed = tmp_path / "deployed.safetensors"
     deploy(trained.checkpoint, [deployed])
-    refused("is a deployed form, whose attention is merged into convolutions", checkpoint=deployed)
+    refused("is in deployed form, where attention is merged into convolutions", checkpoint=deployed)
     plain = train(tiny(epochs=1, limit_train_batches=1, operator="conv"))
-    refused("nothing to explain: this network has no X-volution with attention", checkpoint=plain.checkpoint)
+    refused("this network has no X-volution with attention", checkpoint=plain.checkpoint)

@@ -161,10 +161,10 @@ def make_circle(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (make_file_for_folder, "a file is where a folder is needed"),
-        (make_folder_for_file, "a folder is where the file would be"),
+        (make_file_for_folder, "a file has the name of a folder"),
+        (make_folder_for_file, "a folder has this name"),
         (lambda folder: folder / ("long" * 100), "give a shorter name"),
-        (make_circle, "links lead in a circle"),
+        (make_circle, "symbolic links form a loop"),
         (lambda folder: Path("/dev/full"), "free some space"),
     ],
     ids=["file for folder", "folder for file", "long name", "links in a circle", "full"],
@@ -179,5 +179,5 @@ def test_a_read_only_disk_is_not_called_full(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
-    with pytest.raises(RunError, match="the disk is read-only; take another folder"):
+    with pytest.raises(RunError, match="the disk is read-only; give another folder"):
         write_text(tmp_path / "out.json", "text")

@@ -37,7 +37,7 @@ def test_the_one_folder_that_wraps_a_data_set_is_opened(tmp_path: Path, inside: 
     (tmp_path / "__MACOSX" / "animals").mkdir(parents=True)
     (tmp_path / "__MACOSX" / "animals" / "a.png").write_bytes(b"no image")
     (tmp_path / ".ipynb_checkpoints").mkdir()
-    with pytest.warns(UserWarning, match="holds one folder, animals; its folders are taken"):
+    with pytest.warns(UserWarning, match="contains one folder, animals; the folders inside it are used"):
         splits = open_data(tmp_path)
     assert splits.train.class_names == ["cats", "dogs"]
     assert len(splits.train) == (20 if inside == "both" else 16)
@@ -59,7 +59,7 @@ def test_images_that_lie_in_a_part_without_a_class_are_left_out(tmp_path: Path) 
 
 UNCLEAR: dict[str, tuple[dict[str, int], str]] = {
     "one class": ({"cats": 3}, r"needs at least two class folders.*it has the folder cats and 3 images"),
-    "one class in a part": ({"train/cats": 3}, "has one class, cats; to tell classes apart takes at least two"),
+    "one class in a part": ({"train/cats": 3}, "has only one class, cats; give data with at least two classes"),
     "no classes in the parts": ({"train": 3, "val": 3}, r"no training part.*found: train \(0 class folders\), val \(0"),
     "no training part": ({"val/cats": 3, "test/cats": 3}, r"no training part.*found: test \(1 class folders\)"),
     "two parts of a kind": ({"train/a": 2, "train/b": 2, "val/a": 2, "valid/b": 2}, "two folders of the part val"),
@@ -126,7 +126,7 @@ def test_words_are_classes(tmp_path: Path) -> None:
     assert (splits.train.labels.tolist(), splits.val.labels.tolist()) == ([1, 0, 1, 2], [2, 1])
     assert np.asarray(splits.train.image(3)).max() == 3
     parquet(data, "test", {"label": ["owl", "emu"]})
-    with pytest.raises(InputError, match="labels that the training part has not: emu"):
+    with pytest.raises(InputError, match="labels that the training part does not have: emu"):
         open_data(data)
 
 
@@ -139,7 +139,7 @@ WRONG = {
     "null": ([0, None, 1], r"column label: row 1 has no label \(None\)"),
     "no word": (["a", None, "b"], "row 1 has no label"),
     "NaN": ([0.0, float("nan"), 1.0], r"row 1 has no label \(nan\)"),
-    "fraction": ([0.0, 0.5, 1.0], "row 1 has the label 0.5; whole numbers from 0"),
+    "fraction": ([0.0, 0.5, 1.0], "row 1 has the label 0.5; a label must be a whole number from 0"),
     "negative": ([0, -1, 1], "row 1 has the label -1"),
     "huge": ([0, 2**40, 1], f"row 1 has the label {2**40}"),
     "lists": (
@@ -240,8 +240,8 @@ def test_torchvision_sets_that_cannot_be_used_are_told(monkeypatch: pytest.Monke
 
     for constructor, sentence in (
         (Needs, "STL10 needs annFile, frames, which --data cannot say"),
-        (Boxes, "it is no classification data set"),
-        (Attributes, "it is no classification data set"),
+        (Boxes, "give a data set for classification"),
+        (Attributes, "give a data set for classification"),
         (Fails, "cannot be downloaded to .*a fault of its own"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -274,7 +274,7 @@ def test_paths_in_a_table_are_of_its_folder(tmp_path: Path) -> None:
     splits = open_data(data)
     assert splits.train.image(1).size == (24, 20)
     for part in (splits.train, splits.val):
-        with pytest.raises(InputError, match=r"outside\.png is outside of the folder .*; --outside-images reads it"):
+        with pytest.raises(InputError, match=r"outside\.png is outside of the folder .*; give --outside-images"):
             part.image(0)
     with pytest.raises(InputError, match=r"row 1 is not a readable image \(the row holds no image\)"):
         splits.val.image(1)

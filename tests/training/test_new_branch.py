@@ -44,7 +44,7 @@ def test_it_has_flags_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     config = parse_run(["--operator", NAME, "--sharpness", "3", "--window", "5"])
     assert config.conversion is not None
     assert config.conversion.operator.attention == ToyAverage(window=5, sharpness=3.0)  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=f"--gate is no option of {NAME}, whose options are --window, --sharpness"):
+    with pytest.raises(InputError, match=f"{NAME} has no option --gate; its options are --window, --sharpness"):
         parse_run(["--operator", NAME, "--gate", "tanh"])
     with pytest.raises(InputError, match=r"sharpness is -1\.0; it must be a positive number"):
         _ = parse_run(["--operator", NAME, "--sharpness", "-1"]).conversion

@@ -131,7 +131,7 @@ def test_a_norm_over_one_value_is_told(tiny: Callable[..., TrainConfig]) -> None
 
 def test_one_class_is_told(tmp_path: Path, tiny: Callable[..., TrainConfig]) -> None:
     write_folder(tmp_path / "data" / "train", {"cats": 4})
-    with pytest.raises(InputError, match="has one class, cats"):
+    with pytest.raises(InputError, match="has only one class, cats"):
         train(tiny(data=str(tmp_path / "data")))
 
 
@@ -157,7 +157,7 @@ def test_the_median_image_decides_the_size(
     assert (splits.image_size, splits.survey.mixed, len(splits.survey.looks)) == (20, True, 64)
     config = tiny(data=str(data), image_size=None, batch_size=8, limit_train_batches=1, epochs=1)
     with pytest.warns(
-        UserWarning, match=r"mixed sizes: shorter sides of 20 to 240 pixels .* --image-size says otherwise"
+        UserWarning, match=r"mixed sizes: shorter sides of 20 to 240 pixels .* --image-size changes that"
     ):
         result = train(config)
     assert "image size 20: the median shorter side of 64 images is 20 pixels" in capsys.readouterr().out

@@ -74,7 +74,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "class"
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*images looked at")
+pytestmark = pytest.mark.filterwarnings("ignore:.*images that were checked")
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
@@ -140,10 +140,10 @@ def test_what_is_unusual_is_said_once_for_each_data_set(tmp_path: Path) -> None:
         open_data(tmp_path)
     told = "\n".join(str(each.message) for each in said)
     assert len(said) == 4
-    assert "3 of 12 images looked at have an EXIF orientation" in told
-    assert "1 of 12 images looked at have 16 bits a pixel and only values below 4096" in told
-    assert "1 of 12 images looked at have 16 bits a pixel and are scaled" in told
-    assert "1 of 12 images looked at are transparent" in told
+    assert "3 of 12 images that were checked have an EXIF orientation" in told
+    assert "1 of 12 images that were checked have 16 bits per channel but only values below 4096" in told
+    assert "1 of 12 images that were checked have 16 bits per channel and are scaled" in told
+    assert "1 of 12 images that were checked have transparent pixels" in told
 
 
 def test_an_annotated_size_that_the_orientation_turns_is_told_so(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path) -> None:
     (folder / "cats" / "above").symlink_to(folder)
     (folder / "loop").symlink_to(folder / "loop")
     (folder / "whole").symlink_to(folder)
-    with pytest.warns(UserWarning, match=r"whole links to a folder that it is in, and is left out"):
+    with pytest.warns(UserWarning, match=r"whole links to a folder that contains it, and is left out"):
         source = FolderImages(folder)
     assert source.class_names == ["cats", "dogs"]
     assert np.bincount(source.labels).tolist() == [2, 2]
@@ -200,7 +200,7 @@ def test_a_named_pipe_is_told_and_not_waited_for(tmp_path: Path) -> None:
 def test_large_pictures_need_a_flag_that_the_message_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "data", {"cats": 2, "dogs": 2})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of Pillow, which refuses twice as much
-    with pytest.raises(BadImage, match=r"larger than the .* pixels that are read .*; give --max-pixels"):
+    with pytest.raises(BadImage, match=r"larger than the limit of .* pixels .*; give a larger --max-pixels"):
         open_data(folder).train.image(0)
     assert open_data(folder, max_pixels=480).train.image(0).size == (24, 20)
     with pytest.raises(BadImage, match=r"larger than the 479 pixels .*24 x 20 pixels"):

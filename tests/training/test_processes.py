@@ -65,7 +65,7 @@ def test_a_request_to_all_processes_of_a_run_writes_a_checkpoint(
 ) -> None:
     ended = asked(signum, 3, 1, tiny(output=str(tmp_path / "cut"), workers=2), whole_group=True)
     assert ended.returncode == 128 + signum
-    assert "--resume last goes on from there" in ended.stderr
+    assert "with --resume last to continue" in ended.stderr
     train(tiny(output=str(tmp_path / "cut"), workers=0, resume="last"))
     train(tiny(output=str(tmp_path / "whole")))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -79,8 +79,8 @@ def test_a_request_to_end_writes_a_checkpoint(
     train(tiny(output=str(tmp_path / "whole")))
     ended = asked(signum, 3, 1, tiny(output=str(tmp_path / "cut")))
     assert ended.returncode == 128 + signum
-    assert f"{signum.name}: a checkpoint follows after this step" in ended.stderr
-    assert "--resume last goes on from there" in ended.stderr
+    assert f"{signum.name}: writing a checkpoint after this step" in ended.stderr
+    assert "with --resume last to continue" in ended.stderr
     assert "Traceback" not in ended.stderr
     train(tiny(output=str(tmp_path / "cut"), resume="last"))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -166,7 +166,7 @@ def test_a_cell_ends_with_its_comparison(tmp_path: Path) -> None:
         comparing.kill()
     owner = log.parent / ".cell-owner"
     wait_for(lambda: not owner.exists())
-    assert "SIGTERM: a checkpoint follows" in log.read_text()
+    assert "SIGTERM: writing a checkpoint" in log.read_text()
     assert not (log.parent / "error.json").exists()
 
 

@@ -152,7 +152,7 @@ def test_more_epochs_and_another_rate_are_applied(
     optimizer = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["optimizer_states"][0]
     assert {group["weight_decay"] for group in optimizer["param_groups"]} == {0.0, 0.1}
     assert json.loads((tmp_path / "cut" / "config.json").read_text())["lr"] == 0.2
-    said = "going on after epoch 2 with --epochs 4 (was 2), --lr 0.2 (was 0.05), --weight-decay 0.1 (was 0.0005)"
+    said = "continuing after epoch 2 with --epochs 4 (was 2), --lr 0.2 (was 0.05), --weight-decay 0.1 (was 0.0005)"
     assert said in capsys.readouterr().out
 
 
@@ -167,15 +167,15 @@ def test_another_schedule_is_applied(tiny: Callable[..., TrainConfig], tmp_path:
 @pytest.mark.parametrize(
     ("began", "changes", "sentence"),
     [
-        ({}, {"optimizer": "adamw"}, "was trained with --optimizer sgd, and now it is adamw"),
-        ({}, {"ema_decay": 0.9}, "holds no moving average, and --ema-decay is 0.9"),
-        ({"ema_decay": 0.9}, {"ema_decay": None}, "holds a moving average, and --ema-decay leaves it out"),
-        ({}, {"batch_size": 16}, "was trained with --batch-size 32, and now it is 16"),
+        ({}, {"optimizer": "adamw"}, "was trained with --optimizer sgd, but now it is adamw"),
+        ({}, {"ema_decay": 0.9}, "holds no moving average, but --ema-decay is 0.9"),
+        ({"ema_decay": 0.9}, {"ema_decay": None}, "holds a moving average, but --ema-decay is left out"),
+        ({}, {"batch_size": 16}, "was trained with --batch-size 32, but now it is 16"),
         ({}, {"accumulate": 2}, "was trained with --accumulate 1"),
-        ({}, {"new_lr_factor": 2.0}, "was trained with --new-lr-factor 1.0, and now it is 2.0"),
+        ({}, {"new_lr_factor": 2.0}, "was trained with --new-lr-factor 1.0, but now it is 2.0"),
         ({}, {"seed": 1}, "was trained with --seed 0"),
         ({}, {"holdout": 0.3}, "was trained without --holdout"),
-        ({}, {"epochs": 1}, "has 2 epochs behind it, and --epochs is 1"),
+        ({}, {"epochs": 1}, "has already trained 2 epochs, but --epochs is 1"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -74,7 +74,7 @@ def test_a_runtime_that_refuses_leaves_the_others(
     )
     assert [file.runtime for file in table.files] == ["onnxruntime"]
     assert "no such operator" in table.refused["torch_export"]
-    assert "torch.export: left out, since " in str(table)
+    assert "torch.export: not written, because " in str(table)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["shipped.onnx"]
 
 

@@ -44,21 +44,25 @@ CRAFTED: list[tuple[str, Any, str]] = [
     ("model.name", "hf-hub:timm/resnet18", "timm knows no model called"),
     ("model.unknown", 1, r"unknown field `unknown` - at `\$.model`"),
     ("model.kwargs", [1], r"Expected `object`, got `array`"),
-    ("model.kwargs.layers", [10**9] * 4, "the largest number that is taken"),
-    ("model.kwargs.layers", [10**6, 1, 1, 1], "its description is not of its weights"),
+    ("model.kwargs.layers", [10**9] * 4, "the largest allowed number"),
+    ("model.kwargs.layers", [10**6, 1, 1, 1], "its description does not fit its weights"),
     ("model.kwargs.layers", 3, "cannot be built"),
-    ("model.kwargs.channels", [8, 8, 16, 10**6], "its description is not of its weights|another architecture"),
+    ("model.kwargs.channels", [8, 8, 16, 10**6], "its description does not fit its weights|another architecture"),
     ("model.kwargs.checkpoint_path", "/etc/passwd", "would read other files"),
-    ("model.kwargs.deep", [[[[[[[[[[[1]]]]]]]]]]], "longer or deeper"),
+    ("model.kwargs.deep", [[[[[[[[[[[1]]]]]]]]]]], "longer or more deeply nested"),
     ("model.conversion.operator.type", "magic", "Invalid value 'magic'"),
     ("model.conversion.operator.num_conv_branches", 10**6, "Expected `int` <= 64"),
     ("model.conversion.operator.norm_layer", "Transformer", "matching regex"),
     ("model.conversion.operator.kernel_size", 10**6, "Expected `int` <= 255"),
     ("model.conversion.operator.attention.type", "magic", "no attention branch 'magic'"),
     ("model.conversion.operator.attention.type", ["magic"], "no attention branch"),
-    ("model.conversion.operator.attention.window", 10**9, "the largest number that is taken"),
+    ("model.conversion.operator.attention.window", 10**9, "the largest allowed number"),
     ("model.conversion.operator.attention.window", {"a": 1}, "the option window of pixel_shift"),
-    ("model.conversion.operator.attention.attention_ratio", 1e6, "its description is not of its weights|another arch"),
+    (
+        "model.conversion.operator.attention.attention_ratio",
+        1e6,
+        "its description does not fit its weights|another arch",
+    ),
     ("model.conversion.operator.attention.attention_ratio", "much", r"Expected `float \| null`, got `str`"),
     ("model.conversion.operator.attention.magic", 1, "has no option 'magic'"),
     ("model.conversion.where.stages", [0], "Expected `int` >= 1"),
@@ -71,7 +75,7 @@ CRAFTED: list[tuple[str, Any, str]] = [
     ("layouts", {"layer3": 3}, "Expected `str`, got `int`"),
     ("format", 99, "reads formats up to"),
     ("format", "2", "reads formats up to"),
-    ("type", "pose", "which no task here knows"),
+    ("type", "pose", "of the unknown type"),
     ("type", "detect", "at `|missing required field|unknown field|where a"),
 ]
 
@@ -160,7 +164,7 @@ def test_one_flipped_bit_is_noticed(trained: TrainResult, tmp_path: Path, name: 
     path = trained.run_dir / name
     weight = read_weights(path)[0]["conv1.weight"]
     damaged = flipped(path, inside(path, weight), tmp_path / name)
-    with pytest.raises(InputError, match=r"is damaged: its checksum is of other contents.*--no-checksum"):
+    with pytest.raises(InputError, match=r"is damaged: its checksum does not match its contents.*--no-checksum"):
         load_model(damaged)
     model, _ = load_model(damaged, checksum=False)
     assert not torch.equal(model.state_dict()["conv1.weight"], weight)
@@ -171,7 +175,7 @@ def test_one_flipped_bit_of_an_exported_file_is_noticed(trained: TrainResult, tm
     deploy(trained.weights, [path])
     load_model(path)
     damaged = flipped(path, path.stat().st_size // 2, tmp_path / "damaged.onnx")
-    with pytest.raises(InputError, match="is damaged: its checksum is of other contents"):
+    with pytest.raises(InputError, match="is damaged: its checksum does not match its contents"):
         load_model(damaged)
 
 
@@ -192,7 +196,7 @@ def test_the_checksum_is_of_names_types_shapes_numbers_and_description() -> None
 def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
     for state in (3, {"weight": "text"}):
         torch.save({"xvolution": {"model": {}}, "state_dict": state}, tmp_path / "w.ckpt")
-        with pytest.raises(InputError, match="what it calls its weights are none"):
+        with pytest.raises(InputError, match="its weights are not tensors"):
             read_checkpoint(tmp_path / "w.ckpt")
 
 

@@ -85,7 +85,7 @@ def test_a_file_tells_its_task(name: str, typed: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"type": "pose", "model": {}}, "type pose, which no task here knows; the tasks are classify, detect, segment"),
+        ({"type": "pose", "model": {}}, "type pose; the tasks are classify, detect, segment"),
         ({"type": "classify"}, "cannot be read"),
         ([], "cannot be read"),
     ],
@@ -112,11 +112,11 @@ def test_an_option_of_another_task_is_refused(tmp_path: Path) -> None:
     classifier, detector = tmp_path / "classifier.safetensors", tmp_path / "detector.safetensors"
     save_weights(classifier, nn.Identity(), METADATA["classify"]())
     save_weights(detector, nn.Identity(), METADATA["detect"]())
-    with pytest.raises(InputError, match="--page has no meaning for a classifier: it is an option of detect, segment"):
+    with pytest.raises(InputError, match="--page cannot be used for a classifier: it is an option of detect, segment"):
         evaluate(classifier, page=tmp_path / "page.html")
-    with pytest.raises(InputError, match="--fixed-size has no meaning for a detector: it is an option of classify"):
+    with pytest.raises(InputError, match="--fixed-size cannot be used for a detector: it is an option of classify"):
         deploy(detector, [tmp_path / "detector.onnx"], fixed_size=True)
-    with pytest.raises(InputError, match="--colour has no meaning for a classifier: no task has such an option"):
+    with pytest.raises(InputError, match="--colour cannot be used for a classifier: no task has such an option"):
         evaluate(classifier, colour="red")
 
 
@@ -212,7 +212,7 @@ def test_a_task_of_ones_own_is_reached_by_every_command(toy: Toy, tmp_path: Path
     assert "the endings are .safetensors for a toy" in capsys.readouterr().err
     assert main(["deploy", weights, "--output", str(tmp_path / "toy.safetensors")]) == 1
     assert main(["predict", weights, weights]) == 2
-    assert "a toy does not take pictures by themselves; give a classifier or a detector" in capsys.readouterr().err
+    assert "a toy cannot predict single pictures; give a classifier or a detector" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     assert "--colour" in capsys.readouterr().out

@@ -132,7 +132,7 @@ def test_norms_are_judged_by_statistics_of_images_as_they_are_judged(
 
 
 def test_no_more_images_are_measured_than_there_are(tiny: Callable[..., TrainConfig]) -> None:
-    with pytest.raises(InputError, match="--recalibrate-norms is 5000, and there are 1438 training images"):
+    with pytest.raises(InputError, match="--recalibrate-norms is 5000, but there are only 1438 training images"):
         train(tiny(recalibrate_norms=5000))
 
 
@@ -143,7 +143,7 @@ def test_new_parameters_have_a_rate_of_their_own(
     groups = torch.load(result.checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
     rates = [(group["lr"], group["weight_decay"]) for group in groups]
     assert rates == [(0.05, 0.0), (0.05, 0.1), (0.2, 0.0), (0.2, 0.1)]
-    assert "new parameters train at 4.0 times the rate of the others" in capsys.readouterr().out
+    assert "new parameters train with 4.0 times the learning rate of the others" in capsys.readouterr().out
 
 
 def test_the_loss_of_a_teacher_is_its_formula() -> None:
@@ -183,7 +183,7 @@ def test_a_network_learns_from_a_teacher_in_its_normalization(
 def test_a_teacher_that_does_not_fit_is_a_sentence(
     tiny: Callable[..., TrainConfig], trained: TrainResult, image_folder: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"tells 10 classes apart that are not the 2 of the data"):
+    with pytest.raises(InputError, match=r"has 10 classes that differ from the 2 classes of the data"):
         train(tiny(teacher=str(trained.weights), data=str(image_folder)))
     with pytest.raises(InputError, match=r"--teacher is model.onnx; give a .ckpt or a .safetensors"):
         train(tiny(teacher="model.onnx"))

@@ -56,7 +56,7 @@ def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
     operator = attending_operator(model, name)
     if operator.training:
         raise ValueError(
-            f"{name!r} is in training mode, where a look would move its statistics; call model.eval() first"
+            f"{name!r} is in training mode, and running it would change its statistics; call model.eval() first"
         )
     operands: list[Tensor] = []
     hook = operator.register_forward_pre_hook(lambda _, inputs: operands.append(inputs[0].detach()))

@@ -96,7 +96,7 @@ def attending_operator(model: nn.Module, name: str) -> XVolution2d:
     operators = attending_operators(model)
     if name not in operators:
         raise ValueError(
-            f"{name!r} is no XVolution2d with attention of this model; it has {', '.join(operators) or 'none'}"
+            f"the model has no XVolution2d with attention called {name!r}; it has {', '.join(operators) or 'none'}"
         )
     return operators[name]
 
@@ -118,11 +118,12 @@ def branch_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, 
     operators = attending_operators(model)
     if not operators:
         raise ValueError(
-            "this model has no XVolution2d with attention; a re-parameterized one has no branches any more"
+            "this model has no XVolution2d with attention; give the training form, since re-parameterizing "
+            "merges the branches"
         )
     if any(operator.training for operator in operators.values()):
         raise ValueError(
-            "the model is in training mode, where a look would move its statistics; call model.eval() first"
+            "the model is in training mode, and running it would change its statistics; call model.eval() first"
         )
     usual = usual_variance(model)
     probes = {name: _Probe(operator, usual) for name, operator in operators.items()}
@@ -132,7 +133,10 @@ def branch_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, 
         for images in batches:
             model(images)
     if any(probe.size is None for probe in probes.values()):
-        raise ValueError("there was no batch of images, or the model left operators out; give at least one batch")
+        raise ValueError(
+            "no operator was run: there was no batch of images, or the model does not call them; give at least "
+            "one batch"
+        )
     return {name: probe.statistics() for name, probe in probes.items()}
 
 

@@ -27,7 +27,9 @@ def receptive_field(model: nn.Module, images: Tensor, name: str) -> Tensor:
     if name not in modules:
         raise ValueError(f"the model has no module {name!r}; give a name of model.named_modules()")
     if model.training:
-        raise ValueError("the model is in training mode, where images act on each other; call model.eval() first")
+        raise ValueError(
+            "the model is in training mode, where the images of a batch influence each other; call model.eval() first"
+        )
     outputs: list[Tensor] = []
     handle = modules[name].register_forward_hook(lambda _, __, y: outputs.append(y))
     images = images.detach().clone().requires_grad_()
@@ -37,7 +39,7 @@ def receptive_field(model: nn.Module, images: Tensor, name: str) -> Tensor:
     finally:
         handle.remove()
     if not outputs:
-        raise ValueError(f"the model did not run {name!r}; give a module that its forward calls")
+        raise ValueError(f"the model did not run {name!r}; give a module that the model's forward calls")
     output = outputs[0]
     centre = output[..., output.shape[-2] // 2, output.shape[-1] // 2].sum()
     (gradient,) = torch.autograd.grad(centre, images)

@@ -167,7 +167,7 @@ class AttentionBranch(nn.Module, ABC):
         Raises:
             ValueError: no constant gate makes the branch a convolution.
         """
-        raise ValueError(f"{type(self).__name__} is no convolution, whatever its gate")
+        raise ValueError(f"{type(self).__name__} does not become a convolution when its gate is constant")
 
     def scale_output_(self, scale: Tensor) -> None:
         """Multiply what the branch returns by (C_out,), in its weights: in the rows of the value projection."""

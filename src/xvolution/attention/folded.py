@@ -68,7 +68,7 @@ class Folded(ABC):
             ValueError: the operator is no dynamic convolution over a window, or the position is outside of the output.
         """
         raise ValueError(
-            f"{self.description} is no dynamic convolution over a window, so there is no kernel at a pixel to read"
+            f"{self.description} is not a dynamic convolution over a window, so it has no kernel at a pixel"
         )
 
     def static(self) -> FoldedConvolution | None:

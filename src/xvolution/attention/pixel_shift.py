@@ -96,7 +96,7 @@ class PixelShift(AttentionConfig):
         check_gate(self.gate)
         check_window(self.window)
         if self.dilation is not None and min(self.dilations or (0,)) < 1:
-            raise ValueError(f"dilation is {self.dilation}; it must be a positive integer or several of them")
+            raise ValueError(f"dilation is {self.dilation}; it must be a positive integer or several positive integers")
         check_reduction(self.reduction)
         if self.reduction is not None and self.pooled_query is False:
             raise ValueError(f"reduction is {self.reduction}, but pooled_query is off; switch it on, or leave this out")

@@ -80,12 +80,17 @@ class NetworkBench:
         on_cpu = [name for name in self.runtimes if name in RUNTIMES]
         if on_cpu and self.device != "cpu":
             raise InputError(
-                f"--runtimes is {', '.join(on_cpu)}, run on the CPU here; with --device {self.device} give torch or training."
+                f"--runtimes has {', '.join(on_cpu)}, which runs on the CPU only; with --device "
+                f"{self.device}, give torch or training."
             )
         if TRAINING in self.runtimes and any(map(is_detector, self.networks)):
-            raise InputError("--runtimes has training, which is of classifiers here; leave the YOLOs out.")
+            raise InputError(
+                "--runtimes has training, which measures classifiers only; leave the YOLOs or training out."
+            )
         if TRAINING in self.runtimes and max(self.batches) < 2:
-            raise InputError("--runtimes has training, where batch norms need at least 2 images; give such --batches.")
+            raise InputError(
+                "--runtimes has training, where batch norms need at least 2 images; give --batches 2 or more."
+            )
 
     def cases(self) -> list[Case]:
         """All combinations; one image makes no training step, since batch norms need more."""
@@ -119,7 +124,8 @@ def require_networks(names: Sequence[str]) -> None:
     """Raise ``InputError`` unless timm has networks of these names."""
     if any(map(is_detector, names)) and find_spec("ultralytics") is None:
         raise InputError(
-            "--networks has a YOLO, which takes the package ultralytics (AGPL); install it, or leave it out."
+            "--networks has a YOLO, which needs the package ultralytics (AGPL); install the package, or "
+            "leave the YOLO out."
         )
     missing = [name for name in names if not (timm.is_model(name) or is_detector(name))]
     if missing or not names:

@@ -91,9 +91,11 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); run `xvolution bench` first.") from error
     except ValueError as error:
-        raise InputError(f"{path} is no results file of xvolution bench ({error}).") from error
+        raise InputError(
+            f"{path} is not a results file of xvolution bench ({error}); give one that it wrote."
+        ) from error
     if not isinstance(stored, dict) or not {"kind", "machine", "versions", "cases"} <= stored.keys():
-        raise InputError(f"{path} is no results file of xvolution bench; give one that it wrote.")
+        raise InputError(f"{path} is not a results file of xvolution bench; give one that it wrote.")
     if stored["versions"].get("xvolution") == "0.1.0":
         for case in stored["cases"].values():
             case["forms"] = {_renamed(form): figures for form, figures in case["forms"].items()}

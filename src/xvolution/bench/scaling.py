@@ -94,7 +94,7 @@ def exponent(pixels: Sequence[int], values: Sequence[float]) -> float:
         ValueError: fewer than two points.
     """
     if len(pixels) < 2:
-        raise ValueError(f"an exponent needs at least two points, and there is {len(pixels)}")
+        raise ValueError(f"the fit of an exponent needs at least two points, and there is {len(pixels)}")
     x, y = [math.log(n) for n in pixels], [math.log(value) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))

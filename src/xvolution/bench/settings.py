@@ -29,7 +29,7 @@ def require_device(device: str) -> None:
     """Raise ``InputError`` unless ``device`` is one that there is here."""
     require_known("device", [device], ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device is cuda, and there is none here; take cpu.")
+        raise InputError("--device is cuda, but this machine has no CUDA device; give --device cpu.")
 
 
 def thread_count(threads: int) -> int:

@@ -111,10 +111,10 @@ def _where_it_loses(cases: Sequence[Record]) -> list[str]:
             cheaper.append(_place(case))
     worst = max(cases, key=lambda case: fastest_layout(case["forms"])["ratio"])
     ratio = fastest_layout(worst["forms"])["ratio"]
-    lines = [f"**Where it loses.** The dearest place is {_place(worst)}, at {ratio:.2f} times the convolution."]
+    lines = [f"**Highest cost.** The most expensive place is {_place(worst)}, at {ratio:.2f} times the convolution."]
     if cheaper:
         lines.append(
-            f"Exact global attention as the second branch is cheaper than pixel shifts at: {'; '.join(cheaper)}."
+            f"Exact global attention as the second branch costs less than pixel shifts at: {'; '.join(cheaper)}."
         )
     return [" ".join(lines) + "\n"]
 

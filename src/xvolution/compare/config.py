@@ -53,7 +53,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         self.variants = with_baseline(self.variants, self.baseline)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"the seeds are {list(self.seeds)}; give at least one, and each once.")
+            raise InputError(f"the seeds are {list(self.seeds)}; give at least one seed, and each seed only once.")
         for name, least in (
             ("jobs", 1),
             ("jobs_per_device", 1),
@@ -67,7 +67,7 @@ class CompareConfig:
         if self.folds is not None:
             self._require_folds()
         if str(self.recipe.devices) not in ("auto", "1") or self.recipe.num_nodes != 1:
-            raise InputError("a comparison trains each cell on one device; leave --devices and --num-nodes out.")
+            raise InputError("a comparison runs each training on one device; leave --devices and --num-nodes out.")
 
     def _require_folds(self) -> None:
         assert self.folds is not None

@@ -37,7 +37,9 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
         kind: of average precision that detectors are ranked by, box or mask.
     """
 
-    timed_on = ", the first images that judge; a detector's time depends on what it finds in them"
+    timed_on = (
+        ", the first images of the evaluation; the time of a detector depends on the number of objects that it finds"
+    )
     judged_anew = ", on which average precision is computed anew"
 
     def __init__(self, kind: str) -> None:

@@ -132,8 +132,8 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise InputError(
-            f"{config.folder} holds a comparison by another recipe ({'; '.join(changes[:3])}{more}); give another --output, or "
-            "the recipe that it began with."
+            f"{config.folder} holds a comparison with another recipe ({'; '.join(changes[:3])}{more}); give "
+            "another --output, or the recipe of that comparison."
         )
     values = {"recipe": shared, "variants": {**earlier["variants"], **variants}}
     write_text(path, json.dumps(values, indent=2) + "\n")

@@ -78,14 +78,19 @@ def run_cells(cells: Sequence[Cell], launcher: Launcher, watcher: Watcher) -> No
     except KeyboardInterrupt as request:
         _leave([job for _, job in running.values()])
         raise Interrupted(
-            f"interrupted with {len(running)} cells running and {len(waiting)} waiting; the same command goes on from there.",
+            f"interrupted with {len(running)} trainings running and {len(waiting)} waiting; run the same "
+            "command again to continue.",
             status(request) - 128,
         ) from None
 
 
 def _leave(jobs: list[Job]) -> None:
     with suppress(OSError):  # the terminal may be what has gone
-        print("The running cells write checkpoints; again to leave without them.", file=sys.stderr, flush=True)
+        print(
+            "The running trainings write checkpoints; press Ctrl-C again to stop without them.",
+            file=sys.stderr,
+            flush=True,
+        )
     for job in jobs:
         job.interrupt()
     try:

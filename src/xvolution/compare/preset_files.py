@@ -39,12 +39,13 @@ def preset(name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"the preset {name} is no YAML: {str(error).splitlines()[0]}.") from error
+        raise InputError(f"the preset {name} is not valid YAML: {str(error).splitlines()[0]}.") from error
     unknown = sorted(set(values) - set(KEYS)) if isinstance(values, dict) else [str(type(values).__name__)]
     if unknown:
         raise InputError(f"the preset {name} has {', '.join(unknown)}; allowed are {', '.join(KEYS)}.")
     if not isinstance(values.get("recipe") or {}, dict):
         raise InputError(
-            f"the recipe of the preset {name} is {values['recipe']!r}; give settings by name, such as lr: 0.1."
+            f"the recipe of the preset {name} is {values['recipe']!r}; it must be a mapping of settings, "
+            "such as lr: 0.1."
         )
     return values

@@ -34,7 +34,7 @@ def gather(
     _mark_front(rows)
     for row in rows:
         row["verdict"] = verdict(row, config.baseline, rows)
-        row["verdict"] += "" if row["asleep"] is None else "; its attention has hardly begun to speak"
+        row["verdict"] += "" if row["asleep"] is None else "; its attention hardly contributes yet"
     return {
         "asleep": [f"{row['label']}: {row['asleep']}" for row in rows if row["asleep"] is not None],
         "headline": headline(rows, config.baseline, len(config.seeds), task.metric.name),

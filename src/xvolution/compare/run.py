@@ -97,21 +97,22 @@ class Reporter:
             RunError: a cell failed.
         """
         done = len(self.grid) - len(self.left)
-        self._say(f"{len(self.grid)} cells, {done} done before; report {self.config.folder / 'report.html'}")
+        self._say(f"{len(self.grid)} trainings, {done} already finished; report {self.config.folder / 'report.html'}")
         if self.left:
             launcher = launcher_for(self.config)
             self._jobs = min(launcher.capacity, len(self.left))
             run_cells(self.left, launcher, self)
             self._say(
-                f"deploying one network of each of {len(self.config.variants)} variants, and timing them in turns"
+                f"deploying one network of each of the {len(self.config.variants)} variants and measuring "
+                "latency in turns"
             )
         self.report(latencies(self.config, self.grid))
         failures = self.comparison.figures["failures"]
         if failures:
             first = failures[0]
             raise RunError(
-                f"{len(failures)} of {len(self.grid)} cells failed ({first['cell']}: {first['error']}); the others are in "
-                f"{self.comparison.page}, and the same command tries again."
+                f"{len(failures)} of {len(self.grid)} trainings failed ({first['cell']}: {first['error']}); "
+                f"{self.comparison.page} has the others. Run the same command again to retry."
             )
 
     def report(self, latency: dict[str, Any] | None = None) -> None:
@@ -125,7 +126,7 @@ class Reporter:
 
     def started(self, cell: Cell) -> None:
         self._epochs[cell.name] = len(_history(cell))
-        going_on = f", going on after epoch {self._epochs[cell.name]}" if self._epochs[cell.name] else ""
+        going_on = f", continuing after epoch {self._epochs[cell.name]}" if self._epochs[cell.name] else ""
         self._say(f"{cell.name}: started{going_on}")
 
     def progress(self, cell: Cell) -> None:
@@ -138,7 +139,7 @@ class Reporter:
                 f"{self.metric.name} {row[f'val_{self.metric.key}']:.2%}  {row['seconds']:.1f} s"
             )
         if len(history) == cell.epochs > self._epochs[cell.name]:
-            self._say(f"{cell.name}: judging and counting")
+            self._say(f"{cell.name}: evaluating, counting operations")
         self._epochs[cell.name] = max(len(history), self._epochs[cell.name])
 
     def ended(self, cell: Cell) -> None:
@@ -155,7 +156,7 @@ class Reporter:
     def _remaining(self) -> str:
         """How many cells are done and how long the rest will take, by the median epoch and judging so far."""
         done = [result for cell in self.grid if (result := cell.result()) is not None]
-        text = f"  [{len(done)} of {len(self.grid)} cells"
+        text = f"  [{len(done)} of {len(self.grid)} trainings"
         seconds = [result["seconds_per_epoch"] for result in done]
         missing = [cell for cell in self.grid if cell.result() is None]
         if not seconds or not missing:
@@ -165,7 +166,7 @@ class Reporter:
         # Each variant is deployed once more to be timed, which takes about as long as to judge it and to count its work.
         timing = afterwards * len(self.config.variants) if self.config.latency_rounds else 0.0
         left = (epochs * statistics.median(seconds) + len(missing) * afterwards) / self._jobs + timing
-        return f"{text}, {duration(left)} left with judging and timing]"
+        return f"{text}, {duration(left)} left, including evaluation and latency]"
 
     def _say(self, line: str) -> None:
         print(f"[{time.perf_counter() - self._began:5.0f} s] {line}", flush=True)
@@ -176,7 +177,7 @@ def dry_run(config: CompareConfig) -> str:
     grid = cells(config)
     _check(grid)
     folds = "" if config.folds is None else f", each of {config.folds} folds"
-    lines = [f"{len(grid)} cells: {len(config.variants)} variants x {len(config.seeds)} seeds{folds}, in this order"]
+    lines = [f"{len(grid)} trainings: {len(config.variants)} variants x {len(config.seeds)} seeds{folds}, in this order"]
     for cell in grid:
         state = "done" if cell.result() is not None else "interrupted" if cell.checkpoint.exists() else "new"
         lines += [f"# {cell.name} ({state})", *map(shlex.join, cell.commands)]

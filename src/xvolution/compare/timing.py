@@ -56,8 +56,8 @@ def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.devic
         timed = comparison_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
     except ReparameterizationError as error:
         raise RunError(
-            f"no latency was measured: {error}. What was trained is reported; the same command with --latency-rounds 0 leaves "
-            "it out."
+            f"no latency was measured: {error}. The report has all other results; give --latency-rounds 0 to "
+            "leave latency out."
         ) from error
     calls = {label: form.call for label, form in timed.items()}
     with counting(config.latency_rounds, "timing") as advance:

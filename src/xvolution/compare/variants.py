@@ -87,7 +87,7 @@ def parse_variants(text: str) -> tuple[Variant, ...]:
         elif written and written[-1][1]:
             written[-1][1].append(token)
         else:
-            raise InputError(f"{token!r} stands behind no operator; write options as operator:{token}.")
+            raise InputError(f"{token!r} has no operator before it; write options as operator:{token}.")
     return tuple(_variant(name, options) for name, options in written)
 
 
@@ -104,8 +104,8 @@ def variants_from(given: Any) -> tuple[Variant, ...]:
     if isinstance(given, Sequence):
         if unwritten := [each for each in given if not isinstance(each, str)]:
             raise InputError(
-                f"the list of variants holds {_short(unwritten[0])}; give texts, such as xvolution:window=5, or a mapping from "
-                "labels to operators in the place of the list."
+                f"the list of variants has the entry {_short(unwritten[0])}; each entry must be a text such "
+                "as xvolution:window=5. A mapping from labels to operators is allowed too."
             )
         return tuple(variant for text in given for variant in parse_variants(text))
     if not isinstance(given, Mapping):
@@ -124,16 +124,21 @@ def with_baseline(variants: Sequence[Variant], baseline: str) -> tuple[Variant, 
     labels = [variant.label for variant in variants]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise InputError(f"the label {twice[0]!r} is there twice; give each variant a label= of its own.")
+        raise InputError(f"two variants have the label {twice[0]!r}; give each variant its own label=.")
     if baseline not in labels:
         if baseline not in operator_names():
             raise InputError(f"the baseline is {baseline!r}; give one of the variants ({', '.join(labels)}).")
         variants = [Variant(baseline, baseline), *variants]
     folders = [variant.folder for variant in variants]
     if len(set(folders)) < len(folders):
-        raise InputError("two labels differ in punctuation alone; give them labels that make names of folders.")
+        raise InputError(
+            "two labels differ only in punctuation, so that their folders would have the same name; give other labels."
+        )
     if len(variants) < 2:
-        raise InputError(f"there is only {baseline!r} to compare; give --operators, such as conv,xvolution.")
+        raise InputError(
+            f"there is only the baseline {baseline!r}; give at least one more operator, such as --operators "
+            "conv,xvolution."
+        )
     return tuple(sorted(variants, key=lambda variant: variant.label != baseline))
 
 
@@ -147,7 +152,7 @@ def _variant(name: str, options: list[str]) -> Variant:
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"{option!r} is no option of {name}; write it as option=value.")
+            raise InputError(f"{option!r} is not an option of {name}; write options as option=value.")
         values[key.strip()] = _value(value.strip())
     label = str(values.pop("label", f"{name}:{','.join(options)}" if options else name))
     return _described(label, {"operator": name, **values})
@@ -165,12 +170,15 @@ def _described(label: str, values: Any) -> Variant:
     if isinstance(values, str):
         written = parse_variants(values)
         if len(written) != 1:
-            raise InputError(f"the variant {label!r} is {_short(values)}; give one operator and its options.")
+            raise InputError(f"the variant {label!r} is {_short(values)}; it must be one operator with its options.")
         return replace(written[0], label=label)
     if not isinstance(values, Mapping) or "operator" not in values:
-        raise InputError(f"the variant {label!r} names no operator; give operator: and its options.")
+        raise InputError(f"the variant {label!r} has no operator; give operator: and its options.")
     if not isinstance(values.get("options", {}), Mapping):
-        raise InputError(f"the options of the variant {label!r} are {_short(values['options'])}; give them by name.")
+        raise InputError(
+            f"the options of the variant {label!r} are {_short(values['options'])}; they must be a mapping from "
+            "names to values."
+        )
     options = {**values.get("options", {}), **values}
     placement, training = (
         {name: options.pop(name) for name in names if name in options} for names in (PLACEMENT, TRAINING)

@@ -22,17 +22,17 @@ def verdict(row: dict[str, Any], baseline: str, rows: Sequence[dict[str, Any]]) 
         return f"{baseline} is not finished for the same seeds"
     seeds = found["seeds"]
     if seeds < ENOUGH_SEEDS:
-        return f"{difference(found)}: not a claim, {count(seeds, 'seed')} cannot carry one"
+        return f"{difference(found)}: not conclusive with {count(seeds, 'seed')}"
     if found["low"] <= 0 <= found["high"]:
-        return f"no difference that {seeds} seeds can show ({difference(found)})"
+        return f"no significant difference with {seeds} seeds ({difference(found)})"
     if found["high"] < 0:
         return f"{difference(found)}: worse"
     price = f"{difference(found)} at {row['deployed_flops_ratio']:.2f} times the FLOPs"
     better = _beaten_by(row, rows)
     if better is not None:
-        return f"{price}; {better} gives more for no more"
+        return f"{price}; {better} is more accurate at no higher cost"
     if row["deployed_flops_ratio"] > WORTH:
-        return f"{price}; better, at a price"
+        return f"{price}; better, at a higher cost"
     return f"{price}; worth it"
 
 
@@ -50,7 +50,7 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int, 
     """The answer to: does one of these help on my data, and what does it cost? The metric is called as the page calls it."""
     finished = [(row, interval) for row in rows if (interval := claimed(row)) is not None]
     if not finished:
-        return f"No variant is finished beside {baseline} yet."
+        return f"No variant is finished for the same seeds as {baseline} yet."
     best, found = max(finished, key=lambda each: (_shown(each[1]), each[1]["estimate"]))
     seeds = found["seeds"]
     cost = _cost(best, baseline)
@@ -58,22 +58,23 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int, 
     more = " so far" if seeds < planned_seeds else ""
     if seeds < ENOUGH_SEEDS:
         return (
-            f"After {count(seeds, 'seed')}{more}, {best['label']}{of} has {difference(found)} "
-            f"of {metric} against {baseline}, {cost}. This is not a claim: it takes {ENOUGH_SEEDS} seeds or more to tell a gain "
-            "from luck."
+            f"After {count(seeds, 'seed')}{more}, {best['label']}{of} has {difference(found)} of {metric} "
+            f"against {baseline}, {cost}. This is not conclusive: at least {ENOUGH_SEEDS} seeds are needed "
+            "to tell a gain from chance."
         )
     if _shown(found):
         caution = ""
         if len(finished) > 1:
             caution = (
-                f" It is the best of {len(finished)}, which flatters it a little; new seeds would say by how much."
+                f" It was chosen as the best of {len(finished)}, so the estimate is slightly too high; new "
+                "seeds give an unbiased estimate."
             )
         return f"Yes: {best['label']} gains {difference(found)} of {metric} over {baseline}{more}, {cost}.{caution}"
     if all(interval["high"] is not None and interval["high"] < 0 for _, interval in finished):
         return f"No: every variant is worse than {baseline}{more}; the best, {best['label']}, by {difference(found)} of {metric}."
     return (
-        f"No variant is better than {baseline} by a difference that {seeds} seeds can show{more}; the best, {best['label']}, has "
-        f"{difference(found)} of {metric}, {cost}."
+        f"No variant is significantly better than {baseline} with {seeds} seeds{more}; the best, "
+        f"{best['label']}, has {difference(found)} of {metric}, {cost}."
     )
 
 

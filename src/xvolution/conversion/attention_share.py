@@ -22,8 +22,8 @@ HARDLY = 1e-3
 
 #: What to do about it.
 ADVICE = (
-    "Train longer, or with --new-lr-factor 5 for what the conversion added; until then the network answers as its "
-    "convolutions do."
+    "Train longer, or raise the learning rate of the added parameters with --new-lr-factor 5. Until then "
+    "the outputs are those of the convolutions."
 )
 
 
@@ -95,8 +95,8 @@ def hardly_begun(shares: Mapping[str, float], source: str = "by the scales of it
     if not shares or max(shares.values()) >= HARDLY:
         return None
     return (
-        f"attention has hardly begun to speak: it is {max(shares.values()):.1g} of the variance of an operator's output at most, "
-        f"{source}. {ADVICE}"
+        f"attention hardly contributes yet: it is at most {max(shares.values()):.1g} of the variance of an "
+        f"operator's output, {source}. {ADVICE}"
     )
 
 

@@ -90,15 +90,16 @@ def within_budget(
     """
     if not budget > 1:
         raise ValueError(
-            f"budget is {budget}; give the time of the deployed network over that of the plain one, such as 1.05"
+            f"budget is {budget}; give the largest ratio of the deployed network's time to the plain "
+            "network's time, such as 1.05"
         )
     if inputs is None:
         raise ValueError("budget needs the size of the images to estimate times; give example_inputs")
     sites, plain = _sites(model, names, inputs)
     if not sites:
         raise ValueError(
-            f"budget needs the sizes of the maps, and none of {', '.join(names[:3])} runs on these inputs; give example_inputs "
-            "on which they do, or leave budget out"
+            f"budget needs the sizes of the feature maps, and none of {', '.join(names[:3])} runs on these "
+            "inputs; give example_inputs that reach them, or leave budget out"
         )
     best: Choice | None = None
     cheapest = ("", 0.0)
@@ -116,7 +117,8 @@ def within_budget(
     if best is None:
         name, price = cheapest
         raise ValueError(
-            f"no convolution fits into budget={budget}: the cheapest, {name}, is estimated at {1 + price:.3f}; give a larger one"
+            f"no convolution fits into budget={budget}: the cheapest one, {name}, is estimated at "
+            f"{1 + price:.3f}; give a larger budget"
         )
     return best
 

@@ -114,8 +114,8 @@ def load_unconverted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
         model = inner
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
-            "the network is on the meta device, where its new weights have no values that a checkpoint could bring; convert it "
-            "on the device where it is to run"
+            "the network is on the meta device, where new weights have no values and a checkpoint does not "
+            "contain them; convert the network on the device that runs it"
         )
     values = dict(state_dict)
     for prefix in _WRAPPERS * 2:
@@ -132,8 +132,8 @@ def load_unconverted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
     wrong = [f"lacks {_listed(missing)}"] * bool(missing) + [f"has {_listed(unexpected)} too"] * bool(unexpected)
     if wrong:
         raise ValueError(
-            f"the checkpoint {' and '.join(wrong)}; give one of the network before its conversion to X-volution, or of the same "
-            "part of it"
+            f"the checkpoint {' and '.join(wrong)}; give a checkpoint of the network before its conversion "
+            "to X-volution, or of the same part of it"
         )
 
 

@@ -48,7 +48,7 @@ class Placement:
         """
         for name, value in (("stages", stages), ("kernel_sizes", kernel_sizes), ("names", names)):
             if isinstance(value, int | str):
-                raise ValueError(f"{name} is {value!r}; give several in a list or tuple, or one as ({value!r},)")
+                raise ValueError(f"{name} is {value!r}; give a list or tuple, such as ({value!r},)")
         return cls(
             None if stages is None else tuple(stages),
             None if kernel_sizes is None else tuple(kernel_sizes),
@@ -113,8 +113,9 @@ class ConversionConfig(ABC):
         off_centre = not isinstance(conv.padding, str) and any(pixels % 2 for pixels in grown)
         if off_centre or min(min(pair) for pair in larger.padding) < 0:
             raise ValueError(
-                f"kernel_size={side} cannot take the place of a kernel of {conv.kernel_size} with padding {conv.padding} "
-                "around the same pixels; give another size, or leave this convolution out"
+                f"kernel_size={side} cannot replace a kernel of {conv.kernel_size} with padding "
+                f"{conv.padding}, because it would not be centred on the same pixels; give another size, or "
+                "leave this convolution out"
             )
         options: dict[str, Any] = {"groups": conv.groups, "bias": conv.bias is not None}
         options |= {"device": conv.weight.device, "dtype": conv.weight.dtype}
@@ -188,7 +189,7 @@ class XVolutionConfig(ConversionConfig):
         functions = [name for name in ("attention", "norm_layer") if callable(getattr(self, name))]
         if functions:
             raise ValueError(
-                f"{', '.join(functions)} of this configuration is a function and cannot be stored; use a name"
+                f"{', '.join(functions)} of this configuration is a function, which cannot be stored; give a name"
             )
         attention: Any = self.attention
         return {
@@ -238,5 +239,6 @@ def check_fields(cls: type, given: Mapping[str, Any]) -> None:
     unknown = set(given) - {field.name for field in fields(cls)}
     if unknown:
         raise ValueError(
-            f"the configuration has unknown fields {', '.join(sorted(unknown))}; it may be of a newer version"
+            f"the configuration has unknown fields {', '.join(sorted(unknown))}; it may come from a newer "
+            "version of xvolution"
         )

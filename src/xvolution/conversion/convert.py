@@ -25,7 +25,7 @@ from xvolution.copying import working_copy
 from xvolution.operator import XVolution
 from xvolution.standin import ConversionError
 
-_NEW_WEIGHTS = "outputs are not those before, since it starts with new weights"
+_NEW_WEIGHTS = "outputs differ from before, because the operator starts with new weights"
 
 
 @torch.inference_mode(False)  # weights made under it could never be trained
@@ -79,8 +79,9 @@ def convert(
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ConversionError(
-            f"{type(model).__name__} comes from torch.jit.script or torch.jit.trace, which leave no modules that could be "
-            "replaced; convert the network that it was made of, and torch.jit.trace(reparameterize(model), images)"
+            f"{type(model).__name__} comes from torch.jit.script or torch.jit.trace and has no modules that "
+            "can be replaced; convert the original network, and call torch.jit.trace(reparameterize(model), "
+            "images) afterwards"
         )
     config = operator_config(config)
     where = Placement.of(stages, kernel_sizes, names, at_projections)
@@ -98,7 +99,7 @@ def convert(
     if budget is not None:
         choice = within_budget(model, chosen, config, budget, inputs())
         over = [name for name in chosen if name not in choice.names]
-        stay |= dict.fromkeys(over, f"its operator would exceed the budget of {budget}")
+        stay |= dict.fromkeys(over, f"its operator would exceed budget={budget}")
         afforded = f"; estimated at {choice.estimate:.3f} times the plain network's time, with a budget of {budget}"
         config, chosen = choice.config, choice.names
     left = left_alone(model, stay)
@@ -117,7 +118,7 @@ def convert(
     find_moved_norms(model, replaced)
     shape = _image_shape(inputs() if verify else example_inputs)
     if behind:
-        proof += f"; at the projections behind {len(behind)} depthwise convolutions, which stay"
+        proof += f"; operators replace the projections after {len(behind)} depthwise convolutions, which are kept"
     remember(model, Record(replaced, parameters, shape, proof + afforded, left))
     return model
 
@@ -138,7 +139,7 @@ def _select(
     behind: dict[str, str] = {}
     if chosen_by_kind and where.at_projections and config.takes_projections:
         selected, behind = at_projections_of(model, selected, inputs)
-    stay = {name: f"attention stands at its projection, {projection}" for name, projection in behind.items()}
+    stay = {name: f"its projection {projection} is replaced instead" for name, projection in behind.items()}
     return selected, found | stay | dict.fromkeys(selected), behind
 
 
@@ -172,7 +173,7 @@ def _put_if_proven(
     if inputs is None:
         return put_operators(
             changes, chosen, pairs, config
-        ), "outputs were not compared, for want of inputs: give example_inputs"
+        ), "outputs were not compared; give example_inputs to compare them"
     model, proof = changes.model, Proof(inputs)
     norms = {name: model.get_submodule(name) for name in pairs.values()}
     with random_statistics(norms.values()):
@@ -188,7 +189,7 @@ def _put_if_proven(
         error = proof.error(changes.model)
         if error is None:
             _require_runs(proof)
-            return replaced, "outputs were not compared: the network holds no values yet"
+            return replaced, "outputs were not compared, because the weights have no values yet"
         if proof.allows(error):
             _require_runs(proof)
             return replaced, f"outputs before and after differ by {error.absolute:.0e}"
@@ -198,7 +199,7 @@ def _put_if_proven(
             proof.error(changes.model)
             if proof.failure is not None:
                 raise _refusal(None, proof)
-            return replaced, "outputs were not compared, since the network draws random numbers"
+            return replaced, "outputs were not compared, because the network draws random numbers"
         replaced = put_operators(changes, chosen, _holding(model, pairs, proof), config)
         error = proof.error(changes.model)
         if error is None or not proof.allows(error):
@@ -213,9 +214,9 @@ def _require_runs(proof: Proof) -> None:
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
         raise ConversionError(
-            f"the operator in the place of {', '.join(idle[:3])}{more} never runs, though the convolution did: the network calls "
-            "it by a reference of its own (a function, a copy, a fused or compiled form); convert before that is made, or leave "
-            "it out by names or filter_fn"
+            f"the network does not call the operator that replaced {', '.join(idle[:3])}{more}: it still "
+            "holds the convolution itself, in a function, a copy, or a fused or compiled form; convert "
+            "before that form is made, or leave the convolution out by names or filter_fn"
         )
 
 
@@ -234,8 +235,8 @@ def _refusal(error: Difference | None, proof: Proof) -> ConversionError:
         where = "" if proof.failed_in is None else f" in {proof.failed_in}"
         said = f" cannot be run ({proof.failure}{where})"
     return ConversionError(
-        f"the converted model{said}: the network uses a replaced convolution in a way that the operator does not follow; leave "
-        "it out by names or filter_fn"
+        f"the converted model{said}: the network uses a replaced convolution in a way that the operator does "
+        "not support; leave that convolution out by names or filter_fn"
     )
 
 
@@ -275,11 +276,11 @@ def put_operators(
 def _nothing_selected(model: nn.Module, found: Mapping[str, str | None]) -> str:
     there = dict(convolutions(model))
     others = [f"{name or type(model).__name__} ({reason})" for name, reason in found.items() if name not in there]
-    left = f"; left alone: {_listed(others)}" if others else ""
+    left = f"; not converted: {_listed(others)}" if others else ""
     if not there:
-        return f"{type(model).__name__} has no convolution that could be converted{left}"
+        return f"{type(model).__name__} has no convolution that can be converted{left}"
     listed = _listed([f"{name} {'x'.join(map(str, conv.kernel_size))}" for name, conv in there.items()])
-    return f"the configuration selects no convolution of {type(model).__name__}; there are: {listed}{left}"
+    return f"the configuration selects no convolution of {type(model).__name__}; its convolutions are: {listed}{left}"
 
 
 def _listed(items: Sequence[str]) -> str:

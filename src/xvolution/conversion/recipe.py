@@ -59,9 +59,7 @@ class Recipe:
             changes.take_back()
             raise
         find_moved_norms(model, replaced)
-        remember(
-            model, Record(replaced, parameters, None, "as another network was converted; outputs were not compared")
-        )
+        remember(model, Record(replaced, parameters, None, "converted like another network; outputs were not compared"))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values.

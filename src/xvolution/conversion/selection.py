@@ -111,7 +111,7 @@ def reasons(model: nn.Module, where: Placement, filter_fn: FilterFunction | None
         conv = conv_in(module)
         reason = next((said for meets, said in criteria if not meets(name, conv)), None) or _obstacle(module)
         if reason is None and filter_fn is not None and not filter_fn(conv, name):
-            reason = "left out by filter_fn"
+            reason = "excluded by filter_fn"
         found[name] = reason
     return found
 
@@ -121,20 +121,22 @@ def _criteria(model: nn.Module, where: Placement, filtered: bool) -> list[tuple[
     criteria: list[tuple[Callable[[str, Any], bool], str]] = []
     if where.names is not None:
         patterns = where.names
-        said = f"its name is none of {', '.join(patterns)}"
+        said = f"its name matches none of {', '.join(patterns)}"
         criteria.append((lambda name, conv: any(fnmatchcase(name, pattern) for pattern in patterns), said))
     if where.kernel_sizes is not None:
         sides = where.kernel_sizes
-        said = f"its kernel has none of the sizes {', '.join(map(str, sides))}"
+        said = f"its kernel size is none of {', '.join(map(str, sides))}"
         criteria.append((lambda name, conv: any(set(conv.kernel_size) == {side} for side in sides), said))
     elif where.names is None and not filtered:
         criteria.append((lambda name, conv: max(conv.kernel_size) > 1, "a kernel of one pixel"))
     if where.names is None and not filtered:
         dims = next((len(conv_in(module).kernel_size) for _, module in _candidates(model)), 0)
-        criteria.append((lambda name, conv: len(conv.kernel_size) == dims, f"not of {dims} dimensions, as the stem is"))
+        criteria.append(
+            (lambda name, conv: len(conv.kernel_size) == dims, f"it does not have {dims} dimensions as the stem has")
+        )
     if where.stages is not None:
         prefixes = _prefixes(model, where.stages)
-        said = f"outside of the stages {', '.join(map(str, where.stages))}"
+        said = f"it is outside of the stages {', '.join(map(str, where.stages))}"
         criteria.append((lambda name, conv: f"{name}.".startswith(prefixes), said))
     elif where.names is None and not filtered:
         stem = _stem(model)
@@ -146,7 +148,7 @@ def _prefixes(model: nn.Module, wanted: tuple[int, ...]) -> tuple[str, ...]:
     stages = stages_of(model)
     if not stages:
         raise ValueError(
-            f"stages={wanted}, but {type(model).__name__} has no stages that could be found; select by names or filter_fn"
+            f"stages={wanted}, but no stages were found in {type(model).__name__}; select by names or filter_fn"
         )
     unknown = [stage for stage in wanted if not 1 <= stage <= len(stages)]
     if unknown:

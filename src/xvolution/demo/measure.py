@@ -116,7 +116,7 @@ def compare_forms(twin: Twin, images: Images) -> dict[str, Equality]:
     for name, equality in found.items():
         if equality.predictions_that_differ or equality.relative_error > 1e-4:
             raise RunError(
-                f"the deployed form in {RUNTIMES[name]} is not the network that was trained: "
+                f"the deployed form in {RUNTIMES[name]} does not match the trained network: "
                 f"{equality.predictions_that_differ} of {len(expected)} predictions differ, relative error "
                 f"{equality.relative_error:.1e}. Please report this with the folder of the run."
             )

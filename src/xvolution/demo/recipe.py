@@ -46,7 +46,7 @@ class Recipe:
         recipe = cls((0,), epochs=3, rounds=15, layout="split") if quick else cls(seeds=(0, 1, 2), epochs=6, rounds=40)
         if seeds is not None:
             if not seeds or len(set(seeds)) != len(seeds):
-                raise InputError(f"the seeds are {list(seeds)}; give at least one, and each once.")
+                raise InputError(f"the seeds are {list(seeds)}; give at least one seed, and each seed only once.")
             recipe = replace(recipe, seeds=tuple(seeds))
         return recipe if epochs is None else replace(recipe, epochs=epochs)
 

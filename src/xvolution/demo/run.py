@@ -72,10 +72,9 @@ class DemoResult:
         accuracy = self.figures["accuracy"]
         found = {name: ", ".join(f"{value:.2%}" for value in accuracy[name]) for name in OPERATORS}
         return (
-            f"top-1 by seed: plain {found['conv']}; X-volution {found['xvolution']}\n"
-            f"deployed and in ONNX Runtime: every prediction the same, largest difference of a logit "
-            f"{self.figures['largest_difference']:.1e}\n"
-            f"page {self.page}\nfigures {self.results}\n{NEXT}"
+            f"top-1 by seed: plain {found['conv']}; X-volution {found['xvolution']}\ndeployed and in ONNX "
+            "Runtime: all predictions are the same, largest difference of a logit "
+            f"{self.figures['largest_difference']:.1e}\npage {self.page}\nfigures {self.results}\n{NEXT}"
         )
 
 
@@ -123,7 +122,7 @@ def run_demo(
         **_cost_and_time(plain, twin, images, recipe, folder, say),
     }
     figures["conditions"] = _conditions(recipe, images)
-    say("drawing what the attention branch weighs, writing the page")
+    say("drawing the attention maps, writing the page")
     pictures = {
         "curves": accuracy_curves(figures["curves"]),
         "latency": latency_bars(figures["latency"]),
@@ -138,7 +137,11 @@ def run_demo(
 def _plan(recipe: Recipe, quick: bool, folder: Path) -> str:
     """What will happen, and how long it takes on two cores that have nothing else to do."""
     usual = recipe == Recipe.choose(quick, None, None)
-    time_needed = ("less than a minute" if quick else "two to three minutes") if usual else "as long as you asked for"
+    time_needed = (
+        ("less than a minute" if quick else "two to three minutes")
+        if usual
+        else "as long as the given seeds and epochs need"
+    )
     trained = f"{len(OPERATORS)} networks x {len(recipe.seeds)} seed{'s' if len(recipe.seeds) > 1 else ''}"
     return (
         f"The demo takes {time_needed} on two cores, and no network connection:\n"

@@ -39,7 +39,7 @@ class CollapseReport:
         lines = [
             f"{name.ljust(width)}  {error:.2e}" for name, error in (*self.layers.items(), ("model output", self.output))
         ]
-        return "\n".join(["relative error of the nearest static convolutions", *lines])
+        return "\n".join(["relative error of the closest static convolutions", *lines])
 
 
 @torch.inference_mode(False)  # weights made under it could never be trained
@@ -69,7 +69,7 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
     require_eval(model)
     batches = list(calibration)
     if not batches:
-        raise ValueError("calibration holds no batch; give at least one batch of images like those the model will see")
+        raise ValueError("calibration is empty; give at least one batch of images like those in deployment")
     fits = {name: _Fit(operator) for name, operator in operators.items()}
     expected = _run(model, batches, fits)
     static = copied(model)
@@ -90,7 +90,8 @@ def settle(operator: nn.Module) -> None:
     branch = getattr(operator, "attention", None)
     if not isinstance(branch, AttentionBranch) or not branch.gates():
         raise ValueError(
-            f"{type(operator).__name__} has no layout 'conv', since no constant gate makes it a convolution"
+            f"{type(operator).__name__} has no layout 'conv', because it does not become a convolution when "
+            "its gate is constant"
         )
     branch.settle_({name: torch.zeros(channels) for name, channels in branch.gates().items()})
 

@@ -54,9 +54,10 @@ def require_same_operators(
         if error.relative <= allowed or difference(plain, operator.forward(x)).absolute > 0:
             continue  # the same, or attention that draws random numbers
         raise ReparameterizationError(
-            f"the first module that differs is {name or 'the operator'}: its deployed form differs by {error.absolute:.1e} "
-            f"(relative {error.relative:.1e}, allowed {allowed:.0e}) on the input that it saw. Likely cause: rounding in low "
-            "precision, or numbers so large that fp32 is not enough; try the model in fp64, or another layout"
+            f"the first module that differs is {name or 'the operator'}: its deployed form differs by "
+            f"{error.absolute:.1e} (relative {error.relative:.1e}, allowed {allowed:.0e}) on the input that "
+            "it received. Likely cause: rounding in low precision, or numbers too large for fp32; try the "
+            "model in fp64, or another layout"
         )
 
 
@@ -101,8 +102,8 @@ def require_same_outputs(
         return
     if difference(expected, call(trained, inputs)).absolute > 0:
         warnings.warn(
-            f"{type(trained).__name__} draws random numbers in eval mode, so that its outputs could not be compared; each "
-            "operator was, on the input that it saw",
+            f"{type(trained).__name__} draws random numbers in eval mode, so its outputs were not compared; "
+            "each operator was compared on the input that it received",
             UserWarning,
             stacklevel=4,
         )
@@ -118,15 +119,15 @@ def _refused(expected: Any, error: Difference, allowed: float, more: str) -> Rep
     """The error that says how far outputs are from each other, and what may be the cause."""
     finite = all(torch.isfinite(tensor).all() for tensor in tensors_in(expected) if tensor.is_floating_point())
     cause = (
-        "the network does something else where its operators are deployed (it asks for their class, say), or it makes much of "
-        "rounding and cannot be run in fp64, where a larger rtol says how much is allowed"
+        "the network behaves differently with deployed operators (for example, it checks their class), or "
+        "it amplifies rounding errors and cannot be run in fp64; in the latter case give a larger rtol"
         if finite
-        else "the model itself returns numbers that are not finite on these inputs"
+        else "the model itself returns infinite or NaN values on these inputs"
     )
     return ReparameterizationError(
-        f"the deployed model differs from the trained one by {error.absolute:.1e} (relative {error.relative:.1e}, allowed "
-        f"{allowed:.0e}){more}, though each operator computes on the input that it saw what its deployed form computes. Likely "
-        f"cause: {cause}"
+        f"the deployed model differs from the trained one by {error.absolute:.1e} (relative "
+        f"{error.relative:.1e}, allowed {allowed:.0e}){more}, although each operator agrees with its "
+        f"deployed form on the input that it received. Likely cause: {cause}"
     )
 
 

@@ -80,4 +80,4 @@ def _observe(
         for handle in handles:
             handle.remove()
     if not batches:
-        raise ValueError("calibration holds no batch; give at least one batch of images like those the model will see")
+        raise ValueError("calibration is empty; give at least one batch of images like those in deployment")

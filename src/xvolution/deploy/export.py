@@ -167,7 +167,7 @@ def _advice(dtypes: set[torch.dtype]) -> str:
     others = dtypes.difference({torch.float32})
     if not others:
         return ""
-    return f"; the model or its inputs are in {_names(others)}, and what fails there may work in float32: model.float()"
+    return f"; the model or its inputs are in {_names(others)}; try float32: model.float()"
 
 
 def _tolerance(model: nn.Module, runtime: Runtime[LoadedFile], inputs: tuple[Tensor, ...]) -> float:
@@ -220,8 +220,8 @@ def _compared(
         error = difference(wanted, [y.cpu() for y in run(*trial)])
         if error.relative > rtol and error.absolute > atol:
             raise ExportError(
-                f"{path.name} computes something else than the model: difference {error.absolute:.1e} (relative "
-                f"{error.relative:.1e}, allowed {rtol:.0e}) for inputs {_shapes(trial)}"
+                f"{path.name} does not compute the same as the model: difference {error.absolute:.1e} "
+                f"(relative {error.relative:.1e}, allowed {rtol:.0e}) for inputs {_shapes(trial)}"
             )
         errors.append(error)
     return errors

@@ -105,7 +105,7 @@ def measure_latency(
         ValueError: there is nothing to time, or ``rounds`` is below 1.
     """
     if not callables:
-        raise ValueError("there is nothing to time; give at least one callable by name")
+        raise ValueError("there is nothing to time; give at least one named callable")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; at least 1 is needed")
     for call in callables.values():

@@ -59,7 +59,7 @@ class LayoutChoice:
         if self.seconds:
             said.append(f"distinct operators timed in {_title(self.timed_in)}: {len(self.seconds)}")
         if self.reason:
-            said.append(f"those with the fewest multiplications, since {self.reason}")
+            said.append(f"those with the fewest multiplications, because {self.reason}")
         return "; ".join(said)
 
 

@@ -102,7 +102,7 @@ def quantize(
             raise QuantizationError(str(error)) from error
         expected, actual = _run(OnnxRuntime(), original, batches), _run(runtime, written, batches)
         if not all(torch.isfinite(y).all() for y in actual):
-            raise QuantizationError(f"{path.name} returns numbers that are not finite; nothing was written")
+            raise QuantizationError(f"{path.name} returns infinite or NaN values; nothing was written")
         pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if e.numel()]
         return QuantizationReport(
             path=path,
@@ -129,7 +129,8 @@ def int8_runtime(path: str | os.PathLike[str]) -> OnnxReader[LoadedFile]:
     if not isinstance(runtime, OnnxReader) or not runtime.takes_int8:
         takers = [each.ending for each in RUNTIMES.values() if isinstance(each, OnnxReader) and each.takes_int8]
         raise ValueError(
-            f"{Path(path).name} cannot be quantized: {runtime.title} takes no int8 here; {' and '.join(takers)} can be"
+            f"{Path(path).name} cannot be quantized: {runtime.title} has no int8 files here; give a file that ends in "
+            f"{' or '.join(takers)}"
         )
     return runtime
 

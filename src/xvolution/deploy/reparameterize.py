@@ -148,7 +148,7 @@ def _wanted(
         layout = dict.fromkeys(operators, layout)
     unknown = [name for name in operators if name not in layout]
     if unknown:
-        raise ValueError(f"layout names no layout for {', '.join(unknown)}; give one for each X-volution")
+        raise ValueError(f"layout has no entry for {', '.join(unknown)}; give one for each X-volution")
     choice = timer.choose({name: operators[name] for name in operators if layout[name] == AUTO}, inputs)
     if choice.reason and timer.runtime != TORCH:
         warnings.warn(str(choice), UserWarning, stacklevel=3)
@@ -159,7 +159,7 @@ def _deploy(name: str, operator: Any, layout: str) -> nn.Module:
     try:
         return deploy(operator, lambda folded: folded.deployed(layout, operator.conv.weight))
     except LayoutError as error:
-        raise LayoutError(f"{name or 'the operator'}: {error}; give one of these, or 'auto'") from error
+        raise LayoutError(f"{name or 'the operator'}: {error}; give one of these layouts, or 'auto'") from error
     except ReparameterizationError as error:
         raise ReparameterizationError(f"{name or type(operator).__name__}: {error}") from error
 

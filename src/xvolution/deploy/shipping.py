@@ -105,13 +105,17 @@ class ShippingTable:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         threads = "" if self.threads is None else f" by {self.threads} thread{'s' if self.threads > 1 else ''}"
-        measured = f"latencies{threads} in turns with the plain network, medians"
-        predicted = f"predictions compared on {self.images} images" if self.images else "no --data, so no predictions"
+        measured = f"latency{threads}: medians, measured in turns with the plain network"
+        predicted = (
+            f"predictions compared on {self.images} images"
+            if self.images
+            else "predictions were not compared; give --data"
+        )
         return "\n".join(
             [
                 *(lines if self.files else []),
                 f"{measured}; {predicted}",
-                *(f"{_title(name)}: left out, since {reason}" for name, reason in self.refused.items()),
+                *(f"{_title(name)}: not written, because {reason}" for name, reason in self.refused.items()),
                 *(f"{RUNTIMES[name].title}: not installed; {command}" for name, command in self.absent.items()),
             ]
         )

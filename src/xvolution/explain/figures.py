@@ -48,7 +48,7 @@ def loss_bars(rows: Sequence[dict[str, Any]], loss: float) -> str:
         axes.spines["left"].set_visible(False)
         axes.tick_params(left=False)
         axes.invert_yaxis()
-        return svg(figure, "What silencing the attention of each operator adds to the loss")
+        return svg(figure, "Increase of the loss when the attention of each operator is set to its average")
 
 
 def receptive_field_picture(fields: Mapping[str, Tensor]) -> str:
@@ -87,7 +87,8 @@ def attention_picture(model: nn.Module, pixels: Tensor, pictures: Tensor, name: 
     kernels = _kernels(model, maps, positions, name)
     with style():
         return svg(
-            _draw(pictures, maps, positions, kernels), "Images, the attention branch's share, its kernel at one pixel"
+            _draw(pictures, maps, positions, kernels),
+            "Images, the share of the attention branch, and its kernel at one pixel",
         )
 
 
@@ -108,9 +109,9 @@ def _kernels(
 def _draw(
     pictures: Tensor, maps: BranchMaps, positions: Sequence[tuple[int, int]], kernels: list[Tensor] | None
 ) -> Figure:
-    titles = ["what the network sees", "attention's share of the operator's answer"]
+    titles = ["input image", "attention's share of\nthe operator's output"]
     if kernels is not None:
-        titles.append("what it weighs around the marked pixel")
+        titles.append("attention kernel at\nthe marked pixel")
     figure = Figure(figsize=(WIDTH, 1.25 * len(titles)), layout="constrained")
     grid = figure.subplots(len(titles), len(pictures), squeeze=False)
     share = maps.share.cpu()

@@ -99,10 +99,10 @@ def measure(model: nn.Module, images: JudgedImages, say: Callable[[str], None]) 
     averages = {name: found.mean for name, found in statistics.items()}
     without = {}
     for place, name in enumerate(averages, 1):
-        say(f"silencing {name} ({place} of {len(averages)})")
+        say(f"setting the attention of {name} to its average ({place} of {len(averages)})")
         without[name] = _silent(model, images, {name: averages[name]}, trained)
     silent = _silent(model, images, averages, trained)
-    say("fitting the nearest plain convolutions")
+    say("fitting the closest plain convolutions")
     plain, report = collapse(model, images.batches)
     return Measurements(
         Judgement.of(trained, images.labels, trained),

@@ -122,7 +122,7 @@ def explain(
     judged = _prepared(chosen, metadata, batch_size, next(model.parameters()).device)
     found = measure(model, judged, say)
     drawn = operator if operator is not None else finest_operator(model, judged.pixels[:1])
-    say(f"drawing what {drawn} weighs and how far it sees")
+    say(f"drawing the attention and the receptive field of {drawn}")
     fields = receptive_fields(model, judged, drawn, {name: each.mean for name, each in found.statistics.items()})
     figures: dict[str, Any] = {
         "network": metadata.model.name,
@@ -150,8 +150,8 @@ def explain(
 
 def _deployed(checkpoint: str | os.PathLike[str]) -> str:
     return (
-        f"{checkpoint} is a deployed form, whose attention is merged into convolutions and cannot be looked at; give "
-        "the .ckpt or .safetensors file in training form that it was made of."
+        f"{checkpoint} is in deployed form, where attention is merged into convolutions; give the .ckpt or "
+        ".safetensors file of its training form."
     )
 
 
@@ -169,7 +169,7 @@ def _conditions(metadata: ClassifierMetadata) -> dict[str, Any]:
 def _require_operator(model: nn.Module, name: str | None) -> None:
     operators = attending_operators(model)
     if not operators:
-        raise InputError("there is nothing to explain: this network has no X-volution with attention.")
+        raise InputError("this network has no X-volution with attention; give a network that has.")
     if name is not None and name not in operators:
         raise InputError(
             f"there is no operator {name!r} with attention in this network; it has {', '.join(operators)}."

@@ -57,7 +57,7 @@ def convert_pretrained(
         ConversionError: as of ``xvolution.convert``.
     """
     if is_converted(model):
-        raise ValueError(f"this {type(model).__name__} is converted already; give the model from before")
+        raise ValueError(f"this {type(model).__name__} is already converted; give the model before its conversion")
     cls, operator = converted_class(type(model)), operator_config(config)
     operator.to_dict()  # raises for a function before anything is converted
     converted: Any = convert(
@@ -124,9 +124,9 @@ def _kind_of(cls: type) -> str:
     if "huggingface_hub.ModelHubMixin" in parents:
         return "huggingface_hub"
     raise TypeError(
-        f"{cls.__name__} keeps no configuration: it is no model of transformers or diffusers, and has no PyTorchModelHubMixin. "
-        f"Derive a class from both (class Mine({cls.__name__}, PyTorchModelHubMixin)) and build that, or use xvolution.convert "
-        "and torch.save(model.state_dict())"
+        f"{cls.__name__} has no stored configuration, because it is not a model of transformers or diffusers "
+        f"and has no PyTorchModelHubMixin. Derive a class from both (class Mine({cls.__name__}, "
+        "PyTorchModelHubMixin)) and build that, or use xvolution.convert and torch.save(model.state_dict())"
     )
 
 

@@ -74,15 +74,16 @@ def convert_yolo(
         return model
     if not isinstance(model, tasks.BaseModel):
         raise TypeError(
-            f"convert_yolo takes a YOLO or the network in its .model, not a {type(model).__name__}; an exported file has no "
-            "network, and any other one is for xvolution.convert"
+            f"convert_yolo takes a YOLO or the network in its .model, not a {type(model).__name__}; an "
+            "exported file holds no network, and other networks are converted by xvolution.convert"
         )
     if model.is_fused():
         raise ValueError(
-            "the network is fused, and its norms are gone; convert it before fuse, or load the checkpoint that it was trained as"
+            "the network is fused and has no norms any more; convert it before fuse, or load the checkpoint "
+            "of its training"
         )
     if KEY in model.yaml:
-        raise ValueError("the network is converted already; give the one from before")
+        raise ValueError("the network is already converted; give the network before its conversion")
     operator = operator_config(config)
     operator.to_dict()  # raises for a function before anything is converted
     found = _reasons(model, Placement.of(None, kernel_sizes, names, at_projections), operator, example_inputs)
@@ -106,12 +107,12 @@ def _reasons(
     selected = [name for name, reason in found.items() if reason is None]
     if where.kernel_sizes is None and where.names is None and where.at_projections and config.takes_projections:
         selected, behind = at_projections_of(model, selected, lambda: inputs)
-        found |= {name: f"attention stands at its projection, {projection}" for name, projection in behind.items()}
+        found |= {name: f"its projection {projection} is replaced instead" for name, projection in behind.items()}
     adding = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _ADD_UP_KERNELS))
     ran = _run(model, selected, inputs)
     for name in selected:
-        idle = None if name in ran else "does not run on an image"
-        found[name] = "in a block that adds up kernels when it fuses" if name.startswith(adding) else idle
+        idle = None if name in ran else "it does not run on an image"
+        found[name] = "its block adds up kernels when it fuses" if name.startswith(adding) else idle
     if selected and None not in found.values():
         said = ", ".join(f"{name} ({found[name]})" for name in selected[:5])
         raise ValueError(f"none of the selected convolutions can be replaced: {said}; select others")

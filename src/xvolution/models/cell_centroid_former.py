@@ -81,8 +81,8 @@ class CellCentroidFormer(nn.Module):
         super().__init__()
         if len(neck_channels) != 2 or len(head_channels) != 3:
             raise ValueError(
-                f"neck_channels={tuple(neck_channels)} and head_channels={tuple(head_channels)}; the neck takes two numbers "
-                "of channels and the heads three"
+                f"neck_channels={tuple(neck_channels)} and head_channels={tuple(head_channels)}; give two "
+                "numbers for the neck and three for the heads"
             )
         self.backbone, channels = _backbone(backbone, pretrained, in_chans)
         first, second = neck_channels
@@ -193,7 +193,10 @@ def _backbone(name: str, pretrained: bool, in_chans: int) -> tuple[nn.Module, in
         whole: Any = timm.create_model(name, features_only=True, in_chans=in_chans)
         reductions, channels = whole.feature_info.reduction(), whole.feature_info.channels()
         if REDUCTION not in reductions:
-            raise ModelError(f"{name} has features at 1/{', 1/'.join(map(str, reductions))}; 1/{REDUCTION} is needed")
+            raise ModelError(
+                f"{name} has features at 1/{', 1/'.join(map(str, reductions))} of the image size; give a network "
+                f"with features at 1/{REDUCTION}"
+            )
         index = max(i for i, reduction in enumerate(reductions) if reduction == REDUCTION)
         options: dict[str, Any] = {"features_only": True, "out_indices": (index,), "in_chans": in_chans}
         return timm.create_model(name, pretrained=pretrained, **options), channels[index]
@@ -225,10 +228,10 @@ def _head(in_channels: int, channels: Sequence[int], outputs: int) -> nn.Sequent
 
 def _checked(boxes: Tensor) -> Tensor:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes have the shape {tuple(boxes.shape)}; (M, 4) with left, top, right, bottom is needed")
+        raise ValueError(f"boxes have the shape {tuple(boxes.shape)}; give (M, 4) with left, top, right, bottom")
     if not bool((boxes[:, 2:] > boxes[:, :2]).all()):
         raise ValueError(
-            "a box has no height or no width; boxes are left, top, right, bottom with right > left, bottom > top"
+            "a box has height or width 0; boxes are left, top, right, bottom with right > left and bottom > top"
         )
     return boxes if boxes.is_floating_point() else boxes.float()
 

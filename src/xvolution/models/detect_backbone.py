@@ -84,7 +84,7 @@ class Pyramid:
         """
         layers = self.trainable_layers
         if not 0 <= layers <= 5:
-            raise ModelError(f"trainable_layers is {layers}; it counts from 0 (none) to 5 (the whole backbone).")
+            raise ModelError(f"trainable_layers is {layers}; it must be from 0 (none) to 5 (the whole backbone).")
         return _over_torchvision(name, self) if name in torchvision_resnets() else _over_timm(name, self)
 
 
@@ -105,8 +105,8 @@ def _over_torchvision(name: str, pyramid: Pyramid) -> nn.Module:
 def _over_timm(name: str, pyramid: Pyramid) -> nn.Module:
     if not timm.is_model(name.removeprefix("timm/").split(".")[0]):
         raise ModelError(
-            f"there is no backbone called {name!r}; torchvision's are {', '.join(torchvision_resnets())}, and every timm "
-            "name whose network has features of strides 4, 8, 16 and 32 is taken."
+            f"there is no backbone called {name!r}; give one of torchvision's "
+            f"{', '.join(torchvision_resnets())}, or a timm network with features of strides 4, 8, 16 and 32."
         )
     name = name.removeprefix("timm/")
     try:
@@ -114,12 +114,14 @@ def _over_timm(name: str, pyramid: Pyramid) -> nn.Module:
             info: Any = timm.create_model(name, features_only=True).feature_info
         found = list(info.reduction())
         if not set(pyramid.strides) <= set(found):
-            raise ModelError(f"{name} has features of strides {found}; the pyramid needs {list(pyramid.strides)}.")
+            raise ModelError(f"{name} has features of strides {found}; give a backbone with {list(pyramid.strides)}.")
         # The last of each stride is the end of a stage.
         indices = [len(found) - 1 - found[::-1].index(stride) for stride in pyramid.strides]
         body: Any = timm.create_model(name, features_only=True, out_indices=indices, pretrained=pyramid.pretrained)
     except (RuntimeError, AttributeError, AssertionError, TypeError, OSError) as error:
-        raise ModelError(f"timm has no pyramid of features of {name}: {str(error).strip() or type(error)}") from error
+        raise ModelError(
+            f"timm cannot extract features of several strides from {name}: {str(error).strip() or type(error)}"
+        ) from error
     channels = body.feature_info.channels()
     _check_layout(name, body, channels)
     _freeze(body, stages_of(body)[-4:], pyramid.trainable_layers)
@@ -181,8 +183,8 @@ class WeightsReport:
     dropped: tuple[str, ...]
 
     def __str__(self) -> str:
-        dropped = f"; {len(self.dropped)} of the classifier were left out" if self.dropped else ""
-        return f"the backbone took {self.used} tensors of {self.name}{dropped}"
+        dropped = f"; {len(self.dropped)} tensors of the classification layer were left out" if self.dropped else ""
+        return f"the backbone loaded {self.used} tensors of {self.name}{dropped}"
 
 
 def matched(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], WeightsReport]:
@@ -214,11 +216,13 @@ def matched(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> tuple[
         expected, actual = tuple(shapes[own[wrong[0]]]), tuple(plain[wrong[0]].shape)
         problems.append(f"{len(wrong)} have another shape ({own[wrong[0]]}: {actual}, not {expected})")
     if foreign:
-        problems.append(f"{len(foreign)} belong to nothing in it ({foreign[0]}, ...)")
+        problems.append(f"{len(foreign)} tensors have no counterpart in it ({foreign[0]}, ...)")
     if problems:
         hint = ""
         if any(".attention" in key for key in foreign) or any(".attention" in key for key in missing):
-            hint = " One of the two has X-volution where the other has none: give the conversion that the weights have."
+            hint = (
+                " One of the two is converted to X-volution and the other is not: give the conversion of the weights."
+            )
         raise ModelError(f"the weights of {name} do not fit the backbone: {'; '.join(problems)}.{hint}")
     return {own[key]: plain[key] for key in own}, WeightsReport(name, len(own), tuple(extra))
 

@@ -68,7 +68,9 @@ def deploy_detector(
     with torch.no_grad():
         agreement = match_detections(expected, deployed(list(images)))
     if not agreement.holds():
-        raise ReparameterizationError(f"the deployed detector finds something else than the trained one: {agreement}")
+        raise ReparameterizationError(
+            f"the detections of the deployed detector differ from those of the trained one: {agreement}"
+        )
     return deployed
 
 

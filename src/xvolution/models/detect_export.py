@@ -170,7 +170,9 @@ def _export_whole(
         if agreement.is_empty:
             agreement = replace(agreement, raw=_raw_agreement(detector, runtime, path, trials))
         if not agreement.holds():
-            raise _Disagreement(f"{path.name} finds something else than the detector: {agreement}; nothing was written")
+            raise _Disagreement(
+                f"the detections of {path.name} differ from those of the detector: {agreement}; nothing was written"
+            )
     return agreement
 
 

@@ -63,7 +63,7 @@ class Agreement:
     def __str__(self) -> str:
         if self.is_empty:
             instead = "nothing was compared" if self.raw is None else str(self.raw)
-            return f"no detections to compare, since nothing is found in the example; {instead}"
+            return f"nothing is detected in the example image, so detections were not compared; {instead}"
         masks = f", masks in {self.mask:.1e} of an image's pixels" if self.mask else ""
         return (
             f"{self.matched} detections agree, {self.unmatched} do not; smallest overlap {self.iou:.3f}, scores differ by "

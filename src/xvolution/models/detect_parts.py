@@ -109,14 +109,17 @@ def convert_parts(detector: nn.Module, conversion: Conversion, parts: Sequence[s
         for name in _PARTS[part].converted:
             done += _convert(detector, name, part, operator, _within(conversion.where, name, part))
         if not done and conversion.where.names is None:
-            raise ModelError(f"the configuration selects no convolution of the part {part!r}; leave the part out.")
+            raise ModelError(f"the configuration selects no convolution in the part {part!r}; leave that part out.")
         replaced += done
     if not replaced:
-        raise ModelError(f"no convolution of the parts {', '.join(parts)} is called {conversion.where.names}.")
+        raise ModelError(
+            f"no convolution in the parts {', '.join(parts)} matches names={conversion.where.names}; give other "
+            "names or parts."
+        )
     inside = tuple(f"{row.name}." for row in replaced)
     stay = [name for name, _ in convolutions(detector) if not name.startswith(inside)]
     left = left_alone(detector, dict.fromkeys(stay, f"not chosen in {', '.join(parts)}"))
-    remember(detector, Record(replaced, before, None, "each part computes what it computed before", left))
+    remember(detector, Record(replaced, before, None, "the outputs of each part are unchanged", left))
     return detector
 
 

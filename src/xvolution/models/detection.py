@@ -83,7 +83,9 @@ class DetectorSpec:
 def _check(spec: DetectorSpec) -> None:
     """Raise ``ModelError`` for a value that no detector has."""
     if spec.architecture not in _CLASSES:
-        raise ModelError(f"there is no architecture {spec.architecture!r}; there are {', '.join(_CLASSES)}.")
+        raise ModelError(
+            f"there is no architecture {spec.architecture!r}; the architectures are {', '.join(_CLASSES)}."
+        )
     if spec.version not in (1, 2):
         raise ModelError(f"version is {spec.version}; torchvision's detectors have the versions 1 and 2.")
     if spec.architecture == "fcos" and spec.version == 2:
@@ -91,10 +93,12 @@ def _check(spec: DetectorSpec) -> None:
     if spec.norm not in _NORMS:
         raise ModelError(f"norm is {spec.norm!r}; allowed are {', '.join(map(repr, _NORMS))}.")
     if spec.num_classes < 2:
-        raise ModelError(f"num_classes is {spec.num_classes}; it counts the background, so one category makes 2.")
+        raise ModelError(
+            f"num_classes is {spec.num_classes}; it must be at least 2, because it counts the background too."
+        )
     if not 0 < spec.min_size <= spec.max_size:
         raise ModelError(
-            f"min_size is {spec.min_size} and max_size {spec.max_size}; 0 < min_size <= max_size must hold."
+            f"min_size is {spec.min_size} and max_size is {spec.max_size}; they must satisfy 0 < min_size <= max_size."
         )
     if spec.conversion is None:
         return

@@ -104,7 +104,10 @@ def shrink_stem(model: nn.Module) -> nn.Module:
     """
     stem = getattr(model, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(model, "maxpool"):
-        raise ModelError(f"the small-image stem is for ResNets with a plain stem; {type(model).__name__} has none.")
+        raise ModelError(
+            f"the small-image stem works only for ResNets with a plain stem, which {type(model).__name__} does "
+            "not have; leave it out."
+        )
     model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()

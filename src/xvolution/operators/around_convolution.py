@@ -39,7 +39,7 @@ class AroundConvolution2d(nn.Module, ABC):
                 the class refuses.
         """
         if not isinstance(conv, nn.Conv2d):
-            raise ValueError(f"{cls.__name__} goes in the place of an nn.Conv2d, not of {type(conv).__name__}")
+            raise ValueError(f"{cls.__name__} replaces an nn.Conv2d, not a {type(conv).__name__}")
         geometry_of(conv)
         operator = cls.__new__(cls)
         nn.Module.__init__(operator)

@@ -106,8 +106,8 @@ def _checked_channels(out_channels: int, levels: int, groups: int) -> tuple[int,
     channels = level_channels(out_channels, levels)
     if any(n == 0 or n % groups for n in channels):
         raise ValueError(
-            f"{out_channels} output channels in {levels} levels are {', '.join(map(str, channels))} channels, which "
-            f"groups={groups} does not divide into at least one for each; take fewer levels or groups"
+            f"the levels have {', '.join(map(str, channels))} output channels ({out_channels} in {levels} "
+            f"levels), and groups={groups} does not divide each of them; use fewer levels or groups"
         )
     return channels
 

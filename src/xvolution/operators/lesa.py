@@ -170,7 +170,7 @@ def _unstrided(geometry: Geometry) -> Geometry:
 
 def _checked_heads(heads: int | None, in_channels: int, out_channels: int) -> int:
     if out_channels % 2:
-        raise ValueError(f"out_channels is {out_channels}; lesa needs an even number, since queries have half of them")
+        raise ValueError(f"out_channels is {out_channels}; it must be even, because queries have half as many channels")
     most = gcd(in_channels, out_channels // 2)
     heads = gcd(8, most) if heads is None else heads
     if heads < 1 or most % heads:

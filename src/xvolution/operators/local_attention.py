@@ -37,8 +37,8 @@ def check_ungrouped(groups: int, operator: str) -> None:
     """Raise for an operator that has no form with the groups of a convolution."""
     if groups != 1:
         raise ValueError(
-            f"groups is {groups}; {operator} has no grouped form, so that it can take the place of a convolution "
-            "with groups=1 only: leave grouped convolutions out"
+            f"groups is {groups}; {operator} can replace only convolutions with groups=1; leave grouped "
+            "convolutions out"
         )
 
 

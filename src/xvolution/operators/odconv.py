@@ -53,8 +53,8 @@ class ODConv2d(WithBottleneck2d):
         kernel = kernel_of(conv)
         if not (kernel.weight.is_meta or torch.equal(kernel.weight, double(conv.weight))):
             raise ValueError(
-                f"{type(conv).__name__} computes its kernel from its weights in every call, and odconv weighs the weights "
-                "themselves; leave this convolution out by names or filter_fn"
+                f"{type(conv).__name__} computes its kernel from its weights in every call, but odconv "
+                "scales the weights themselves; leave this convolution out by names or filter_fn"
             )
         self.geometry = kernel.geometry
         hidden, taps = max(conv.in_channels // reduction, _LEAST), prod(conv.kernel_size)

@@ -49,7 +49,8 @@ class Announcement(L.Callback):
             step = (time.perf_counter() - self._began) / _TIMED
             left = int(trainer.estimated_stepping_batches) - trainer.global_step
             print(
-                f"{'time':<{_WIDTH}}{duration(step * left)} for {left} steps of {step:.2g} s, and judging", flush=True
+                f"{'time':<{_WIDTH}}{duration(step * left)} for {left} steps of {step:.2g} s, plus evaluation",
+                flush=True,
             )
             self._first = -1  # once is enough
 
@@ -64,7 +65,7 @@ def duration(seconds: float) -> str:
 
 
 def _of_network(config: RunConfig, model: nn.Module) -> dict[str, str]:
-    operator = "none, the network as it is"
+    operator = "none, the plain network"
     if is_converted(model):
         replaced = len(conversion_summary(model).replaced)
         operator = f"{config.operator} in the place of {replaced} convolutions"
@@ -77,7 +78,7 @@ def _of_network(config: RunConfig, model: nn.Module) -> dict[str, str]:
 def _of_steps(config: RunConfig, trainer: L.Trainer) -> dict[str, str]:
     steps = int(trainer.estimated_stepping_batches)
     images = config.batch_size * config.accumulate * trainer.world_size
-    done = f"{trainer.current_epoch} of them done; " if trainer.current_epoch else ""
+    done = f"{trainer.current_epoch} of them finished; " if trainer.current_epoch else ""
     average = f", moving average {config.ema_decay}" if config.ema_decay else ""
     processes = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     return {

@@ -166,14 +166,14 @@ def deploy(
             )
     model, metadata = task.load(checkpoint, checksum=checksum)
     if metadata.form == "deployed":
-        raise InputError(f"{checkpoint} is in its deployed form already; give the checkpoint of the training form.")
+        raise InputError(f"{checkpoint} is already in deployed form; give the checkpoint in training form.")
     runtimes = tuple(dict.fromkeys(map(runtime_of, paths))) or (TORCH,)
     settings = DeploySettings(layout, fold_norms, runtimes, threads, progress)
     result = task.deploy(model, metadata, settings, **own)
     result.asleep = hardly_begun(estimated_shares(model))
     for path in paths:
         if progress is not None:
-            progress(f"writing {path}, running it, comparing what it computes")
+            progress(f"writing {path}, running it, comparing its outputs")
         result.write(path)
     return result
 

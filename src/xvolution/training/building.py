@@ -82,8 +82,8 @@ def _no_larger_than(weights: Mapping[str, Tensor], factor: int) -> Iterator[None
         numbers, tensors = numbers + tensor.numel(), tensors + 1
         if numbers > most_numbers or tensors > most_tensors:
             raise InputError(
-                f"the file describes a network of more than {numbers:,} numbers in {tensors:,} tensors, and holds "
-                f"{len(weights):,} tensors; its description is not of its weights."
+                f"the file describes a network of more than {numbers:,} numbers in {tensors:,} tensors, but "
+                f"holds {len(weights):,} tensors; its description does not fit its weights."
             )
 
     hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]

@@ -93,7 +93,7 @@ class RunCheckpoints(Checkpoint):
         name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
         # Not by print: the signal may have come inside of one.
         with suppress(OSError):
-            os.write(2, f"\n{name}: a checkpoint follows after this step; again to leave without one.\n".encode())
+            os.write(2, f"\n{name}: writing a checkpoint after this step; press again to stop without one.\n".encode())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,8 +124,8 @@ class RunCheckpoints(Checkpoint):
 
     def _leave(self, trainer: L.Trainer) -> None:
         raise Interrupted(
-            f"interrupted in epoch {trainer.current_epoch + 1} at step {trainer.global_step}; the checkpoint is {self.last}, "
-            "and the same command with --resume last goes on from there.",
+            f"interrupted in epoch {trainer.current_epoch + 1} at step {trainer.global_step}; the checkpoint "
+            f"is {self.last}. Run the same command with --resume last to continue.",
             self._signum or signal.SIGINT,  # another process may have been asked
         )
 

@@ -54,22 +54,22 @@ def read_checkpoint(path: str | os.PathLike[str], checksum: bool = True) -> dict
         if checksum and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
-                    raise InputError(f"{path} is damaged: its checksum is of other contents. {SKIP_CHECKSUM}")
+                    raise InputError(f"{path} is damaged: its checksum does not match its contents. {SKIP_CHECKSUM}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # zip, pickle, storage and memory errors of a file that may be anything
         if any(sign in str(error) for sign in _SIGNS_OF_CODE) or _is_bare_pickle(path):
             raise InputError(
-                f"{path} was refused: it holds pickled objects other than tensors and plain values, which could run "
-                "code when they are read. Checkpoints of this library hold none."
+                f"{path} was refused: it holds pickled objects other than tensors and plain values, which "
+                "could run code when they are read. Give a checkpoint that this library wrote."
             ) from error
-        raise InputError(f"{path} is no checkpoint, or it is damaged.") from error
+        raise InputError(f"{path} is not a checkpoint, or it is damaged.") from error
     if not isinstance(checkpoint, dict) or HEADER not in checkpoint or "state_dict" not in checkpoint:
-        raise InputError(f"{path} is no checkpoint of this library: it does not say which network it belongs to.")
+        raise InputError(f"{path} is not a checkpoint of this library: it does not name its network.")
     state = checkpoint["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"{path} is no checkpoint of this library: what it calls its weights are none.")
+        raise InputError(f"{path} is not a checkpoint of this library: its weights are not tensors.")
     return checkpoint
 
 
@@ -137,7 +137,7 @@ def read_tensors(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     described = header.get(HEADER)
     if checksum and CHECKSUM in header and header[CHECKSUM] != digest_of(tensors, described or ""):
-        raise InputError(f"{path} is damaged: its checksum is of other contents. {SKIP_CHECKSUM}")
+        raise InputError(f"{path} is damaged: its checksum does not match its contents. {SKIP_CHECKSUM}")
     _require_numbers(tensors, path)
     return tensors, None if described is None else read_description(described)
 
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     # What a header says may be anything, and comes back as errors of Python's own too.
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{path} is no safetensors file, or it is damaged ({error}).") from error
+        raise InputError(f"{path} is not a safetensors file, or it is damaged ({error}).") from error
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def require_fitting(model: nn.Module, weights: Mapping[str, torch.Tensor], name:
     if missing:
         problems.append(f"{len(missing)} weights are missing ({missing[0]}, ...)")
     if unexpected:
-        problems.append(f"{len(unexpected)} belong to nothing in it ({unexpected[0]}, ...)")
+        problems.append(f"{len(unexpected)} are not in the network ({unexpected[0]}, ...)")
     if shapes:
         key = shapes[0]
         problems.append(
@@ -207,7 +207,7 @@ def require_fitting(model: nn.Module, weights: Mapping[str, torch.Tensor], name:
         key = kinds[0]
         problems.append(f"{len(kinds)} are of another type ({key}: {weights[key].dtype}, not {own[key].dtype})")
     if problems:
-        raise InputError(f"the weights of {name} are of another architecture: {'; '.join(problems)}.")
+        raise InputError(f"the weights of {name} do not fit the network: {'; '.join(problems)}.")
 
 
 def _require_numbers(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -216,7 +216,7 @@ def _require_numbers(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         wanted = name.rpartition(".")[2] in ("weight", "bias", "running_mean", "running_var")
         if tensor.is_complex() or (wanted and not tensor.is_floating_point()):
             raise InputError(
-                f"{path} cannot be used: {name} is of type {tensor.dtype}, and weights are floating-point."
+                f"{path} cannot be used: {name} is of type {tensor.dtype}, but weights must be floating-point."
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path} cannot be used: {name} holds numbers that are NaN or infinite.")

@@ -75,13 +75,13 @@ def convert_network(
     conversion = config.conversion
     if conversion is None:
         raise InputError(
-            "--operator is conv, which leaves the network as it is; give what to put in, such as xvolution."
+            "--operator is conv, which does not change the network; give another operator, such as xvolution."
         )
     if name.startswith(_TORCHVISION):
         if path is not None:
             raise InputError(
-                f"{name} can be shown (--dry-run) and not stored: files describe networks of timm, which has torchvision's "
-                "weights too, as in resnet50.tv_in1k."
+                f"{name} can be shown with --dry-run but not stored, because files describe networks of "
+                "timm; give timm's name, such as resnet50.tv_in1k for torchvision's weights."
             )
         plain, metadata = _of_torchvision(name.removeprefix(_TORCHVISION)), None
         side = config.image_size or PHOTOGRAPH_SIDE
@@ -139,16 +139,18 @@ def _of_file(name: str, model: str | None, config: TrainConfig, checksum: bool) 
     tensors, header = read_tensors(name, checksum)
     if header is None:
         if model is None:
-            raise InputError(f"{name} does not say of which network it is; give timm's name of it by --model.")
+            raise InputError(f"{name} does not name its network; give timm's name of the network with --model.")
         plain, metadata = _built(model, config, _classes_in(tensors, model), pretrained=False)
         load_weights(plain, tensors, f"{name} ({model})")
         return plain, metadata
     if task_of_file(name) is not CLASSIFY:
-        raise InputError(f"{name} holds no classifier; a detector is converted by xvolution train --backbone-weights.")
+        raise InputError(
+            f"{name} does not hold a classifier; to convert a detector, use xvolution train --backbone-weights."
+        )
     plain, metadata = CLASSIFY.load(name, checksum=checksum)
     if metadata.form == "deployed" or metadata.model.conversion is not None:
-        found = "in its deployed form" if metadata.form == "deployed" else "converted already"
-        raise InputError(f"the network of {name} is {found}; give that of the plain network.")
+        found = "in its deployed form" if metadata.form == "deployed" else "already converted"
+        raise InputError(f"the network of {name} is {found}; give a file of the plain network.")
     return plain, metadata
 
 

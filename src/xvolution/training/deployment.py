@@ -141,7 +141,7 @@ class DeployResult(ABC, Generic[Compared]):
     def _layouts_in(self, path: Path) -> str:
         form = self.forms[runtime_of(path)]
         if not form.metadata.layouts:
-            return ", no X-volution in it"
+            return ", without X-volution"
         return f", {form.choice or LayoutChoice(form.metadata.layouts)}"
 
     def write(self, path: Path) -> None:

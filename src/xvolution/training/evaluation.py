@@ -64,7 +64,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here; give cpu or auto.") from error
+        raise InputError(f"this machine has no device {name!r}; give cpu or auto.") from error
     return device
 
 

@@ -45,7 +45,7 @@ def _properties(path: str | os.PathLike[str], runtime: Runtime[LoadedFile]) -> d
 
 
 def _unopened(path: str | os.PathLike[str], runtime: Runtime[LoadedFile], error: Exception) -> str:
-    return f"{path} is no network that {runtime.title} can run here, or it is damaged ({error})."
+    return f"{path} is not a network that {runtime.title} can run here, or it is damaged ({error})."
 
 
 class ExportedNetwork(nn.Module):
@@ -64,7 +64,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         try:
             if checksum and runtime.is_intact(path) is False:
-                raise InputError(f"{path} is damaged: its checksum is of other contents. {SKIP_CHECKSUM}")
+                raise InputError(f"{path} is damaged: its checksum does not match its contents. {SKIP_CHECKSUM}")
             self.file: LoadedFile = runtime.load(path)
         except FileNotFoundError as error:
             raise InputError(f"there is no file {path}.") from error

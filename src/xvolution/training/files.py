@@ -13,16 +13,16 @@ from xvolution.training.errors import RunError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ADVICE = {
-    **dict.fromkeys((*_FULL, errno.EIO), "free some space or take another folder"),
-    errno.EROFS: "the disk is read-only; take another folder",
-    errno.EACCES: "you may not write there; take another folder, or ask for the right to",
-    errno.EPERM: "you may not write there; take another folder, or ask for the right to",
-    errno.EEXIST: "a file is where a folder is needed; move it, or take another folder",
-    errno.ENOTDIR: "a file is where a folder is needed; move it, or take another folder",
-    errno.EISDIR: "a folder is where the file would be; give another name",
+    **dict.fromkeys((*_FULL, errno.EIO), "free some space or give another folder"),
+    errno.EROFS: "the disk is read-only; give another folder",
+    errno.EACCES: "you may not write there; give another folder, or get write permission",
+    errno.EPERM: "you may not write there; give another folder, or get write permission",
+    errno.EEXIST: "a file has the name of a folder that is needed; move it, or give another folder",
+    errno.ENOTDIR: "a file has the name of a folder that is needed; move it, or give another folder",
+    errno.EISDIR: "a folder has this name; give another name",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.ELOOP: "links lead in a circle there; give another path",
-    errno.ENOENT: "the folder that it is in has been deleted; go to another one",
+    errno.ELOOP: "its symbolic links form a loop; give another path",
+    errno.ENOENT: "its folder has been deleted; give another one",
 }
 # torch's archive writer and safetensors report a short write in exceptions of their own.
 _SHORT_WRITE = (
@@ -83,6 +83,6 @@ def is_write_error(error: BaseException) -> bool:
 def why_unwritten(error: BaseException) -> str:
     """The cause, and what to do about it."""
     if not isinstance(error, OSError):
-        return f"the disk took only a part of it: {_ADVICE[errno.EIO]}"
+        return f"only a part of it was written to the disk: {_ADVICE[errno.EIO]}"
     cause, advice = error.strerror or str(error), _ADVICE.get(error.errno or 0)
     return cause if advice is None else f"{cause}: {advice}"

@@ -128,7 +128,7 @@ def resume_from(config: RunConfig) -> Path | None:
     if config.resume is None:
         if getattr(rank_zero_only, "rank", 0) == 0 and last.exists():
             raise InputError(
-                f"{config.run_dir} holds a run; add --resume last to go on with it or give another --output."
+                f"{config.run_dir} already holds a run; add --resume last to continue it, or give another --output."
             )
         return None
     path = last if config.resume == "last" else Path(config.resume).expanduser()
@@ -149,26 +149,29 @@ def _require_resumable(path: Path, module: TrainingModule, metadata: Metadata, c
         )
     if stored.class_names != metadata.class_names:
         raise InputError(
-            f"{path} tells {_listed(stored.class_names)} apart, and the data {_listed(metadata.class_names)}."
+            f"{path} was trained on {_listed(stored.class_names)}, but the data have "
+            f"{_listed(metadata.class_names)}; give the data of that run."
         )
     before, now = _config_of(path, checkpoint), config.to_dict()
     if before:
         _require_unchanged(path, {**_defaults(config), **before}, now)
     with_average = any(name.startswith("ema.") for name in checkpoint["state_dict"])
     if with_average != (config.ema_decay is not None):
-        kept, given = ("a", "leaves it out") if with_average else ("no", f"is {config.ema_decay}")
+        kept, given = ("a", "is left out") if with_average else ("no", f"is {config.ema_decay}")
         raise InputError(
-            f"{path} holds {kept} moving average, and --ema-decay {given}; that cannot change within a run. Give what it began "
-            "with, or begin a new run with another --output."
+            f"{path} holds {kept} moving average, but --ema-decay {given}; this setting cannot change within "
+            "a run. Give its first value, or start a new run with another --output."
         )
     done = len(checkpoint.get("history", ()))
     if config.epochs < done:
-        raise InputError(f"{path} has {done} epochs behind it, and --epochs is {config.epochs}; give {done} or more.")
+        raise InputError(
+            f"{path} has already trained {done} epochs, but --epochs is {config.epochs}; give {done} or more."
+        )
     load_weights(module, checkpoint["state_dict"], f"{path} ({stored.model.name})")
     changed = [name for name in now if name in before and now[name] != before[name] and name not in _CIRCUMSTANCES]
     if changed:
         said = ", ".join(f"{_flag(name)} {now[name]} (was {before[name]})" for name in changed)
-        say(f"going on after epoch {done} with {said}")
+        say(f"continuing after epoch {done} with {said}")
 
 
 def _config_of(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -186,8 +189,8 @@ def _require_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) 
         name = changed[0]
         had = f"with {_flag(name)} {before[name]}" if before[name] is not None else f"without {_flag(name)}"
         raise InputError(
-            f"{path} was trained {had}, and now it is {now[name]}; that cannot change within a run. Give what it began with, or "
-            "begin a new run with another --output."
+            f"{path} was trained {had}, but now it is {now[name]}; this setting cannot change within a run. "
+            "Give its first value, or start a new run with another --output."
         )
 
 
@@ -273,7 +276,10 @@ def announce(model: nn.Module, config: RunConfig) -> None:
         print(conversion_summary(model), flush=True)
     if config.new_lr_factor != 1:
         new = sum(parameter.numel() for parameter in new_parameters(model).values())
-        print(f"{new:,} new parameters train at {config.new_lr_factor} times the rate of the others", flush=True)
+        print(
+            f"{new:,} new parameters train with {config.new_lr_factor} times the learning rate of the others",
+            flush=True,
+        )
 
 
 @rank_zero_only

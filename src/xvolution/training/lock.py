@@ -37,7 +37,7 @@ def locked(folder: Path, name: str = ".lock", *, patience: float = 0.0) -> Itera
         held.acquire(timeout=patience)
     except Timeout:
         raise RunError(
-            f"another process writes to {folder}{_named(owner)}; wait for it, end it, or give another --output."
+            f"another process is writing to {folder}{_named(owner)}; wait for it, stop it, or give another --output."
         ) from None
     except OSError as error:
         raise RunError(f"{folder} could not be written to ({why_unwritten(error)}).") from error

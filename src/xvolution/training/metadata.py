@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 HEADER = "xvolution"  # the metadata's key in safetensors headers, ONNX properties and Lightning checkpoints
 #: What to do about a checksum that differs.
-SKIP_CHECKSUM = "Fetch the file again; --no-checksum opens it all the same."
+SKIP_CHECKSUM = "Get the file again, or give --no-checksum to open it anyway."
 
 
 class Spec(Protocol):
@@ -79,7 +79,7 @@ class Metadata(ABC):
         """
         found = type_of(values)
         if found != cls.type:
-            raise InputError(f"the file holds a network of the type {found}, where {cls.noun} is needed.")
+            raise InputError(f"the file holds a network of the type {found}; give a file of {cls.noun}.")
         upgraded = upgrade(values)
         if cls.schema is not None:
             require_described(upgraded, cls.schema)
@@ -109,7 +109,7 @@ def read_description(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"the file's description of its network cannot be read ({error}).") from error
     if not isinstance(values, dict):
-        raise InputError("the file's description of its network cannot be read (it is no JSON object).")
+        raise InputError("the file's description of its network cannot be read (it is not a JSON object).")
     return values
 
 
@@ -120,10 +120,10 @@ def type_of(values: Mapping[str, Any]) -> str:
         InputError: these values describe no network.
     """
     if not isinstance(values, Mapping) or not isinstance(values.get("model"), Mapping):
-        raise InputError("the file's description of its network cannot be read (it names no model).")
+        raise InputError("the file's description of its network cannot be read (it has no model).")
     found = upgrade(values).get("type")
     if not isinstance(found, str):
-        raise InputError("the file's description of its network cannot be read (it does not say of which type it is).")
+        raise InputError("the file's description of its network cannot be read (it has no type).")
     return found
 
 

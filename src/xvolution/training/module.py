@@ -36,8 +36,8 @@ def norms_of_one_value() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise InputError(
-            f"a batch norm met one value of each channel, which has no variance ({error}); give --batch-size 2 or more, or a "
-            "larger --image-size."
+            f"a batch norm got only one value for a channel and cannot compute a variance ({error}); give "
+            "--batch-size 2 or more, or a larger --image-size."
         ) from error
 
 
@@ -109,8 +109,9 @@ class TrainingModule(L.LightningModule, ABC):
         """
         if not torch.isfinite(loss):
             raise RunError(
-                f"the loss became {float(loss.detach())} in epoch {self.current_epoch + 1}, batch {batch_idx + 1} (step "
-                f"{self.global_step}); the last checkpoint is from before that. Lower --lr, add --warmup-epochs or --clip-grad."
+                f"the loss became {float(loss.detach())} in epoch {self.current_epoch + 1}, batch "
+                f"{batch_idx + 1} (step {self.global_step}); the last checkpoint was written before that. "
+                "Use a lower --lr, or add --warmup-epochs or --clip-grad."
             )
         self._losses.append(loss.detach())
         self.log("loss", loss.detach(), prog_bar=True, logger=True, batch_size=self.config.batch_size)
@@ -136,7 +137,7 @@ class TrainingModule(L.LightningModule, ABC):
             optimizer = create_optimizer_v2(groups, config.optimizer, lr=config.lr, momentum=config.momentum)
         except (ValueError, AssertionError, ModuleNotFoundError) as error:
             raise InputError(
-                f"timm has no optimizer {config.optimizer!r} here ({error}); sgd and adamw are two."
+                f"timm has no optimizer {config.optimizer!r} here ({error}); give another one, such as sgd or adamw."
             ) from error
         schedule = self._schedule(optimizer)
         self._groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -162,7 +163,9 @@ class TrainingModule(L.LightningModule, ABC):
                 updates_per_epoch=updates,
             )
         except ValueError as error:
-            raise InputError(f"timm has no schedule {config.schedule!r}; cosine, step and linear are three.") from error
+            raise InputError(
+                f"timm has no schedule {config.schedule!r}; give another one, such as cosine, step or linear."
+            ) from error
         return scheduler
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

@@ -116,12 +116,12 @@ def quantize(
 
     def made(given: str | os.PathLike[str], to: Path, name: str) -> QuantizedNetwork:
         if task_of_file(given) is not CLASSIFY:
-            raise InputError(f"{given} holds no classifier; only classifiers are quantized.")
+            raise InputError(f"{given} does not hold a classifier; only classifiers can be quantized.")
         model, metadata = CLASSIFY.load(given, checksum=checksum)
         assert isinstance(metadata, ClassifierMetadata)
         is_file = Path(given).suffix == ONNX
         if is_file and equalized:
-            raise InputError(f"{given} is a graph already, whose parts cannot be equalized; give the checkpoint.")
+            raise InputError(f"{given} is an exported graph, whose parts cannot be equalized; give the checkpoint.")
         judged_by = metadata.data if data is None else data
         settings = EvaluationSettings(
             judged_by, split, holdout, seed, batch_size, workers, "error", limit_batches, max_pixels, outside_images

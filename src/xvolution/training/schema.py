@@ -165,16 +165,16 @@ def _require_operator(given: _XVolution | _Operator) -> None:
 def _require_arguments(kwargs: Mapping[str, Any]) -> None:
     for name, value in kwargs.items():
         if name in READING:
-            raise ValueError(f"the argument {name}, which would read other files, is not taken from a file")
+            raise ValueError(f"the argument {name} would read other files and is not allowed in a file")
         _require_small(value, name)
 
 
 def _require_small(value: Any, name: str, depth: int = 0) -> None:
     """See that a value of a library's own meaning holds no number or list that would take all memory."""
     if isinstance(value, int | float) and not abs(value) <= _LARGEST_NUMBER:
-        raise ValueError(f"{name} is {value}; the largest number that is taken is {_LARGEST_NUMBER}")
+        raise ValueError(f"{name} is {value}; the largest allowed number is {_LARGEST_NUMBER}")
     if (isinstance(value, str | list | dict) and len(value) > _LONGEST) or depth > _DEEPEST:
-        raise ValueError(f"{name} is longer or deeper than what is taken ({_LONGEST} values, {_DEEPEST} levels)")
+        raise ValueError(f"{name} is longer or more deeply nested than allowed ({_LONGEST} values, {_DEEPEST} levels)")
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for each in inner:
         _require_small(each, name, depth + 1)

@@ -78,7 +78,9 @@ def deploy_to(
     asked = _asked(runtimes, task_of_file(checkpoint).endings)
     trained, metadata = load_model(checkpoint, checksum=checksum)
     if not isinstance(metadata, ClassifierMetadata):
-        raise InputError(f"--to is for classifiers, and {checkpoint} holds {metadata.noun}; give --output instead.")
+        raise InputError(
+            f"--to works only for classifiers, but {checkpoint} holds {metadata.noun}; give --output instead."
+        )
     absent = absent_runtimes(runtime.name for runtime in asked)
     stem = Path(checkpoint).with_suffix("") if output is None else Path(output)
     metadata = replace(metadata, preprocessing=metadata.preprocessing.resized(options.get("image_size")))

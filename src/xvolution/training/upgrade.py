@@ -33,7 +33,8 @@ def upgrade(header: Mapping[str, Any]) -> dict[str, Any]:
     written = header.get("format", 1)
     if not isinstance(written, int) or written > FORMAT:
         raise InputError(
-            f"the file is of format {written}, and this version of xvolution reads formats up to {FORMAT}; install a newer one."
+            f"the file has format {written}, but this version of xvolution reads formats up to {FORMAT} "
+            "only; install a newer version."
         )
     if written == FORMAT:
         return dict(header)

@@ -168,7 +168,7 @@ def test_a_window_that_reaches_beyond_what_the_image_can_repeat_is_said(mode, fo
     assert trained.conv(x).shape == (1, 8, 3, 9)
     there = 3 if mode == "circular" else 2
     sentence = (
-        f"padding_mode='{mode}' has {there} pixels to put around a map of 3, and the window reaches 4 beyond it; use"
+        f"padding_mode='{mode}' can pad a map of 3 pixels by at most {there}, but the window reaches 4 pixels beyond"
     )
     with pytest.raises(ValueError, match=sentence):
         module(x)

@@ -46,8 +46,8 @@ def _set_threads(number: int) -> None:
         return
     if _alive:
         raise ValueError(
-            f"threads is {number}, and files that are open run on its {there} threads, one pool for the process; ask for "
-            f"{there}, or close them first"
+            f"threads is {number}, but files that are already open use {there} threads, and a process has one "
+            f"thread pool; give threads={there}, or close those files first"
         )
     portable_lib._unsafe_reset_threadpool(number)
 
@@ -72,11 +72,11 @@ class ExecuTorch(Runtime[ExecutorchMethod]):
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
         if opset_version is not None:
             raise ValueError(
-                f"opset_version is {opset_version}, which is ONNX's, and a .pte file has none; leave it out"
+                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for a .pte file"
             )
         if program.range_constraints:
             # Memory is planned when the file is written, for the largest size, and an open axis has none.
-            raise ValueError("its memory is planned for fixed sizes")
+            raise ValueError("ExecuTorch plans memory for fixed sizes")
         with _quiet():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower

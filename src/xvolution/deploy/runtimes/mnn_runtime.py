@@ -67,7 +67,7 @@ class Mnn(OnnxReader[MnnModule]):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if not path.is_file():
             said = (done.stdout + done.stderr).strip().splitlines()
-            raise ValueError(f"MNN's converter wrote nothing: {said[-1] if said else 'it said nothing'}")
+            raise ValueError(f"MNN's converter wrote nothing: {(said[-1] if said else 'it said nothing')}")
 
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> MnnModule:
         import MNN.nn
@@ -80,5 +80,5 @@ class Mnn(OnnxReader[MnnModule]):
         try:
             module = MNN.nn.load_module_from_file(str(path), [], [], runtime_manager=manager)
         except SystemError as error:
-            raise ValueError(f"{path.name} is damaged, or it is no MNN file") from error
+            raise ValueError(f"{path.name} is damaged, or it is not an MNN file") from error
         return MnnModule(self, path, module)

@@ -84,7 +84,7 @@ class Ncnn(Runtime[NcnnNet]):
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
         if opset_version is not None:
             raise ValueError(
-                f"opset_version is {opset_version}, which is ONNX's, and an ncnn file has none; leave it out"
+                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for an ncnn file"
             )
         shapes = _shapes_in(program)
         with tempfile.TemporaryDirectory() as name:
@@ -129,8 +129,8 @@ def _shapes_in(program: ExportedProgram) -> list[tuple[int | None, ...]]:
     for shape in shapes:
         if len(shape) - 1 not in _SIZES or shape[0] not in (1, None):
             raise ValueError(
-                f"ncnn runs one image at a time, and the network was captured for inputs {shape}; give a batch of 1, or leave "
-                "the batch open"
+                f"ncnn runs one image at a time, but the network was captured for inputs {shape}; give a "
+                "batch of 1, or a dynamic batch"
             )
     return shapes
 
@@ -203,4 +203,4 @@ def _require_shape(name: str, shape: tuple[int | None, ...], x: Tensor) -> None:
     fits = len(given) == len(shape) and all(size in (None, there) for size, there in zip(shape, given, strict=True))
     if shape and not fits:
         allowed = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"input {name} takes images ({allowed}), and was given {given}")
+        raise ValueError(f"input {name} takes images ({allowed}), but got {given}")

@@ -183,8 +183,9 @@ def _check_graph(path: Path, opset_version: int | None) -> None:
     written = max(entry.version for entry in network.opset_import if entry.domain in standard)
     if opset_version not in (None, written):
         raise ExportError(
-            f"opset_version is {opset_version}, but the ONNX exporter would write opset {written}, since it cannot convert "
-            f"all operators of this model to {opset_version}; give opset_version={written}, or leave it out"
+            f"opset_version is {opset_version}, but the ONNX exporter would write opset {written}, because "
+            f"it cannot convert all operators of this model to {opset_version}; give "
+            f"opset_version={written}, or leave it out"
         )
 
 

@@ -71,7 +71,7 @@ class OpenVino(OnnxReader[CompiledFile]):
             except RuntimeError as error:
                 if "iostream" not in str(error):
                     raise
-                raise OSError(errno.EIO, "the disk took only a part of it", str(path)) from error
+                raise OSError(errno.EIO, "only a part of the file was written to the disk", str(path)) from error
 
     def _label(self, path: Path, labels: Labels) -> None:
         import openvino

@@ -57,10 +57,12 @@ def require_plain(path: str | os.PathLike[str]) -> None:
         entries = _entries(archive)
         models = [name for name in entries if name.startswith("models/") and name.endswith(".json")]
         if not models:
-            raise ExportError("it holds no program of torch.export, or one of a torch before 2.9; export it again")
+            raise ExportError(
+                "it holds no program of torch.export, or was written by a torch version before 2.9; export it again"
+            )
         for name in entries:
             if name.startswith(_CODE) or _PICKLED.fullmatch(name):
-                raise ExportError(f"it was refused, since its entry {name} is code or a pickled object")
+                raise ExportError(f"it was refused, because its entry {name} is code or a pickled object")
             if name.endswith(".pt"):
                 _require_tensors(archive.read(entries[name]), name)
             elif name.endswith("_config.json"):
@@ -97,7 +99,7 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, str]:
     """
     names = archive.namelist()
     if len({name.partition("/")[0] for name in names}) > 1 or len({name.lower() for name in names}) < len(names):
-        raise ExportError("it was refused, since it has several entries of one name")
+        raise ExportError("it was refused, because several entries have the same name")
     return {name.partition("/")[2]: name for name in names}
 
 
@@ -106,14 +108,14 @@ def _require_tensors(pickled: bytes, name: str) -> None:
         torch.load(io.BytesIO(pickled), weights_only=True) if pickled else None
     except Exception as error:
         raise ExportError(
-            f"it was refused, since its entry {name} holds pickled objects other than tensors, which could run code"
+            f"it was refused, because its entry {name} holds pickled objects other than tensors, which could run code"
         ) from error
 
 
 def _require_numbers(config: Any, name: str) -> None:
     for entry in _dictionaries(config):
         if entry.get("use_pickle"):
-            raise ExportError(f"it was refused, since {name} names pickled weights, which could run code")
+            raise ExportError(f"it was refused, because {name} refers to pickled weights, which could run code")
 
 
 def _require_computing(model: Any) -> None:
@@ -121,11 +123,11 @@ def _require_computing(model: Any) -> None:
         target = entry.get("target")
         if isinstance(target, str) and "inputs" in entry and not _COMPUTES.fullmatch(target):
             raise ExportError(
-                f"it was refused, since its graph calls {target[:80]}, which is no operator that computes"
+                f"it was refused, because its graph calls {target[:80]}, which is not a known tensor operator"
             )
         for code in (entry.get("expr_str"), *entry.get("guards_code", ())):
             if code is not None and not _is_arithmetic(code):
-                raise ExportError(f"it was refused, since {str(code)[:80]!r} is no arithmetic of sizes")
+                raise ExportError(f"it was refused, because {str(code)[:80]!r} is not arithmetic on sizes")
 
 
 def _is_arithmetic(code: Any) -> bool:

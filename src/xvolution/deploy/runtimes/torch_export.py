@@ -58,7 +58,7 @@ class TorchExport(Runtime[LoadedProgram]):
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
         if opset_version is not None:
             raise ExportError(
-                f"opset_version is {opset_version}, which is ONNX's, and a .pt2 file has none; leave it out"
+                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for a .pt2 file"
             )
         # torch's archive writer ends the process where the disk is full, and never where it writes to memory.
         archive = io.BytesIO()

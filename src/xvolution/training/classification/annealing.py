@@ -136,7 +136,7 @@ def _branches(model: nn.Module) -> Mapping[str, Any]:
     operators = {name: module for name, module in model.named_modules() if isinstance(module, XVolution)}
     branches = {name: operator.attention for name, operator in operators.items() if operator.attention is not None}
     if not branches:
-        raise InputError("--anneal-to-conv needs attention with a gate, and the network has none; leave it out.")
+        raise InputError("--anneal-to-conv needs attention with a gate, which the network does not have; leave it out.")
     for name, branch in branches.items():
         if not isinstance(branch, AttentionBranch) or not branch.gates():
             raise InputError(

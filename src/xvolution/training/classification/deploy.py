@@ -41,7 +41,7 @@ class ClassifierDeployment(DeployResult[float]):
 
     def notes(self) -> list[str]:
         fixed = [report for report in self.reports if not self.fixed_size and report.dynamic != _OPEN]
-        return [f"{each.path} takes the example's image size alone: {each.reason}" for each in fixed]
+        return [f"{each.path} takes images of the example's size only: {each.reason}" for each in fixed]
 
     def export(self, form: DeployedForm[float], path: Path) -> ExportReport:
         return export(

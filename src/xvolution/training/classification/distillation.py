@@ -44,12 +44,13 @@ def teacher_of(path: str, network: nn.Module, metadata: ClassifierMetadata, stud
     """
     if metadata.class_names != student.class_names:
         raise InputError(
-            f"--teacher {path} tells {len(metadata.class_names)} classes apart that are not the {len(student.class_names)} of "
-            "the data, in their order; give a teacher of the same classes."
+            f"--teacher {path} has {len(metadata.class_names)} classes that differ from the "
+            f"{len(student.class_names)} classes of the data or from their order; give a teacher with the "
+            "same classes."
         )
     if metadata.model.in_chans != student.model.in_chans:
         raise InputError(
-            f"--teacher {path} takes images of {metadata.model.in_chans} channels, and the network of "
+            f"--teacher {path} takes images of {metadata.model.in_chans} channels, but the network takes "
             f"{student.model.in_chans}; give --in-chans {metadata.model.in_chans}."
         )
     (mean, std), (own_mean, own_std) = (

@@ -108,7 +108,9 @@ def evaluate_model(
         logits = model(batch["image"])
         timings.append((len(logits), clock(device) - began))
         if logits.ndim != 2 or logits.shape[1] != num_classes:
-            raise InputError(f"the network answers {tuple(logits.shape)}, not (images, {num_classes} classes).")
+            raise InputError(
+                f"the network returns the shape {tuple(logits.shape)}, not (images, {num_classes} classes)."
+            )
         metrics.update(logits, batch)
         counted = batch["status"] == GOOD
         predicted.append(logits[counted].argmax(1).cpu())

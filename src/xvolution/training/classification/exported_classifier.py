@@ -19,7 +19,7 @@ class ExportedClassifier(ExportedNetwork):
         batch, _, *sides = self.file.input_shapes[0]
         if any(fixed not in (None, given) for fixed, given in zip(sides, images.shape[2:], strict=True)):
             fixed, given = (" x ".join(map(str, each)) for each in (sides, images.shape[2:]))
-            raise InputError(f"{self.path} takes images of {fixed} pixels alone, and was given {given}.")
+            raise InputError(f"{self.path} takes only images of {fixed} pixels, but got {given}; give that image size.")
         size = batch or max(len(images), 1)
         filled = torch.cat([images, images[-1:].expand(-len(images) % size, *images.shape[1:])])
         return torch.cat([self.run(part)[0] for part in filled.split(size)])[: len(images)]

@@ -106,12 +106,12 @@ class ClassifierPredictor(Predictor[ClassifiedPicture]):
     def classify(self, prepared: Sequence[tuple[str, Tensor]], top: int) -> list[ClassifiedPicture]:
         """`predict` of pictures that are prepared, as one batch, each with its path."""
         if top < 1:
-            raise InputError(f"the number of classes to name is {top}; it must be at least 1.")
+            raise InputError(f"--top is {top}; it must be at least 1.")
         logits = self(torch.stack([image for _, image in prepared])).float().cpu()
         if logits.shape != (len(prepared), len(self.classes)) or not torch.isfinite(logits).all():
             raise InputError(
-                f"the network of {self.metadata.model.name} answers {tuple(logits.shape)}, some of it no numbers, or not one "
-                f"number for each of {len(self.classes)} classes."
+                f"the network {self.metadata.model.name} returns the shape {tuple(logits.shape)}, with NaN "
+                f"values or without one value for each of {len(self.classes)} classes."
             )
         probabilities, classes = logits.softmax(1).topk(min(top, len(self.classes)))
         return [

@@ -49,8 +49,8 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
         require_labels(part, spec.num_classes, config.data)
     if config.recalibrate_norms > len(splits.train):
         raise InputError(
-            f"--recalibrate-norms is {config.recalibrate_norms}, and there are {len(splits.train)} training images; give at most "
-            "as many."
+            f"--recalibrate-norms is {config.recalibrate_norms}, but there are only {len(splits.train)} "
+            "training images; give at most that number."
         )
     size = image_size(config, splits)
     if config.image_size is None and splits.survey.looks:
@@ -80,8 +80,8 @@ def image_size(config: TrainConfig, splits: DataSplits) -> int:
     size, sides = splits.image_size, splits.survey.sides
     if splits.survey.mixed:
         warnings.warn(
-            f"the images of {config.data} are of mixed sizes: shorter sides of {sides[0]} to {sides[-1]} pixels in "
-            f"{len(sides)} images. They are resized to {size}; --image-size says otherwise.",
+            f"the images of {config.data} are of mixed sizes: shorter sides of {sides[0]} to {sides[-1]} "
+            f"pixels in {len(sides)} images. They are resized to {size}; --image-size changes that.",
             stacklevel=2,
         )
     return size
@@ -92,7 +92,8 @@ def _announce_size(size: int, sides: Sequence[int]) -> None:
     """Print what the data decided; on the first process alone."""
     median = statistics.median_low(sides)
     print(
-        f"image size {size}: the median shorter side of {len(sides)} images is {median} pixels; --image-size says otherwise"
+        f"image size {size}: the median shorter side of {len(sides)} images is {median} pixels; --image-size "
+        "changes that"
     )
 
 
@@ -100,8 +101,8 @@ def _described(splits: DataSplits, size: int) -> dict[str, str]:
     """What the run's announcement says of the data."""
     train, val = len(splits.train), len(splits.val)
     return {
-        "data": f"{splits.name}: {train} images of {len(splits.train.class_names)} classes to learn from",
-        "judged by": f"{val} images: {splits.judged_by}",
+        "data": f"{splits.name}: {train} images of {len(splits.train.class_names)} classes for training",
+        "evaluation": f"{val} images: {splits.judged_by}",
         "size": f"{size} x {size} pixels",
     }
 

@@ -39,20 +39,20 @@ def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{path} cannot be loaded into {spec.name}: {' '.join(str(error).split())}.") from error
     say(
-        f"begins with the weights of {path}"
+        f"starts from the weights of {path}"
         + (f"; new for {spec.num_classes} classes: {', '.join(new)}" if new else "")
     )
 
 
 def _require_alike(stored: ClassifierMetadata, spec: ModelSpec, path: str) -> None:
     if stored.form == "deployed":
-        raise InputError(f"{path} holds the deployed form, which is not trained; give the file of the training form.")
+        raise InputError(f"{path} is in deployed form, which cannot be trained; give the file in training form.")
     if stored.model.name != spec.name:
         raise InputError(f"{path} holds the weights of {stored.model.name}; give --model {stored.model.name}.")
     if stored.model.conversion not in (None, spec.conversion):
         raise InputError(
-            f"{path} was converted in another way ({stored.model.conversion}) than this training asks for ({spec.conversion}); "
-            "give the flags that it was converted with, or the plain network's file."
+            f"{path} has another conversion ({stored.model.conversion}) than this training "
+            f"({spec.conversion}); give the flags of its conversion, or the file of the plain network."
         )
 
 

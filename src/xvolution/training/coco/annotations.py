@@ -75,7 +75,7 @@ def read_annotations(
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON file, or it is damaged ({error}).") from error
+        raise InputError(f"{path} is not a JSON file, or it is damaged ({error}).") from error
     return check_content(content, path, masks, max_pixels, outside_images)
 
 
@@ -144,10 +144,12 @@ def _by_id(entries: list[Any], what: str, path: Path, problems: list[Problem]) -
         key: Any = entry.get("id") if isinstance(entry, dict) else None
         if not _is_id(key):
             problems.append(
-                _refused(what, f"{what} number {index} of {path} has no whole number as its id, or a huge one.")
+                _refused(
+                    what, f"{what} number {index} of {path} has an id that is not a whole number, or is too large."
+                )
             )
         elif key in result:
-            problems.append(_refused(what, f"{what} {key} of {path} is there twice; ids must differ."))
+            problems.append(_refused(what, f"{path} has the {what} {key} twice; ids must differ."))
         else:
             result[key] = entry
     return result
@@ -159,7 +161,7 @@ def _image_problem(image: Mapping[str, Any], max_pixels: int, outside_images: bo
     if not isinstance(name, str) or not name:
         return "image", "has no file_name"
     if not outside_images and leaves_folder(name):
-        what = f"is outside of the folder: {printable(name)}; --outside-images reads it, where you trust the file"
+        what = f"is outside of the folder: {printable(name)}; give --outside-images if you trust the file"
         return "image outside the folder", what
     sizes: tuple[Any, Any] = (image.get("width"), image.get("height"))
     if not all(_is_id(size) and size > 0 for size in sizes):
@@ -168,7 +170,10 @@ def _image_problem(image: Mapping[str, Any], max_pixels: int, outside_images: bo
             f"has the size {sizes[0]} x {sizes[1]}; width and height must be whole numbers of pixels above 0",
         )
     if sizes[0] * sizes[1] > max_pixels:
-        what = f"has the size {sizes[0]} x {sizes[1]}, more than the {max_pixels} pixels that are read; --max-pixels allows more"
+        what = (
+            f"has the size {sizes[0]} x {sizes[1]}, more than the limit of {max_pixels} pixels; give a larger "
+            "--max-pixels if you trust the file"
+        )
         return "large image", what
     return None
 
@@ -197,11 +202,11 @@ def _object_problems(
     image_id: Any = annotation.get("image_id")
     image = images.get(image_id) if _is_id(image_id) else None
     if not _is_id(image_id) or image_id not in known:
-        yield _refused("unknown image", f"{where} is of image {image_id}, which the file does not have.")
+        yield _refused("unknown image", f"{where} refers to image {image_id}, which the file does not have.")
     if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in names:
         yield _refused(
             "unknown category",
-            f"{where} is of category {annotation.get('category_id')}, which the file does not have.",
+            f"{where} refers to category {annotation.get('category_id')}, which the file does not have.",
         )
     if annotation.get("iscrowd", 0) not in (0, 1):
         yield _refused("crowd", f"{where} has iscrowd {annotation['iscrowd']}; 0 and 1 are allowed.")
@@ -209,7 +214,8 @@ def _object_problems(
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
         yield _refused(
             "box",
-            f"{where} has the bbox {reprlib.repr(box)}; four numbers are needed: x, y, width, height, no size below 0.",
+            f"{where} has the bbox {reprlib.repr(box)}; it must be four numbers: x, y, width, height, with "
+            "width and height at least 0.",
         )
     elif max(map(abs, box)) > _MOST_COORDINATE:
         yield _refused("box", f"{where} has the bbox {reprlib.repr(box)}, far outside of any image.")
@@ -219,7 +225,7 @@ def _object_problems(
         if masks:
             yield _refused("mask", f"{where} {sentence}.")
         else:
-            yield _noted("mask", f"{where} {sentence}: left out, since boxes alone are asked for.")
+            yield _noted("mask", f"{where} {sentence}: left out, because only boxes are used.")
 
 
 def _box_notes(box: list[float], image: Mapping[str, Any], where: str) -> Iterator[Problem]:
@@ -239,7 +245,7 @@ def _box_notes(box: list[float], image: Mapping[str, Any], where: str) -> Iterat
     elif box[0] < -1 or box[1] < -1 or box[0] + box[2] > image["width"] + 1 or box[1] + box[3] > image["height"] + 1:
         yield _noted(
             "box beyond the image",
-            f"{where} has the box {box}, beyond the image ({size}): cut off in training, as it is in evaluation.",
+            f"{where} has the box {box}, beyond the image ({size}): clipped in training, unchanged in evaluation.",
         )
 
 
@@ -255,7 +261,7 @@ def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: 
                 or len(polygon) % 2
                 or not all(map(_is_number, polygon))
             ):
-                return "has a polygon that is no list of x and y of at least three points"
+                return "has a polygon that is not a list of x and y of at least three points"
             if sentence := _outline_problem(polygon, image):
                 return sentence
         return None
@@ -263,7 +269,7 @@ def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: 
         return "has a segmentation that is neither polygons nor RLE with size and counts"
     size, counts = [image["height"], image["width"]], segmentation["counts"]
     if segmentation["size"] != size:
-        return f"has a mask of {segmentation['size']} (height, width), where its image has {size}"
+        return f"has a mask of {segmentation['size']} (height, width), but its image has {size}"
     if isinstance(counts, list):
         if not all(_is_id(count) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
             return f"has RLE counts that do not add up to the {size[0] * size[1]} pixels of its image"

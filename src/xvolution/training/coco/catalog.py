@@ -50,7 +50,7 @@ def open_detection(
         order = np.random.default_rng(seed).permutation(len(train))
         count = max(1, round(kept * len(train)))
         parts = (train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
-        return DetectionSplits(str(data), *parts, f"{kept:.0%} of the training part, by --holdout")
+        return DetectionSplits(str(data), *parts, f"{kept:.0%} of the training part, because of --holdout")
     val = open_part(data, "val", masks, on_bad_image, max_pixels, outside_images)
     if val.annotations.categories != train.annotations.categories:
         raise InputError(

@@ -75,7 +75,7 @@ class DataReport:
         return {"folder": str(self.folder), "refused": self.refused, "parts": parts, "missing": self.missing}
 
     def __str__(self) -> str:
-        verdict = "nothing is refused" if self.refused == 0 else f"{self.refused} problems to mend before training"
+        verdict = "nothing is refused" if self.refused == 0 else f"{self.refused} problems to repair before training"
         return "\n".join([*map(str, self.parts.values()), *self.missing, f"{self.folder}: {verdict}"])
 
 
@@ -151,13 +151,13 @@ def _image_problems(
             problems.append(Problem(Severity.REFUSED, "unreadable image", str(error)))
             continue
         problems += [
-            Problem(Severity.NOTED, note, f"{where} is one of those images that {NOTES[note]}.") for note in notes
+            Problem(Severity.NOTED, note, f"{where} is one of the images that {NOTES[note]}.") for note in notes
         ]
         if size != (image["width"], image["height"]):
             turned = ", once turned by its EXIF orientation" if "EXIF orientation" in notes else ""
             sentence = (
-                f"{where} has {size[0]} x {size[1]} pixels{turned}, where the annotations say {image['width']} x "
-                f"{image['height']}."
+                f"{where} has {size[0]} x {size[1]} pixels{turned}, but the annotations say {image['width']} "
+                f"x {image['height']}."
             )
             problems.append(Problem(Severity.REFUSED, "image of another size", sentence))
     return problems

@@ -87,8 +87,8 @@ class DetectionData(ResumableData):
         batches = AspectBatches(ratios, self.batch_size, self.seed, rank, world_size)
         if len(batches) == 0:
             raise InputError(
-                f"{len(source)} training images make no batch of {self.batch_size} for each of {world_size} processes; "
-                "use a smaller batch size, or --no-aspect-groups."
+                f"{len(source)} training images are too few for one batch of {self.batch_size} in each of "
+                f"{world_size} processes; use a smaller batch size, or --no-aspect-groups."
             )
         batches.start(*self.resume_at)
         return DataLoader(

@@ -36,8 +36,8 @@ def annotation_file(folder: Path, part: str) -> Path:
         if found:
             return found[0]
     raise InputError(
-        f"{folder} has no annotations of its part {part!r}; put them into annotations/instances_{part}.json or "
-        f"{part}/_annotations.coco.json."
+        f"{folder} has no annotations for the part {part!r}; put them into annotations/instances_{part}.json "
+        f"or {part}/_annotations.coco.json."
     )
 
 

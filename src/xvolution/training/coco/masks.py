@@ -46,5 +46,5 @@ def encode_mask(segmentation: Any, image: dict[str, Any]) -> dict[str, Any]:
         return coco_mask.frPyObjects(segmentation, height, width)
     runs = run_lengths(segmentation["counts"])
     if min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise ValueError(f"its runs add up to {sum(runs)} pixels, where the image has {height * width}")
+        raise ValueError(f"its runs add up to {sum(runs)} pixels, but the image has {height * width}")
     return segmentation

@@ -89,8 +89,8 @@ class DetectionSource:
             turned = "EXIF orientation" in self.look(index).notes
             reason = ", once turned by its EXIF orientation; annotate the turned image, or remove the orientation"
             raise BadImage(
-                f"{where()} has {image.width} x {image.height} pixels, where the annotations say {entry['width']} x "
-                f"{entry['height']}{reason if turned else ''}."
+                f"{where()} has {image.width} x {image.height} pixels, but the annotations say "
+                f"{entry['width']} x {entry['height']}{(reason if turned else '')}."
             )
         return image
 
@@ -115,8 +115,9 @@ class DetectionSource:
         chosen = self._ids[:images]
         if all(each["iscrowd"] for key in chosen for each in self.annotations.objects[key]):
             raise InputError(
-                f"the {len(chosen)} images of {printable(self.annotations.path)} that are looked at hold no object to find, so "
-                "there is nothing to learn and no average precision; give other data, or more with --limit-val-batches."
+                f"the {len(chosen)} images of {printable(self.annotations.path)} that are used have no "
+                "objects, so the network cannot learn and average precision is undefined; give other data, "
+                "or a larger --limit-val-batches."
             )
 
     def target(self, index: int) -> dict[str, Tensor]:

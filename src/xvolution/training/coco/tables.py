@@ -28,7 +28,8 @@ def open_table(
     """
     if masks:
         raise InputError(
-            f"{data} is no folder in COCO's format; data sets of Hugging Face have boxes, no masks: use --task detect."
+            f"{data} is not a folder in COCO's format; data sets of Hugging Face have boxes but no masks: "
+            "use --task detect."
         )
     from datasets import Image as ImageFeature
 
@@ -102,7 +103,7 @@ def _boxes(objects: Any, where: str) -> list[tuple[Any, Any]]:
         return [] if objects is None else list(zip(objects["bbox"], objects["category"], strict=True))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"the objects of {where} are {reprlib.repr(objects)}; a bbox and a category of each are needed."
+            f"the objects of {where} are {reprlib.repr(objects)}; each object needs a bbox and a category."
         ) from error
 
 

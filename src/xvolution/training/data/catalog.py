@@ -66,7 +66,8 @@ class DataSplits:
         source = {"train": self.train, "val": self.val, "test": self.test}.get(split)
         if source is None:
             raise InputError(
-                f"{self.name} has no part called {split!r}; there are train, val" + (", test." if self.test else ".")
+                f"{self.name} has no part called {split!r}; its parts are train, val"
+                + (", test." if self.test else ".")
             )
         return source
 
@@ -97,7 +98,7 @@ def open_data(
     kept = parse_holdout(holdout)
     name = os.fspath(data)
     if not name:
-        raise InputError("the network does not say what it was trained on; give --data.")
+        raise InputError("the file does not say on which data the network was trained; give --data.")
     parts = _open_parts(name, outside_images)
     if "train" not in parts:
         raise InputError(f"{name} has no training part; found: {', '.join(parts) or 'nothing'}.")
@@ -107,7 +108,8 @@ def open_data(
         source.max_pixels = max_pixels
     if len(parts["train"].class_names) < 2:
         raise InputError(
-            f"{printable(name)} has one class, {listed(parts['train'].class_names)}; to tell classes apart takes at least two."
+            f"{printable(name)} has only one class, {listed(parts['train'].class_names)}; give data with at "
+            "least two classes."
         )
     surveys = {part: source.survey() for part, source in parts.items()}
     for part, survey in surveys.items():
@@ -117,16 +119,16 @@ def open_data(
     judged_by = "a fixed fifth of every class" if name == "digits" else "its validation part"
     if isinstance(kept, Fold):
         train, val = folded(Joined([train] if val is None else [train, val]), kept, seed)
-        judged_by = f"part {kept.number} of {kept.count} of all images but a test part's, by --holdout {kept}"
+        judged_by = f"part {kept.number} of {kept.count} of all images but a test part's, because of --holdout {kept}"
     elif kept is not None:
         train, val = held_out(train, kept, seed)
-        judged_by = f"{kept:.0%} of the training part, by --holdout"
+        judged_by = f"{kept:.0%} of the training part, because of --holdout"
     elif val is None and test is not None:
         val, test = test, None
-        judged_by = "its test part, since there is no validation part"
+        judged_by = "its test part, because there is no validation part"
     elif val is None:
         train, val = held_out(train, HELD_OUT, seed)
-        judged_by = f"{HELD_OUT:.0%} of every class, held out by --split-seed {seed}, since there is one part"
+        judged_by = f"{HELD_OUT:.0%} of every class, held out with --split-seed {seed}, because there is only one part"
     assert val is not None
     return DataSplits(name, train, val, test, surveys["train"], judged_by)
 
@@ -155,7 +157,10 @@ def held_out(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSour
         count = max(round(len(members) * fraction), min(1, len(members) - 1))
         chosen[generator.permutation(members)[:count]] = True
     if not chosen.any():
-        raise InputError(f"{len(source)} images of which no class has two cannot be split; give a validation part.")
+        raise InputError(
+            f"none of the classes of these {len(source)} images has two images, so no validation part can be "
+            "split off; give a validation part."
+        )
     return source.subset(np.flatnonzero(~chosen)), source.subset(np.flatnonzero(chosen))
 
 
@@ -284,7 +289,8 @@ def _torchvision(name: str) -> dict[str, ImageSource]:
     ]
     if needs:
         raise InputError(
-            f"torchvision's {name} needs {listed(needs)}, which --data cannot say; write its images into class folders."
+            f"torchvision's {name} needs {listed(needs)}, which --data cannot pass; write its images into "
+            "class folders."
         )
     root = os.path.expanduser(os.environ.get("XVOLUTION_DATA", os.path.join("~", ".cache", "xvolution")))
     download = {"download": True} if "download" in takes else {}

@@ -102,7 +102,7 @@ class ClassReport:
         if self.problems:
             lines += ["all parts:", *problem_lines(self.problems)]
         noted = len(self.problems) + sum(len(part.problems) for part in self.parts.values()) - self.refused
-        verdict = "nothing is refused" if self.refused == 0 else f"{self.refused} problems to mend before training"
+        verdict = "nothing is refused" if self.refused == 0 else f"{self.refused} problems to repair before training"
         return "\n".join([*lines, f"{printable(self.folder)}: {verdict}, {noted} noted"])
 
 
@@ -211,14 +211,14 @@ def _class_problems(classes: Mapping[str, Mapping[str, int]], declared: bool) ->
     if "train" not in classes:
         yield Problem(Severity.REFUSED, "no training part", f"there is no training part; found: {', '.join(classes)}.")
     elif len(train) < 2:
-        yield Problem(Severity.REFUSED, "one class", "to tell classes apart takes at least two in the training part.")
+        yield Problem(Severity.REFUSED, "one class", "the training part has only one class; at least two are needed.")
     for name, counts in classes.items():
         for label, count in counts.items():
             if count == 0:
                 severity = Severity.NOTED if declared else Severity.REFUSED
                 yield Problem(severity, "empty class", f"the class {label} of the part {name} holds no images.")
             if train and label not in train:
-                sentence = f"the class {label} of the part {name} is none of the training part."
+                sentence = f"the class {label} of the part {name} is missing in the training part."
                 yield Problem(Severity.REFUSED, "unknown class", sentence)
 
 
@@ -232,11 +232,12 @@ def _note_same(same: Sequence[tuple[str, Picture]], report: ClassReport) -> None
     parts = list(dict.fromkeys(part for part, _ in same))
     labels = list(dict.fromkeys(picture.label for _, picture in same))
     if len(labels) > 1:
-        sentence = f"{names} have the same pixels and are of the classes {', '.join(labels)}."
+        sentence = f"{names} have the same pixels but belong to the classes {', '.join(labels)}."
         report.problems.append(Problem(Severity.NOTED, "same picture in several classes", sentence))
     if len(parts) > 1:
         sentence = (
-            f"{names} have the same pixels and are in the parts {', '.join(parts)}, so that judging one is no test."
+            f"{names} have the same pixels and are in the parts {', '.join(parts)}, so an evaluation on one "
+            "part is not independent of the other."
         )
         report.problems.append(Problem(Severity.NOTED, "same picture in several parts", sentence))
     elif len(labels) == 1:

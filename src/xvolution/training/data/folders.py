@@ -25,7 +25,7 @@ def visible_folders(folder: Path) -> list[Path]:
     for entry in sorted(folder.iterdir()):
         if _counts(entry.name) and os.path.isdir(entry):
             if os.path.realpath(entry) in inside:
-                warnings.warn(f"{printable(entry)} links to a folder that it is in, and is left out.", stacklevel=2)
+                warnings.warn(f"{printable(entry)} links to a folder that contains it, and is left out.", stacklevel=2)
             else:
                 found.append(entry)
     return found
@@ -91,7 +91,8 @@ def place_of_classes(folder: Path, known: Collection[str] = ()) -> Path:
     if holds_images(inside[0]) or not visible_folders(inside[0]):
         return folder
     warnings.warn(
-        f"{printable(folder)} holds one folder, {printable(inside[0].name)}; its folders are taken.", stacklevel=2
+        f"{printable(folder)} contains one folder, {printable(inside[0].name)}; the folders inside it are used.",
+        stacklevel=2,
     )
     return inside[0]
 
@@ -112,7 +113,8 @@ def parts_in(folder: Path) -> dict[str, Path]:
     if not trains and named and len(named) == len(inside):
         names = listed(f"{each.name} ({len(visible_folders(each))} class folders)" for each in named)
         raise InputError(
-            f"{printable(folder)} has no training part, which is a folder train of class folders; found: {names}."
+            f"{printable(folder)} has no training part; put the class folders into a folder named train. "
+            f"Found: {names}."
         )
     if not trains:
         _require_classes(folder, inside)
@@ -130,9 +132,9 @@ def parts_in(folder: Path) -> dict[str, Path]:
     names = listed(printable(each.name) for each in left_out)
     if len(parts) == 1 and any(each not in named for each in left_out):
         raise InputError(
-            f"{printable(folder)} has {parts['train'].name} with folders in it beside {names} with images: it is unclear "
-            "whether it is the training part or a class. Leave the training part alone in the folder, or put the images of the "
-            "class directly into its folder."
+            f"{printable(folder)} has {parts['train'].name} with folders in it beside {names} with images: "
+            "it is unclear whether it is the training part or a class. Remove the other folders, or put the "
+            "images of the class directly into its folder."
         )
     if left_out:
         warnings.warn(

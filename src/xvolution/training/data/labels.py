@@ -18,8 +18,9 @@ def require_labels(source: ImageSource, num_classes: int, name: str) -> None:
     if wrong.any():
         index = int(wrong.argmax())
         raise InputError(
-            f"{name} has labels beyond the network's {num_classes} classes: {source.describe(index)} is of class "
-            f"{int(source.labels[index])}, where 0 to {num_classes - 1} are allowed ({int(wrong.sum())} such images)."
+            f"{name} has labels outside of the network's {num_classes} classes: {source.describe(index)} has "
+            f"class {int(source.labels[index])}, but only 0 to {num_classes - 1} are allowed "
+            f"({int(wrong.sum())} such images)."
         )
 
 

@@ -103,8 +103,8 @@ def _require_batches(augmentation: Augmentation) -> None:
     ):
         if not allowed:
             raise InputError(
-                f"--in-memory crops and mirrors whole batches, and --{flag} works on one image at a time; leave one of "
-                "the two out."
+                f"--in-memory augments whole batches, but --{flag} works on one image at a time; leave one "
+                "of the two out."
             )
 
 
@@ -128,8 +128,8 @@ def _decode(
         images = torch.empty(n, size, size, channels, dtype=torch.uint8, device=device)
     except RuntimeError as error:
         raise InputError(
-            f"{n} images of {size}x{size} take {n * channels * size * size / 2**30:.1f} GiB, more than the memory of "
-            f"{device} gives ({error}); leave out --in-memory."
+            f"{n} images of {size}x{size} take {n * channels * size * size / 2**30:.1f} GiB, more than the "
+            f"free memory of {device} ({error}); leave out --in-memory."
         ) from error
     for index in range(n):
         try:

@@ -31,11 +31,11 @@ PHOTOGRAPH_SIDE = 224
 
 #: What is unusual in an image, and what becomes of images with it.
 NOTES = {
-    "EXIF orientation": "have an EXIF orientation and are turned as it says; their boxes must be those of the turned image",
-    "transparency": "are transparent in places and are laid on white",
-    "16 bits": "have 16 bits a pixel and are scaled to 8, so that 65535 becomes 255",
-    "16 bits, dark": "have 16 bits a pixel and only values below 4096, so that they come out nearly black; rescale the files",
-    "several pictures": "hold several pictures, of which the first is taken",
+    "EXIF orientation": "have an EXIF orientation and are rotated accordingly; their boxes must refer to the rotated image",
+    "transparency": "have transparent pixels, which are shown on white",
+    "16 bits": "have 16 bits per channel and are scaled to 8 bits, so that 65535 becomes 255",
+    "16 bits, dark": "have 16 bits per channel but only values below 4096, so that they are nearly black; rescale the files",
+    "several pictures": "hold several pictures; only the first is used",
 }
 
 _ORIENTATION = 0x0112
@@ -93,7 +93,7 @@ class Survey:
     def sentences(self, name: str) -> Iterator[str]:
         """One sentence for each kind of unusual image."""
         for note, count in Counter(note for look in self.looks for note in look.notes).items():
-            yield f"{name}: {count} of {len(self.looks)} images looked at {NOTES[note]}."
+            yield f"{name}: {count} of {len(self.looks)} images that were checked {NOTES[note]}."
 
 
 def _suitable(side: int) -> int:
@@ -148,8 +148,8 @@ def open_stored(value: Mapping[str, Any] | None, folder: Path | None, outside_im
         return open_file(value["path"])
     if leaves_folder(value["path"]) and not outside_images:
         raise BadImage(
-            f"{printable(value['path'])} is outside of the folder {printable(folder)}; --outside-images reads it, where you "
-            "trust the file that names it."
+            f"{printable(value['path'])} is outside of the folder {printable(folder)}; give --outside-images "
+            "if you trust the file that names it."
         )
     return open_file(folder / value["path"])
 
@@ -222,11 +222,11 @@ def _opened(
     except BadImage:
         raise
     except FileNotFoundError as error:
-        raise BadImage(f"{describe()} is not on the disk.") from error
+        raise BadImage(f"{describe()} does not exist.") from error
     except Image.DecompressionBombError as error:
         raise BadImage(
-            f"{describe()} is larger than the {max_pixels or MAX_PIXELS} pixels that are read ({_one_line(error)}); give "
-            "--max-pixels where you trust the file."
+            f"{describe()} is larger than the limit of {max_pixels or MAX_PIXELS} pixels "
+            f"({_one_line(error)}); give a larger --max-pixels if you trust the file."
         ) from error
     except Exception as error:  # Pillow's many decoders raise whatever they meet in a damaged file
         raise BadImage(f"{describe()} is not a readable image ({_one_line(error)}).") from error
@@ -235,12 +235,12 @@ def _opened(
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Grey values of more than 8 bits scaled to 8; Pillow would cut them off at 255."""
     if picture.mode == "F":
-        raise ValueError("it holds fractions, whose range no file tells; write 8 or 16 bits")
+        raise ValueError("it holds floating-point values, whose range is unknown; write 8 or 16 bits")
     if not picture.mode.startswith("I"):
         return picture
     values = np.asarray(picture).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"it holds numbers from {values.min()} to {values.max()}; write 8 or 16 bits")
+        raise ValueError(f"it holds values from {values.min()} to {values.max()}; write 8 or 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 

@@ -149,7 +149,7 @@ class FolderImages(ImageSource):
         unknown = sorted(set(found) - set(names))
         if unknown:
             raise InputError(
-                f"{printable(folder)} has class folders that the training part has not: {listed(unknown)}."
+                f"{printable(folder)} has class folders that the training part does not have: {listed(unknown)}."
             )
         self.files: list[Path] = []
         labels: list[int] = []
@@ -274,7 +274,7 @@ def _numbered(values: Any, class_names: Sequence[str] | None, name: str) -> tupl
     names = sorted(set(words)) if class_names is None else list(class_names)
     unknown = sorted(set(words) - set(names))
     if unknown:
-        raise InputError(f"{name} has labels that the training part has not: {listed(unknown)}.")
+        raise InputError(f"{name} has labels that the training part does not have: {listed(unknown)}.")
     position = {word: label for label, word in enumerate(names)}
     return np.array([position[word] for word in words], dtype=np.int64), names
 
@@ -286,8 +286,8 @@ def _counted(values: Any, where: str) -> tuple[np.ndarray, list[str]]:
     if wrong.any():
         row = int(wrong.argmax())
         raise InputError(
-            f"{where}: row {row} has the label {values[row]}; whole numbers from 0 to {_MOST_CLASSES - 1} count the classes, "
-            "and words name them."
+            f"{where}: row {row} has the label {values[row]}; a label must be a whole number from 0 to "
+            f"{_MOST_CLASSES - 1} or the name of a class."
         )
     return numbers.astype(np.int64), [str(label) for label in range(int(numbers.max(initial=-1)) + 1)]
 
@@ -308,7 +308,9 @@ class TorchvisionImages(ImageSource):
         except (TypeError, ValueError):
             labels = np.empty(0)
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise InputError(f"torchvision's {name} has no class for each image; it is no classification data set.")
+            raise InputError(
+                f"torchvision's {name} does not have one class for each image; give a data set for classification."
+            )
         names = getattr(dataset, "classes", None) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
         super().__init__(labels, [name if isinstance(name, str) else ", ".join(name) for name in names])
         self.name, self.dataset = name, dataset

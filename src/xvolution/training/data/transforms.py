@@ -122,7 +122,7 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
         stages = _timm_stages(preprocessing, augmentation)
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(
-            f"timm has no augmentation policy {augmentation.auto_augment!r}; rand-m9-mstd0.5 is one."
+            f"timm has no augmentation policy {augmentation.auto_augment!r}; give another one, such as rand-m9-mstd0.5."
         ) from error
     if augmentation.pads(size):
         shift = [

@@ -40,13 +40,13 @@ class DetectorDeployment(DeployResult[Agreement]):
 
     def notes(self) -> list[str]:
         said = [
-            f"{report.path} holds backbone and pyramid alone: {report.reason}"
+            f"{report.path} holds only backbone and pyramid: {report.reason}"
             if report.content == "pyramid"
             else f"{report.path} on two sizes of the example: {report.agreement}"
             for report in self.reports
         ]
         if self.agreement.is_empty:
-            said.append("--image FILE compares what is found in a picture with objects")
+            said.append("give --image FILE, a picture with objects, to compare detections")
         return said
 
 

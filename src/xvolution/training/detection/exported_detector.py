@@ -24,7 +24,8 @@ class ExportedDetector(ExportedNetwork):
         super().__init__(path, runtime, checksum)
         if not set(self.file.output_names) <= set(OUTPUTS):
             raise InputError(
-                f"{path} holds a detector's backbone and pyramid alone, which find nothing; give its checkpoint."
+                f"{path} holds only a detector's backbone and pyramid, which cannot detect objects; give its "
+                "checkpoint."
             )
 
     def forward(self, images: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:

@@ -117,8 +117,8 @@ class DetectorPredictions(Predictions):
         counts = Counter(name for answer in self.answers for name in answer.classes)
         if not counts:
             return (
-                f"{wrote}\nno object scores {self.score_threshold:g} or more on {pictures}; the best score is "
-                f"{self.best_score:.2f}, and --score-threshold sets what is kept"
+                f"{wrote}\nno object has a score of {self.score_threshold:g} or more on {pictures}; the best "
+                f"score is {self.best_score:.2f}. A lower --score-threshold keeps more"
             )
         named = ", ".join(f"{name} {count}" for name, count in counts.most_common())
         some = sum(bool(answer.classes) for answer in self.answers)

@@ -67,7 +67,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
     )
     said = {
         "data": f"{splits.name}: {len(splits.train)} images, {len(splits.train.class_names)} classes of objects",
-        "judged by": f"{len(splits.val)} images: {splits.judged_by}",
+        "evaluation": f"{len(splits.val)} images: {splits.judged_by}",
         "size": f"shorter side {config.min_size} pixels, longer side at most {config.max_size}",
     }
     return fit(config, module, data, metadata, resume, said)
@@ -81,8 +81,9 @@ def require_norms(config: DetectionConfig) -> None:
     """
     if config.norm == "frozen" and not config.begins_trained:
         raise InputError(
-            "--norm frozen keeps the statistics of a classifier's norms, and the backbone begins with random weights, which have "
-            "none; add --pretrained or --backbone-weights, or leave --norm out."
+            "--norm frozen keeps the statistics of a classifier's norms, but the backbone starts from "
+            "random weights and has no statistics; add --pretrained or --backbone-weights, or leave --norm "
+            "out."
         )
 
 
@@ -93,10 +94,12 @@ def _announce_start(config: DetectionConfig) -> None:
         return
     norms = "its norms are trained (--norm batch)" if config.norm is None else f"--norm is {config.norm}"
     kept = 5 - config.trained_layers
-    layers = "so are all its layers" if not kept else f"{kept} of its 5 layers keep random weights (--trainable-layers)"
+    layers = (
+        "all its layers are trained" if not kept else f"{kept} of its 5 layers keep random weights (--trainable-layers)"
+    )
     print(
-        f"the backbone begins with random weights: {norms}, {layers}; --pretrained or --backbone-weights begins with a "
-        "classifier's and freezes its norms",
+        f"the backbone starts from random weights: {norms}, {layers}; --pretrained or --backbone-weights "
+        "starts from a classifier's weights and freezes its norms",
         flush=True,
     )
 

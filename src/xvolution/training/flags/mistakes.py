@@ -58,12 +58,12 @@ def sentence(parser: argparse.ArgumentParser, message: str) -> str:
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; {parser.format_usage().strip()}."
         )
     if found := _TOO_MANY.search(message):
-        return f"{found['first']!r} is one argument too many; {parser.format_usage().strip()}."
+        return f"there is one argument too many, {found['first']!r}; {parser.format_usage().strip()}."
     if found := _UNKNOWN_SETTING.search(message):
         near = did_you_mean(found["name"], [action.dest for action in parser._actions])
         return f"--config has the setting {found['name']!r}, which {parser.prog} does not have{near}"
     if found := _NO_YAML.search(message):
-        return f"--config holds no YAML: {found['reason']}."
+        return f"the file of --config is not valid YAML: {found['reason']}."
     return " ".join(message.split()).rstrip(".") + "."
 
 

@@ -85,7 +85,8 @@ def add_operator_flags(parser: Parser, operator: str, arguments: Sequence[str]) 
         having = [other for other in names if name in {option.name for option in flags_of(other)}]
         listed = ", ".join(flag_of(option.name) for option in options)
         raise InputError(
-            f"{flag_of(name)} is no option of {operator}, whose options are {listed}. It is one of {', '.join(having)}."
+            f"{operator} has no option {flag_of(name)}; its options are {listed}. The option belongs to "
+            f"{', '.join(having)}."
         )
     for option in options:
         parser.add_flag(f"options of --operator {operator}", option, rare=option.name in _RARE_OPTIONS)

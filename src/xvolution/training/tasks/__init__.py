@@ -61,9 +61,7 @@ def task_of_file(path: str | os.PathLike[str]) -> Task[Any, Any]:
     for task in TASKS.values():
         if task.recognizes(header):
             return task
-    raise InputError(
-        f"{path} holds a network of the type {found}, which no task here knows; the tasks are {', '.join(TASKS)}."
-    )
+    raise InputError(f"{path} holds a network of the unknown type {found}; the tasks are {', '.join(TASKS)}.")
 
 
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
@@ -92,5 +90,5 @@ def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) ->
     for name in options.keys() - own:
         owners = owners_of(command, name)
         belongs = f"it is an option of {', '.join(owners)}; leave it out" if owners else "no task has such an option"
-        raise InputError(f"--{name.replace('_', '-')} has no meaning for {task.metadata.noun}: {belongs}.")
+        raise InputError(f"--{name.replace('_', '-')} cannot be used for {task.metadata.noun}: {belongs}.")
     return options

@@ -151,7 +151,7 @@ class Task(ABC, Generic[Config, Meta]):
         Raises:
             InputError: a network of this task takes no pictures.
         """
-        raise InputError(f"{metadata.noun} does not take pictures by themselves; give a classifier or a detector.")
+        raise InputError(f"{metadata.noun} cannot predict single pictures; give a classifier or a detector.")
 
     def predict(
         self, predictor: Predictor[Any], pictures: Sequence[Path], settings: PredictSettings, **options: Any
