@@ -178,7 +178,8 @@ def test_bad_input_is_refused_with_a_sentence(network: nn.Module, tmp_path: Path
     pytest.importorskip("onnxruntime")
     images = torch.randn(2, 3, 16, 16)
     with pytest.raises(
-        ValueError, match=r"int8\.pt2 cannot be quantized: .* has no int8 files here; give a file that ends in \.onnx or \.xml"
+        ValueError,
+        match=r"int8\.pt2 cannot be quantized: .* has no int8 files here; give a file that ends in \.onnx or \.xml",
     ):
         quantize(network, tmp_path / "int8.pt2", [images])
     with pytest.raises(ValueError, match=r"int8\.mnn cannot be quantized: MNN has no int8 files here"):

@@ -1,4 +1,4 @@
-"""What every operator is to callers and to torch's graphs: a module on batches or single images, and one node of a graph."""
+"""The base of every operator: a module on batches or single images, which is one node in torch's graphs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.fx.proxy import TraceError
 
 
 class SpatialModule(nn.Module, ABC):
-    """A module on (N, C, H, W), or without N, in any number of dimensions; ``compute`` is what it does with a batch.
+    """A module on (N, C, H, W), or without N, in any number of dimensions; ``compute`` processes a batch.
 
-    ``torch.fx`` records it as one module whatever the tracer, as it does the convolution in whose place it stands, so that graphs
-    and the names of their nodes stay those of the plain network. ``torch.jit.trace`` records what it computes.
-    ``torch.jit.script`` refuses it: it would have to compile Python that TorchScript has no words for.
+    Every tracer of ``torch.fx`` records it as one module, like the convolution that it replaces, so graphs and the names of their
+    nodes stay those of the plain network. ``torch.jit.trace`` records its operations. ``torch.jit.script`` cannot compile it,
+    because TorchScript does not support the Python that it uses.
     """
 
     @property
@@ -36,7 +36,7 @@ class SpatialModule(nn.Module, ABC):
         return self.compute(x)
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What ``torch.jit.script`` calls first."""
+        """Called first by ``torch.jit.script``; raises with advice."""
         raise NotImplementedError(
             f"torch.jit.script cannot compile {type(self).__name__}; use torch.jit.trace(model, images) in eval mode, whose "
             "graph takes any batch and image size, or torch.export"
@@ -47,7 +47,7 @@ def node_of(module: nn.Module, x: Proxy) -> Proxy:
     """The call of ``module`` as one node of the graph that is being traced.
 
     Raises:
-        TraceError: the module is what is being traced, which leaves no module to call.
+        TraceError: the module itself is being traced, so there is no module to call.
     """
     try:
         name = x.tracer.path_of_module(module)  # type: ignore[attr-defined]  # only tracers of functions have none

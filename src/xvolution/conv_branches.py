@@ -1,4 +1,4 @@
-"""What a convolution branch may sum up beside its first convolution; each is one convolution with that once deployed.
+"""Further branches that are summed beside the first convolution; each merges into it for deployment.
 
 Diverse Branch Block: Building a Convolution as an Inception-like Unit (Ding, Zhang, Han, Ding, CVPR 2021, arXiv 2103.13425).
 """
@@ -27,7 +27,7 @@ class ConvBranch(nn.Module, ABC):
 
     @property
     def norms(self) -> tuple[nn.Module, ...]:
-        """All norms, which have to become a scale and a shift."""
+        """All norms; each has to fold into a scale and a shift."""
         return (self.norm,)
 
     @abstractmethod
@@ -60,7 +60,7 @@ class NormalizedConvolution(ConvBranch):
 
 
 class PointwiseFirst(ConvBranch):
-    """A branch whose 1x1 convolution, with a norm of its own, comes first.
+    """A branch that starts with a 1x1 convolution and a norm.
 
     The image is padded before it: padded behind it with zeros, the border would read something else than the shift of the norm,
     which a convolution of the image cannot. (The paper's code pads with that shift, which in training is the one of the running
@@ -136,7 +136,7 @@ class PointwiseThenPooling(PointwiseFirst):
 def branches_beside(
     site: ConvSite, further: int, diverse: bool, bias: bool, norm_layer: NormLayer | None
 ) -> list[ConvBranch]:
-    """What is summed beside the first convolution.
+    """The branches that are summed beside the first convolution.
 
     Args:
         site: of the first convolution.

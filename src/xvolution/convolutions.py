@@ -1,8 +1,8 @@
-"""torch's convolutions over a window, and what a convolution computes, whatever its class.
+"""torch's convolutions over a window, and the kernel of a convolution of any class.
 
 A subclass of ``nn.Conv2d`` may standardize its weights (weight-standardized ResNets), pad by the size of the image (networks
-from TensorFlow), or take its weights from a parametrization. Any of them is understood as long as it computes one plain
-convolution, which is tested by running it; nothing is decided by a class's name.
+from TensorFlow), or take its weights from a parametrization. Each is supported if it computes one plain
+convolution, which is tested by running it, independent of its class.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def conv_over(geometry: Geometry, in_channels: int, out_channels: int, **options
     """A convolution over ``geometry``: a plain ``nn.Conv1d``, ``2d`` or ``3d`` wherever that can express it.
 
     A 1x1 window with a stride, and one with one channel a group, are computed by the geometry too; ``Geometry.convolve_padded``
-    says why. So is one with pixels of the image around it, for the sentence where the image has too few of them.
+    says why. So is a window padded with pixels of the image, to raise a clear error if the image has too few of them.
 
     Args:
         geometry: the window.
@@ -129,7 +129,7 @@ class Kernel:
 
 
 class NoConvolutionError(ValueError):
-    """A module of the class of a convolution computes no plain convolution of its input; ``reason`` says so without advice."""
+    """A module with the class of a convolution does not compute a plain convolution; ``reason`` is the text without advice."""
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(reason + advice)
@@ -139,14 +139,14 @@ class NoConvolutionError(ValueError):
 def is_plain(conv: nn.Module) -> bool:
     """Whether ``conv`` is one of torch's own convolutions, with weights of its own.
 
-    Pruning and the older weight and spectral norms compute them in a hook, and take them off the parameters for that.
+    Pruning and the older weight and spectral norms compute weights in a hook and remove them from the parameters.
     """
     patched = {"forward", "_conv_forward"} & vars(conv).keys()
     return type(conv) in _PLAIN and {"weight", "bias"} <= conv._parameters.keys() and not patched
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether calling ``module`` runs more than its forward, which computing its formula elsewhere would leave out."""
+    """Whether calling ``module`` runs hooks in addition to its forward."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
@@ -158,7 +158,7 @@ def is_convolution(module: nn.Module) -> bool:
 
 
 def obstacle_of(module: nn.Module) -> str | None:
-    """Why ``module`` computes no plain convolution of its input, or cannot be asked; None where it computes one."""
+    """The reason why ``module`` does not compute a plain convolution, or cannot be tested; None if it does."""
     if is_plain(module):
         return None
     if not isinstance(module, _TORCHS):
@@ -174,7 +174,7 @@ def obstacle_of(module: nn.Module) -> str | None:
 
 
 def geometry_of(conv: Any) -> Geometry:
-    """The window that ``conv`` looks through.
+    """The window of ``conv``.
 
     Raises:
         ValueError: ``conv`` computes no plain convolution.
@@ -183,9 +183,9 @@ def geometry_of(conv: Any) -> Geometry:
 
 
 def padding_of(conv: Any) -> int | tuple[int, ...] | str:
-    """The ``padding`` by which a module with the arguments of ``nn.Conv2d`` looks through the window of ``conv``.
+    """The argument ``padding`` with which ``nn.Conv2d`` has the window of ``conv``.
 
-    ``"same_upper"``, which ``XVolution2d`` takes, where that depends on the size of the image.
+    ``"same_upper"``, which ``XVolution2d`` accepts, if the padding depends on the size of the image.
 
     Raises:
         ValueError: ``conv`` computes no plain convolution, or no argument says how it pads.
@@ -206,11 +206,11 @@ def padding_of(conv: Any) -> int | tuple[int, ...] | str:
 def kernel_of(conv: Any) -> Kernel:
     """The plain convolution that ``conv`` computes in eval mode.
 
-    It may put any pixels around its image first, each side its own, or cut its output: both are padding of the window, which
-    is negative where it cuts.
+    ``conv`` may pad each side of its image differently, or crop its output. Both are padding of the window; cropping is
+    negative padding.
 
     Raises:
-        NoConvolutionError: ``conv`` computes something else, or has no weights yet.
+        NoConvolutionError: ``conv`` does not compute a plain convolution, or has no weights yet.
     """
     if is_plain(conv):
         return _kernel(_declared(conv), conv.weight, conv.bias)
@@ -240,7 +240,7 @@ def kernel_of(conv: Any) -> Kernel:
 
 
 def _with_values(conv: nn.Module) -> nn.Module:
-    """``conv`` itself; from the meta device it comes to the CPU, with noise for weights, since a window depends on none."""
+    """``conv`` itself; from the meta device, a copy on the CPU with noise as weights; the window does not depend on them."""
     if _device_of(conv).type == "meta":
         generator = torch.Generator().manual_seed(0)
         conv.to_empty(device="cpu")
@@ -256,7 +256,7 @@ def _device_of(conv: Any) -> torch.device:
 
 
 def _possible_geometries(conv: Any, x: Tensor, y: Tensor, call: _Call) -> Iterator[Geometry]:
-    """Windows that ``conv`` may look through, which computed ``y`` of the image ``x`` by one ``call``."""
+    """Possible windows of ``conv``, which computed ``y`` from the image ``x`` with one ``call``."""
     yield _declared(conv)
     window = (conv.kernel_size, conv.stride, "same_upper", conv.dilation, conv.padding_mode)
     yield Geometry.create(*window, len(conv.kernel_size))
@@ -265,7 +265,7 @@ def _possible_geometries(conv: Any, x: Tensor, y: Tensor, call: _Call) -> Iterat
 
 
 def _observed_paddings(conv: Any, x: Tensor, y: Tensor, call: _Call) -> Iterator[tuple[PaddingPairs, str]]:
-    """What ``conv`` put around ``x`` before its convolution, with what that added, less what was cut off ``y`` behind it."""
+    """The padding of ``x`` before and in the convolution, minus the pixels cropped from ``y`` after it."""
     own = padding_pairs(call.padding, conv.kernel_size, conv.dilation)
     for before in _placements(x, call.padded):
         for mode in ("zeros", "reflect", "replicate", "circular"):
@@ -295,7 +295,7 @@ def _is_padded(x: Tensor, pairs: PaddingPairs, mode: str, y: Tensor) -> bool:
 
 
 def _declared(conv: Any) -> Geometry:
-    """The geometry that the attributes of a convolution tell."""
+    """The geometry from the attributes of a convolution."""
     if isinstance(conv, ExplicitPadding):
         return conv.geometry
     window = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode)

@@ -1,4 +1,4 @@
-"""Copies of modules, and what hangs on a module beside its weights: hooks, and methods that somebody patched."""
+"""Copies of modules, and additions to a module: hooks and patched methods."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def copied(module: Module, share_parameters: bool = False) -> Module:
 
     Args:
         module: what to copy.
-        share_parameters: let the copy have the parameters themselves, where it is only looked at.
+        share_parameters: share the parameters with the copy, for read-only use.
 
     Raises:
         CopyError: a part of it cannot be copied, such as a lock or an open file.
@@ -71,9 +71,9 @@ def copied(module: Module, share_parameters: bool = False) -> Module:
 
 @torch.no_grad()
 def compute_weights(module: Module) -> Module:
-    """``module``, in which hooks of torch that compute weights have computed them anew.
+    """``module``, after torch's hooks have recomputed its weights.
 
-    Between two calls such a weight is a tensor that ``module.to`` leaves in the dtype and on the device where it was.
+    Between two calls, ``module.to`` does not move such a weight to another dtype or device.
     """
     for part in module.modules():
         for hook in part._forward_pre_hooks.values():
@@ -85,10 +85,10 @@ def compute_weights(module: Module) -> Module:
 
 
 def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module:
-    """What a change of ``model`` works on: a copy, or with ``inplace`` the model itself.
+    """The model to change: a copy, or with ``inplace`` the model itself.
 
     Raises:
-        error: it cannot be copied, or with ``inplace`` it cannot be changed; says what to do.
+        error: it cannot be copied, or with ``inplace`` it cannot be changed; the message says what to do.
     """
     if not inplace:
         try:
@@ -104,9 +104,9 @@ def working_copy(model: Module, inplace: bool, error: type[Exception]) -> Module
 
 
 def addition_to(module: nn.Module) -> str | None:
-    """What a call of ``module`` runs beside the forward of its class, in words; None where that is nothing.
+    """The code that a call of ``module`` runs in addition to its class's forward, in words; None if there is none.
 
-    Hooks of torch that compute weights are no addition: what a convolution computes with them is known.
+    torch's hooks that compute weights do not count, because their effect on a convolution is known.
     """
     if "forward" in vars(module):
         return "a patched forward method"
@@ -127,7 +127,7 @@ def hand_over_hooks(module: nn.Module, replacement: Module) -> Module:
 
 
 def hand_over_notes(module: nn.Module, replacement: Module) -> Module:
-    """``replacement`` with the attributes that somebody set on ``module``, such as the numbers of the layers that it reads."""
+    """``replacement`` with the attributes that were set on ``module``, such as the indices of the layers that it reads."""
     for name, value in vars(module).items():
         if not name.startswith("_") and not hasattr(replacement, name):
             vars(replacement)[name] = value  # not setattr, which would register a module that was noted without

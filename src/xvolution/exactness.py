@@ -1,7 +1,7 @@
-"""Whether a deployed form computes what its operator computes: asked of every operator, on a small image of its own.
+"""Check of every operator that its deployed form computes the same, on a small random image.
 
-A formula is read from attributes of modules, and somebody may have changed what these say: a hook, a patched forward, a
-submodule exchanged for another kind, an attribute set afterwards. What can be named is refused by name; the rest shows here.
+Folding reads a formula from the attributes of modules. A hook, a patched forward, a replaced submodule or a changed attribute
+can make the formula wrong. Known changes are refused by name; all others are found by this check.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SCALES = (1, 4, 16)
 
 
 class ReparameterizationError(RuntimeError):
-    """A model cannot be re-parameterized, or its deployed form computes something else."""
+    """A model cannot be re-parameterized, or its deployed form does not compute the same."""
 
 
 def require_unaltered(operator: Any) -> None:
-    """Raise ReparameterizationError where a part that is read as a formula has a hook or a patched forward.
+    """Raise ReparameterizationError if a part that is folded has a hook or a patched forward.
 
-    Parts that go on as modules keep what was added to them: norms that do not fold, attention that is no branch.
+    Parts that stay modules keep their hooks: norms that do not fold, attention that is not a branch.
     """
     kept = tuple(f"{name}." for name, module in operator.named_modules() if name and stays_module(name, module))
     for name, part in operator.named_modules():
@@ -58,7 +58,7 @@ def require_finite(operator: Any) -> None:
 
 
 def stays_module(name: str, module: nn.Module) -> bool:
-    """Whether the part of an operator called ``name`` is in the deployed form as it is."""
+    """Whether the part of an operator called ``name`` is unchanged in the deployed form."""
     last = name.rpartition(".")[-1]
     if name == "attention":
         return not (isinstance(module, AttentionBranch) and not is_changed(module))
@@ -71,11 +71,11 @@ def require_exact(operator: Any, layout: str, fold: Callable[[Any], Folded]) -> 
 
     Args:
         operator: an ``XVolution``; on the meta device it has no values, and nothing is compared.
-        layout: of the deployed form.
-        fold: what folds an operator.
+        layout: layout of the deployed form.
+        fold: function that folds an operator.
 
     Raises:
-        ReparameterizationError: they differ, or the operator cannot be run; says what differs from how it was built.
+        ReparameterizationError: they differ, or the operator cannot be run; the message names the likely cause.
     """
     if any(tensor.is_meta for tensor in chain(operator.parameters(), operator.buffers())):
         return
@@ -99,7 +99,7 @@ def require_exact(operator: Any, layout: str, fold: Callable[[Any], Folded]) -> 
 
 
 def _probes(operator: Any, foreign: bool) -> Iterator[Any]:
-    """The operator in fp64; and where its attention is a stranger's, which may not take that, in its own dtype."""
+    """The operator in fp64; with a user's own attention module, which may not support fp64, also in its own dtype."""
     try:
         yield in_float64(copied(operator))
     except CopyError:
@@ -120,7 +120,7 @@ def _images(operator: Any) -> Iterator[Tensor]:
 
 
 def _side(conv: Any, dim: int) -> int:
-    """Pixels that show each tap of a convolution an image along one dimension, and give it two outputs."""
+    """Number of pixels along one dimension so that each tap of a convolution reads the image and there are two outputs."""
     if dim >= len(conv.kernel_size):
         return 1
     geometry = getattr(conv, "geometry", None)
@@ -140,7 +140,7 @@ def _is_close(actual: Tensor, expected: Tensor) -> bool:
 
 
 def refusal(operator: Any, what: str) -> str:
-    """The sentence that refuses an operator of which ``what`` is the case, with the likely cause."""
+    """The message that refuses an operator because of ``what``, with the likely cause."""
     cause = _changed_since_built(operator) or (
         "a method, a submodule or an attribute was changed after the operator was built"
     )
@@ -150,7 +150,7 @@ def refusal(operator: Any, what: str) -> str:
 
 
 def _changed_since_built(operator: Any) -> str | None:
-    """The first difference between an operator and one that is built anew with its options, in words."""
+    """The first difference between an operator and a new one with the same options, in words."""
     if type(operator).__module__ != "xvolution.operator":
         return f"its class {type(operator).__name__} changes what {type(operator).__mro__[1].__name__} computes"
     attention, conv = operator.attention, operator.conv

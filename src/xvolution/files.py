@@ -27,11 +27,11 @@ _open: set[Path] = set()
 
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path of the same name in a temporary folder; what the block leaves there takes its place when it ends well.
+    """Yield a path of the same name in a temporary folder; the file moves to its place if the block succeeds.
 
-    Further files of the folder, such as the weights beside a graph, go beside the file. When the block fails, everything is
-    as it was before. Links are followed. What is no regular file, such as a pipe or ``/dev/null``, is written to and not
-    replaced. What killed processes have left in the folder is removed first.
+    Further files of the folder, such as the weights beside a graph, move beside the file. If the block fails, nothing
+    changes. Links are followed. Pipes and devices such as ``/dev/null`` are written to and not replaced. Temporary files
+    of killed processes in the folder are removed first.
 
     Raises:
         OSError: something could not be written.
@@ -102,7 +102,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 def _is_special(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is written to rather than replaced: a device, a pipe, or where this process prints to."""
+    """Whether a path is written to instead of replaced: a device, a pipe, or this process's output."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -127,9 +127,9 @@ def _copy_into(source: Path, target: Path) -> None:
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Move the files to their places, the one that was asked for last.
+    """Move the files to their places, the requested file last.
 
-    It is missing while the others change, so that no kill leaves it among files of another one.
+    It is missing while the others change, so that a kill never leaves it beside files of another version.
     """
     written = sorted(folder.iterdir(), key=lambda file: (file.name == target.name, file.name))
     for file in written:

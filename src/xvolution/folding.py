@@ -1,6 +1,6 @@
-"""Norms as a scale and a shift, and convolutions with such norms as one. All arithmetic in fp64.
+"""Folding norms into convolutions, with a norm as a scale and a shift of each channel. All arithmetic is in fp64.
 
-Which norms are a scale and a shift of each channel is known here alone.
+Only this module decides which norms fold.
 """
 
 from __future__ import annotations
@@ -118,14 +118,14 @@ def affine_of(norm: Any, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split_norm(norm: nn.Module, channels: int, like: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
-    """(scale, shift, what is left): the identity is left of a norm that folds, and of another one all of it."""
+    """(scale, shift, remaining norm): the remaining norm is the identity if the norm folds, else the norm itself."""
     foldable = is_foldable(norm)
     scale, shift = affine_of(norm if foldable else nn.Identity(), channels, like)
     return scale, shift, nn.Identity() if foldable else norm
 
 
 class FoldingError(ValueError):
-    """The convolutions of an operator cannot become one."""
+    """The convolutions of an operator cannot merge."""
 
 
 _APART = (
@@ -141,8 +141,8 @@ class FoldedConvolution:
     Attributes:
         geometry, groups: of the convolution.
         weight, bias: (C_out, C_in / groups, kh, kw) and (C_out,), fp64, with every norm that folds multiplied in.
-        norm: what could not fold; else the identity.
-        value_weight, value_bias: of the first convolution before its norm, ``v = conv2d(x, value_weight, value_bias)``.
+        norm: the norm that did not fold; else the identity.
+        value_weight, value_bias: those of the first convolution before its norm, ``v = conv2d(x, value_weight, value_bias)``.
         scale, shift: (C_out,), of that norm: the branch is ``scale * v + shift`` where it has one convolution.
     """
 
@@ -162,7 +162,7 @@ class FoldedConvolution:
         return len(self.weight)
 
     def merged(self, geometry: Geometry, weight: Tensor, bias: Tensor) -> FoldedConvolution:
-        """A convolution in the place of this one, where no norm is left."""
+        """The plain convolution for this one, if no norm is left."""
         one, zero = torch.ones_like(bias), torch.zeros_like(bias)
         return FoldedConvolution(geometry, self.groups, weight, bias, nn.Identity(), weight, bias, one, zero)
 
@@ -181,7 +181,7 @@ class FoldedConvolution:
 
 
 def normalized(kernel: Kernel, norm: nn.Module) -> Kernel:
-    """A convolution and the norm behind it as one.
+    """A convolution merged with the norm after it.
 
     Raises:
         FoldingError: the norm does not fold.
@@ -194,7 +194,7 @@ def normalized(kernel: Kernel, norm: nn.Module) -> Kernel:
 
 
 def fold_convolutions(conv: Any, first_norm: nn.Module, others: Iterable[Kernel]) -> FoldedConvolution:
-    """A convolution with the norm behind it, and others whose taps its window has, as one convolution.
+    """A convolution with the norm after it, and others within its window, merged into one convolution.
 
     Raises:
         FoldingError: there are others, and the norm does not fold.

@@ -1,4 +1,4 @@
-"""The formulas of the attention branches as slow references, and what a training step computes as one operator.
+"""The formulas of the attention branches as slow references, and the fused operator of a training step.
 
 Notation (X-volution, Chen, Wang, Ni, arXiv 2106.02253, section 3): ``x_0`` is the pixel at the centre of a window, ``x_δ`` the
 pixel at offset ``δ`` from it, ``W^q``, ``W^k``, ``W^v`` are 1x1 convolutions and ``w_δ`` is one weight for each channel (or head)

@@ -1,4 +1,4 @@
-"""Windows of pixels, in any number of dimensions: where a convolution, and the attention beside it, read the input."""
+"""Windows of pixels in any number of dimensions, for convolutions and the attention beside them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
 
 
 def _check_repeats(x: Tensor, pairs: PaddingPairs, mode: str) -> None:
-    """Raise ValueError where padding wants more pixels than the map has; torch has the same limits."""
+    """Raise ValueError if padding needs more pixels than the map has; torch has the same limits."""
     if mode not in ("reflect", "circular") or is_captured():
         return
     for size, pair in zip(x.shape[-len(pairs) :], pairs, strict=True):
@@ -168,7 +168,7 @@ class Geometry:
 
     @property
     def repeats_pixels(self) -> bool:
-        """Whether around the image there are pixels of the image, of which it may have too few."""
+        """Whether the padding consists of pixels of the image, which may have too few."""
         return self.padding_mode in ("reflect", "circular") and max(max(pair) for pair in self.padding) > 0
 
     @property
@@ -177,7 +177,7 @@ class Geometry:
         return self.is_pointwise and max(self.stride) > 1
 
     def is_product(self, groups: int, in_channels: int) -> bool:
-        """Whether a convolution over this window multiplies each channel by numbers, which torch convolves many times slower."""
+        """Whether the convolution only multiplies channels by numbers, for which torch's convolution is much slower."""
         return self.is_pointwise and groups == in_channels > 1
 
     @property
@@ -217,7 +217,7 @@ class Geometry:
         return self.convolve_padded(self.pad(x), weight, bias, groups)
 
     def convolve_padded(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
-        """The same of a map that has its padding already."""
+        """The same for a map that is already padded."""
         stride = self.stride
         if self.skips_pixels:
             # torch writes outside of its memory in the gradient of such a convolution on processors with AVX2 alone
@@ -279,7 +279,7 @@ class Geometry:
         return replace(self, kernel_size=tuple(kernel_size), padding=tuple(padding), dilation=tuple(dilation))
 
     def moved(self, pixels: Sequence[int]) -> Geometry:
-        """The same window that many pixels further on."""
+        """The same window shifted by this number of pixels."""
         padding = tuple((before - n, after + n) for (before, after), n in zip(self.padding, pixels, strict=True))
         return replace(self, padding=padding)
 
@@ -301,7 +301,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class ConvSite:
-    """Where an attention branch stands: the convolution beside it, with the device and the dtype of its parameters."""
+    """The place of an attention branch: the convolution beside it, with the device and the dtype of its parameters."""
 
     in_channels: int
     out_channels: int

@@ -1,4 +1,4 @@
-"""A network that is ready for pictures, from a file."""
+"""Loading a network from a file, ready to predict pictures."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def load(
 ) -> Predictor[Any]:
     """Open a file that ``xvolution train`` or ``xvolution deploy`` wrote, of any form, ready for pictures.
 
-    ``load(path).predict("photo.jpg")`` answers with names; ``.classes`` are all of them, ``.preprocess`` makes a tensor of one
-    picture, and a call on a batch of such tensors returns what the network returns. Nothing in the file is run but its network:
-    weights are read as plain tensors, and a ``.pt2`` file that could run other code is refused.
+    ``load(path).predict("photo.jpg")`` returns class names; ``.classes`` lists all of them, ``.preprocess`` makes a tensor from a
+    picture, and a call on a batch of such tensors returns the network's outputs. No code in the file is run: weights are read as
+    plain tensors, and a ``.pt2`` file that could run other code is refused.
 
     Args:
         path: a .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2 file.
-        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. Exported files run on the CPU.
-        max_pixels: the most that a picture may have; Pillow's own limit when None.
-        checksum: compare the file with the checksum in it, where it has one.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one. Exported files run on the CPU.
+        max_pixels: largest number of pixels in a picture; Pillow's own limit if None.
+        checksum: check the file against the checksum stored in it, if it has one.
 
     Returns:
         A `ClassifierPredictor` or a `DetectorPredictor`, in eval mode.
 
     Raises:
         ImportError: a package is missing; the message says which extra has it.
-        xvolution.training.InputError: there is no such file, it is damaged, or it is none of this library.
+        xvolution.training.InputError: there is no such file, it is damaged, or this library did not write it.
     """
     try:
         from xvolution.training.api import load_predictor

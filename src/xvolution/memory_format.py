@@ -1,4 +1,4 @@
-"""The memory format of weights, which decides whether torch reorders them in every call."""
+"""The memory format of weights, on which depends whether torch reorders them in every call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def memory_format_of(weight: Tensor) -> torch.memory_format:
     """``torch.channels_last``, or ``channels_last_3d``, where the weight's strides are exactly those; else the contiguous format.
 
-    Strides tell where ``is_contiguous`` does not: the kernels of 1x1 and of depthwise convolutions are in both formats by that.
+    Strides are used because ``is_contiguous`` is true in both formats for kernels of 1x1 and depthwise convolutions.
     """
     memory_format = _CHANNELS_LAST.get(weight.dim())
     if memory_format is None:

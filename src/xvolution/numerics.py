@@ -1,4 +1,4 @@
-"""Arithmetic that more than one place needs: the gates, means over an image, and where half precision must be wider."""
+"""Shared arithmetic: gates, means over an image, and wider precision for half-precision inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Gate:
         apply: φ(x).
         apply_: the same in the memory of x.
         backward: the gradient of x from that of φ(x) and from φ(x).
-        inverse: x from φ(x); of a limit of φ a large finite number.
+        inverse: x from φ(x); a large finite number for a limit of φ.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -53,7 +53,7 @@ GATES: dict[str, Gate] = {
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which autocast is off; the meta device has none to switch off."""
+    """A context in which autocast is off; the meta device has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -68,7 +68,7 @@ def has_float64(device_type: str) -> bool:
 
 
 def double(x: Tensor) -> Tensor:
-    """``x`` without its gradient in fp64, on the CPU where its device has none."""
+    """``x`` without its gradient in fp64, on the CPU if its device has no fp64."""
     x = x.detach()
     return (x if has_float64(x.device.type) else x.cpu()).double()
 
@@ -98,7 +98,7 @@ def is_captured() -> bool:
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """What an attention branch computed in fp16 becomes fp32, within the range of fp16; other dtypes stay what they are.
+    """The output of an attention branch: fp16 becomes fp32, within the range of fp16; other dtypes are unchanged.
 
     A product of two features of magnitude 1e3 is beyond fp16's 65504; bfloat16 has the range of fp32.
     """
@@ -106,9 +106,9 @@ def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def bounded(x: Tensor) -> Tensor:
-    """What an attention branch computed; where fp16 overflowed, its largest number, and NaN where it is NaN.
+    """The output of an attention branch, with infinity from fp16 overflow replaced by fp16's largest number; NaN stays NaN.
 
-    No difference or product of infinities then makes it NaN, and ``add`` keeps what the convolution branch says is not finite.
+    Differences or products of infinities then cannot make it NaN, and ``add`` keeps infinities of the convolution branch.
     """
     return _saturated(x) if x.dtype == torch.float16 else x
 
@@ -119,10 +119,10 @@ def _saturated(x: Tensor) -> Tensor:
 
 
 def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in ``dtype``; what is finite and beyond the range of fp16 becomes its largest number.
+    """``x`` in ``dtype``; finite values beyond the range of fp16 become its largest number.
 
-    What fp32 computes of finite numbers in fp16 is finite, so that an infinity here is one that came in, or that a convolution
-    made: it stays one, and NaN stays NaN, as in the plain convolution.
+    fp32 results from finite fp16 numbers are finite, so an infinity here came from the input or from a convolution. It stays
+    infinite, and NaN stays NaN, as in the plain convolution.
     """
     if dtype == torch.float16 and x.dtype != dtype:
         return torch.where(x.isinf(), x, _saturated(x)).to(dtype)
@@ -130,7 +130,7 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def owned(y: Tensor) -> Tensor:
-    """``y``, copied where it is a view that autograd follows: what a module returns may be hooked, and changed in place."""
+    """``y``, copied if it is a view that autograd tracks, because hooks may change a module's output in place."""
     return y.clone() if not is_captured() and y.requires_grad and y._is_view() else y
 
 
@@ -158,7 +158,7 @@ def multiply_channels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 def add(y: Tensor, attended: Tensor) -> Tensor:
     """``y + attended`` in the dtype of ``y``; in fp16 the sum of finite ``y`` and attention of any size is finite.
 
-    The convolution branch reads every pixel that is not finite too, so what it computed of that goes out, and not a large number.
+    The convolution branch reads every infinite or NaN pixel too, so its result is returned, instead of a large number.
     """
     if y.dtype == torch.float16:
         wide = y.float()
@@ -188,8 +188,8 @@ def project_wide(conv: Any, x: Tensor, source: torch.dtype) -> Tensor:
 def image_mean(x: Tensor) -> Tensor:
     """Mean over all pixels of each image: (N, C, H, W) -> (N, C, 1, 1), whose gradient is laid out like ``x``.
 
-    It is the same at every pixel, so torch's own is row-major whatever ``x`` is, and adding that to a gradient that is
-    channels-last takes as long as a convolution.
+    torch's own gradient is row-major for any ``x``, because it is the same at every pixel; adding it to a channels-last gradient
+    takes as long as a convolution.
     """
     channels_last = x.stride(1) == 1
     if is_captured() or not channels_last:
@@ -200,7 +200,7 @@ def image_mean(x: Tensor) -> Tensor:
 
 
 def wants_single_precision(x: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> bool:
-    """Whether a depthwise convolution of ``x`` is better trained in fp32, though it comes in half precision.
+    """Whether to train a depthwise convolution of ``x`` in fp32 although ``x`` is in half precision.
 
     Of a strided or dilated one torch computes the gradients on a CPU in 2 to 60 times the time that fp32 takes, and those of
     a dilated one's weight wrongly in the channels-last memory format (seen in torch 2.14). In that format one larger than 3x3
@@ -212,7 +212,7 @@ def wants_single_precision(x: Tensor, weight: Tensor, stride: Sequence[int], dil
 
 
 def convolve_window(window: Any, x: Tensor) -> Tensor:
-    """``window(x)`` of a depthwise convolution, in fp32 where that gives torch's gradients quickly, or rightly."""
+    """``window(x)`` of a depthwise convolution, in fp32 if torch's half-precision gradients are slow or wrong."""
     if not (window.weight.requires_grad and wants_single_precision(x, window.weight, window.stride, window.dilation)):
         return window(x)
     with without_autocast(x.device):

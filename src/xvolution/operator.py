@@ -29,7 +29,7 @@ from xvolution.standin import InPlaceOfConvolution
 
 
 class XVolution(InPlaceOfConvolution, SpatialModule):
-    """X-volution in the place of a convolution, in the number of dimensions of its subclass: ``XVolution1d``, ``2d`` or ``3d``::
+    """X-volution as a replacement of a convolution; the subclasses ``XVolution1d``, ``2d`` and ``3d`` set the dimensions::
 
         y = conv_norm(conv(x)) + attention_norm(attention(x))     (with several branches, a sum of convolutions and norms)
 
@@ -38,17 +38,17 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
             ``nn.Conv2d`` (``nn.Conv1d``, ``nn.Conv3d``), with its meaning and its errors. In addition ``padding="same_upper"``
             pads to ``ceil(n / stride)`` outputs, as TensorFlow does.
         attention: the configuration of a branch (``xvolution.attention``), its name, or a module that maps (N, C_in, H, W) to
-            (N, C_out, H', W'). None leaves the convolution branch alone, which tells what attention adds.
-        num_conv_branches: convolutions of the convolution branch, each with a norm, that are added up in training and are one
-            convolution once deployed, at no cost there.
-        diverse_branches: sum up a 1x1 convolution, a 1x1 before a convolution, and a 1x1 before average pooling too, each with
-            its norms (Ding et al., 2021): one convolution with the others once deployed. Beside a 1x1 convolution they are all
-            the same, and two in sequence are added.
+            (N, C_out, H', W'). None builds the convolution branch alone, as a control for attention.
+        num_conv_branches: number of convolutions in the convolution branch, each with a norm. They are summed in training and
+            merge into one convolution for deployment.
+        diverse_branches: also sum a 1x1 convolution, a 1x1 before a convolution, and a 1x1 before average pooling, each with
+            norms (Ding et al., 2021). They merge into one convolution with the others for deployment. Beside a 1x1 convolution
+            all three are the same, so only two 1x1 convolutions in sequence are added.
         norm_layer: normalization of each branch; a batch or instance norm of torch is taken in the operator's dimensions. None
             drops them all.
-        zero_init: start the attention, and every convolution but the first, at zero effect, so that the operator starts as its
-            first convolution.
-        device, dtype: of the parameters.
+        zero_init: start the attention and every convolution except the first with zero effect, so that the operator starts as
+            its first convolution.
+        device, dtype: device and dtype of the parameters.
 
     Shape:
         (N, C_in, H, W) -> (N, C_out, H', W'), or without N, as ``nn.Conv2d``; (N, C, L) in one dimension, (N, C, D, H, W) in
@@ -117,11 +117,11 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         Args:
             conv: the convolution, in as many dimensions as the operator; its geometry, weights, device, dtype and memory format
                 become the operator's. A subclass or a parametrized convolution is kept as it is (see ``xvolution.convolutions``).
-            conv_norm: the norm of the convolution branch; none when None. It keeps its mode: a frozen norm stays frozen.
+            conv_norm: the norm of the convolution branch, or None. It keeps its mode: a frozen norm stays frozen.
             attention, num_conv_branches, diverse_branches, norm_layer, zero_init: those of ``XVolution2d``.
 
         Raises:
-            ValueError: a convolution of another number of dimensions, or one that computes no plain convolution.
+            ValueError: a convolution with another number of dimensions, or a module that does not compute a plain convolution.
         """
         if not isinstance(conv, CONVOLUTIONS[cls.dims]):
             raise ValueError(f"{cls.__name__} replaces an nn.Conv{cls.dims}d, not a {type(conv).__name__}")
@@ -171,7 +171,7 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
             self._start_at_the_convolution()
 
     def _check_branches_merge(self) -> None:
-        """Several convolutions become one where each norm is a scale and a shift once it is trained."""
+        """Check that several convolutions can merge: each norm must be a scale and a shift after training."""
         if not self.parallel:
             return
         branches: Any = self.parallel
@@ -258,10 +258,10 @@ class XVolution(InPlaceOfConvolution, SpatialModule):
         return y
 
     def fuse(self) -> nn.Module:
-        """The deployed form with the fewest multiplications, as ``timm.utils.reparameterize_model`` asks for it.
+        """The deployed form with the fewest multiplications, for ``timm.utils.reparameterize_model``.
 
         Raises:
-            ReparameterizationError: the operator is in train mode, or its parts do not compute what they were built for.
+            ReparameterizationError: the operator is in train mode, or its parts do not compute their original formula.
         """
         require_eval(self)
         return deploy(self, lambda folded: folded.deployed(folded.layouts[0], self.conv.weight))
@@ -304,7 +304,7 @@ def fold(operator: XVolution) -> Folded:
     """An operator in eval mode with every norm that folds multiplied in; on the CPU where its device has no fp64.
 
     Raises:
-        ReparameterizationError: a part that is multiplied in has a hook or a patched forward, or weights are not finite.
+        ReparameterizationError: a part that is folded has a hook or a patched forward, or weights are infinite or NaN.
     """
     require_unaltered(operator)
     require_finite(operator)
@@ -318,14 +318,14 @@ def fold(operator: XVolution) -> Folded:
 
 @torch.inference_mode(False)  # weights made under it could never be trained
 def deploy(operator: XVolution, choose: Callable[[Folded], DeployedOperator]) -> DeployedOperator:
-    """The deployed form of an operator in eval mode, with the hooks on the operator, and proven to compute the same.
+    """The deployed form of an operator in eval mode, with the operator's hooks, after a check that it computes the same.
 
     Args:
         operator: the operator.
         choose: builds the module in one of the layouts.
 
     Raises:
-        ReparameterizationError: a part has a hook or a patched forward, or was exchanged for one that computes another formula.
+        ReparameterizationError: a part has a hook or a patched forward, or was replaced by one with another formula.
         LayoutError: there is no such layout.
     """
     with _refused(operator):
@@ -349,7 +349,7 @@ def layouts_for(operator: XVolution) -> tuple[str, ...]:
 
 @contextmanager
 def _refused(operator: XVolution) -> Iterator[None]:
-    """Whatever keeps an operator from being deployed is a ReparameterizationError, or a LayoutError."""
+    """Raise every error of deploying an operator as a ReparameterizationError or a LayoutError."""
     try:
         yield
     except (ReparameterizationError, LayoutError):
@@ -361,7 +361,7 @@ def _refused(operator: XVolution) -> Iterator[None]:
 
 
 def require_eval(model: nn.Module) -> None:
-    """Raise ReparameterizationError where a part of ``model`` is in train mode."""
+    """Raise ReparameterizationError if a part of ``model`` is in train mode."""
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ReparameterizationError(

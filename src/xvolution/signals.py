@@ -1,4 +1,4 @@
-"""Requests to end: SIGTERM and SIGHUP, which schedulers, containers and closed terminals send, taken like Ctrl-C."""
+"""Signals that ask to stop: SIGTERM and SIGHUP (from schedulers, containers, closed terminals) are handled like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 class Ended(KeyboardInterrupt):
-    """A request to end, as an exception. What handles Ctrl-C handles it too.
+    """A request to stop, as an exception. Code that handles Ctrl-C also handles it.
 
     Args:
         signum: the signal.
@@ -28,15 +28,15 @@ class Ended(KeyboardInterrupt):
 
 
 def status(error: BaseException) -> int:
-    """The exit code of a command that was asked to end: 128 and the signal's number, as shells count."""
+    """The exit code of a command after a request to stop: 128 plus the signal's number, as in shells."""
     return 128 + getattr(error, "signum", signal.SIGINT)
 
 
 def heeded() -> list[int]:
-    """The requests that this process should react to: in the main thread those that nobody told it to ignore.
+    """The signals that this process should handle: in the main thread, those that it was not told to ignore.
 
-    ``nohup`` has SIGHUP ignored. SIGINT is heeded always: shells have what runs in the background ignore it, where a
-    comparison still sends it to its cells.
+    ``nohup`` makes a process ignore SIGHUP. SIGINT is always handled: shells make background processes ignore it, but a
+    comparison sends it to its trainings.
     """
     if threading.current_thread() is not threading.main_thread():
         return []
@@ -48,10 +48,10 @@ _OUTLIVED = 60
 
 
 def end_with_parent(worker: int) -> None:
-    """Have a process that loads images leave requests to end to the process that it works for.
+    """Make a process that loads images ignore requests to stop, which its parent handles.
 
-    Schedulers send them to all processes of a run at once. Without its loaders the training could not finish the step, and so
-    write no checkpoint. Passed to ``DataLoader`` as ``worker_init_fn``.
+    Schedulers send them to all processes of a run at once. Without its loaders the training could not finish the step and
+    could not write a checkpoint. Passed to ``DataLoader`` as ``worker_init_fn``.
     """
 
     def wait(signum: int, frame: FrameType | None) -> None:
@@ -65,7 +65,7 @@ def end_with_parent(worker: int) -> None:
 
 @contextmanager
 def ending_politely() -> Iterator[None]:
-    """Raise `Ended` where the process is asked to end; leave at once where that is inside of an import."""
+    """Raise `Ended` when the process is asked to stop; during an import, exit at once."""
 
     def end(signum: int, frame: FrameType | None) -> None:
         if _is_importing(frame):
@@ -92,7 +92,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _leave(signum: int) -> NoReturn:
-    """End the process. An exception would go through half-initialized libraries, which drop it or print traces of their own."""
+    """Exit the process. An exception would pass through half-initialized libraries, which drop it or print tracebacks."""
     with suppress(OSError, AttributeError, ValueError):  # closed or full
         sys.stdout.flush()
     with suppress(OSError):

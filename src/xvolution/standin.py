@@ -1,4 +1,4 @@
-"""Modules in the place of a convolution or a norm, and what they say to code that reads a weight which they do not have."""
+"""Modules that replace a convolution or a norm, and their behaviour when code reads a weight that they do not have."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _PERIOD = 113
 
 
 class ConversionError(RuntimeError):
-    """A network cannot be converted, or uses a replaced convolution in a way that its operator does not follow."""
+    """A network cannot be converted, or uses a replaced convolution in a way that its operator does not support."""
 
 
 @dataclass(eq=False)
 class ReplacedTensor:
-    """What is left of the weight or the bias of a replaced convolution: dtype, device and size; no values.
+    """The weight or the bias of a replaced convolution without values: only dtype, device and size.
 
-    What leaves all of its values as they are gives the same again: another shape, a product with ones, a sum with zeros. Code
-    that folds a norm of identity statistics into a convolution does nothing else. Anything else is refused.
+    An operation that keeps all values returns the same object: a new shape, a product with ones, a sum with zeros. Code that
+    folds a norm with identity statistics into a convolution uses only these. All other operations are refused.
 
     Attributes:
-        name: in the network.
-        dtype, device, shape, requires_grad: of the tensor.
+        name: name of the tensor in the network.
+        dtype, device, shape, requires_grad: properties of the tensor.
     """
 
     name: str
@@ -110,9 +110,9 @@ class ReplacedTensor:
     @torch.inference_mode(False)  # whose tensors do not say whether they were written to
     @torch.no_grad()
     def _kept_by(self, func: Any, args: Any, kwargs: Any) -> ReplacedTensor:
-        """This tensor, shaped as the result of ``func``, where that leaves the values of any such tensor as they are.
+        """This tensor, with the shape of the result of ``func``, if ``func`` keeps the values of any such tensor.
 
-        It runs on copies. What writes into another tensor, which would not come to hold this one, is refused.
+        ``func`` runs on copies. Writing this tensor into another one is refused, because it has no values to write.
         """
         if self.is_meta:
             self._refuse()
@@ -131,7 +131,7 @@ class ReplacedTensor:
         return replace(self, dtype=result.dtype, device=result.device, shape=result.shape)
 
     def _values(self) -> Tensor:
-        """Values in the place of those that it does not have, which every function but those that keep them changes."""
+        """Placeholder values, which change under every function that does not keep values."""
         numbers = torch.arange(self.numel(), device=self.device) % _PERIOD - _PERIOD / 2
         return numbers.to(self.dtype).reshape(self.shape)
 
@@ -164,7 +164,7 @@ class ReplacedTensor:
 
 
 class InPlaceOfConvolution(nn.Module):
-    """Mixin: in the place of a convolution, whose weight and bias code may ask for their dtype, device and size."""
+    """Mixin of replacements of a convolution: code may read dtype, device and size of its weight and bias."""
 
     #: The name in the network, where ``convert`` put it there.
     place: str = ""
@@ -197,14 +197,14 @@ class InPlaceOfConvolution(nn.Module):
             super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As of ``nn.Module``; a weight or a bias has to be the one that is there."""
+        """As in ``nn.Module``; a weight or a bias must be the existing one."""
         if name in ("weight", "bias"):
             self._require_replaced(name, param)
         else:
             super().register_parameter(name, param)
 
     def _require_replaced(self, name: str, value: Any) -> None:
-        """Raise ConversionError unless a weight or a bias is put in the place of itself; a bias of zeros is none."""
+        """Raise ConversionError unless a weight or a bias is replaced by itself; a bias of zeros counts as none."""
         if name == "bias" and self.bias is None:
             zeros = isinstance(value, Tensor) and not value.is_meta and not value.any()
             if value is not None and not zeros:
@@ -214,7 +214,7 @@ class InPlaceOfConvolution(nn.Module):
 
 
 class FixedTensor(Tensor):
-    """A tensor that says what it is, and lets nobody write to it, since nothing would come of that."""
+    """A tensor that raises an error on writing, because writing would have no effect."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -232,13 +232,13 @@ class FixedTensor(Tensor):
 
 
 class PassThrough(nn.Identity):
-    """In the place of a norm that moved into the convolution before it; as that one, one node of a graph of ``torch.fx``.
+    """Replaces a norm that moved into the convolution before it; like the norm, it is one node in a graph of ``torch.fx``.
 
-    It answers for the batch norm that changes nothing, exactly: scale and variance are 1, shift, mean and ``eps`` are 0. Code
-    that folds the norm into whatever is before it leaves that as it is.
+    It has the attributes of a batch norm without effect: scale and variance are 1, shift, mean and ``eps`` are 0. Code that
+    folds the norm into the module before it does not change that module.
 
     Args:
-        norm: the norm that was there, whose channels, dtype and device it has.
+        norm: the replaced norm, which gives channels, dtype and device.
     """
 
     eps = 0.0

@@ -131,7 +131,7 @@ def test_a_graph_of_fewer_sizes_stays_with_fewer_open_axes(
     monkeypatch.setattr(ToyFile, "_run", run_known_sizes)
     report = export(network, tmp_path / "model.toy", x)
     assert report.dynamic == dynamic
-    assert ("computes something else than the model" if wrong else "no such size") in report.reason
+    assert ("does not compute the same as the model" if wrong else "no such size") in report.reason
     assert "nothing was written" not in report.reason
     assert [file.name for file in tmp_path.iterdir()] == ["model.toy"]
 

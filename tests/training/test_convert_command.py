@@ -80,7 +80,7 @@ def test_the_command_says_how_to_train_it_and_that_training_begins_there(
     assert isinstance(config, TrainConfig)
     assert (config.weights, config.stages, config.small_images, config.image_size) == (str(path), [2, 3], True, 16)
     result = train(config)
-    assert f"begins with the weights of {path}\n" in capsys.readouterr().out
+    assert f"starts from the weights of {path}\n" in capsys.readouterr().out
     began, now = load_model(path)[0].state_dict(), load_model(result.weights)[0].state_dict()
     for name in ("conv1.weight", "layer2.0.conv1.attention.value.weight", "fc.weight"):
         torch.testing.assert_close(now[name], began[name], rtol=0, atol=1e-6)
@@ -171,7 +171,7 @@ def test_plain_weights_begin_a_converted_network_with_other_classes(
     head = model.fc.weight.clone()
     found = begins(model, spec, plain.weights)
     assert (
-        f"begins with the weights of {plain.weights}; new for 3 classes: fc.weight, fc.bias" in capsys.readouterr().out
+        f"starts from the weights of {plain.weights}; new for 3 classes: fc.weight, fc.bias" in capsys.readouterr().out
     )
     assert torch.equal(found["layer2.0.conv1.conv.weight"], given["layer2.0.conv1.weight"])
     assert torch.equal(found["layer2.0.conv1.conv_norm.running_var"], given["layer2.0.bn1.running_var"])

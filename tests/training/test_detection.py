@@ -190,7 +190,7 @@ def test_predict_draws_and_writes(
     assert last.startswith(f"{len(results)} objects on {pictures} of 9 pictures: ")
     assert main(["predict", *arguments, "--output", str(tmp_path / "none"), "--score-threshold", "1"]) == 0
     best = max(each["score"] for each in results)
-    assert f"no object scores 1 or more on 9 pictures; the best score is {best:.2f}" in capsys.readouterr().out
+    assert f"no object has a score of 1 or more on 9 pictures; the best score is {best:.2f}" in capsys.readouterr().out
 
 
 def test_a_detector_is_ready_for_pictures(detector: TrainResult, deployed: dict[str, Path], blocks: Path) -> None:

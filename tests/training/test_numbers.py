@@ -124,7 +124,7 @@ def test_seeds_of_a_split() -> None:
 def test_a_norm_over_one_value_is_told(tiny: Callable[..., TrainConfig]) -> None:
     config = tiny(batch_size=1, small_images=False, image_size=8)
     with pytest.raises(
-        InputError, match=r"one value of each channel.*--batch-size 2 or more, or a larger --image-size"
+        InputError, match=r"only one value for a channel.*--batch-size 2 or more, or a larger --image-size"
     ):
         train(config)
 

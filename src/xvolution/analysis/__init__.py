@@ -1,4 +1,4 @@
-"""Looking inside a trained network: what its attention says, where, of which pixels, and what is lost without it."""
+"""Analysis of a trained network: where attention acts, which pixels it weights, and the accuracy lost without it."""
 
 from xvolution.analysis.attention_maps import BranchMaps, attention_kernel, branch_maps
 from xvolution.analysis.branch_statistics import (

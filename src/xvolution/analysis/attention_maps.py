@@ -1,4 +1,4 @@
-"""What the attention branch of an X-volution weighs, pixel by pixel."""
+"""The strength and the kernel of an X-volution's attention branch at each pixel."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xvolution.analysis.branch_statistics import attending_operator
 
 @dataclass(frozen=True)
 class BranchMaps:
-    """How strongly each branch of one operator answers at each pixel.
+    """The strength of each branch's output at each pixel, for one operator.
 
     Attributes:
-        operand: (N, C_in, H, W), what the operator was given.
+        operand: (N, C_in, H, W), the operator's input.
         convolution: (N, H', W'), length of the convolution branch's output vector at each pixel.
         attention: (N, H', W'), the same of the attention branch.
     """
@@ -28,12 +28,12 @@ class BranchMaps:
 
     @property
     def share(self) -> Tensor:
-        """(N, H', W'): attention / (attention + convolution), from 0 (convolution alone) to 1; 0 where both are silent."""
+        """(N, H', W'): attention / (attention + convolution), from 0 (convolution alone) to 1; 0 where both outputs are 0."""
         total = self.attention + self.convolution
         return torch.where(total > 0, self.attention / total, torch.zeros_like(total))
 
     def strongest(self) -> list[tuple[int, int]]:
-        """For each image the (row, column) at which the attention branch answers most strongly."""
+        """For each image, the (row, column) at which the attention branch's output is strongest."""
         width = self.attention.shape[2]
         return [divmod(int(pixel), width) for pixel in self.attention.flatten(1).argmax(1)]
 
@@ -48,7 +48,7 @@ def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
         name: path of an ``XVolution2d`` in ``model.named_modules()``.
 
     Returns:
-        The branches' strength after their normalization, which is how they enter the sum.
+        The strength of both branches after their normalization, as they enter the sum.
 
     Raises:
         ValueError: the model has no operator of that name, or is in training mode.
@@ -71,14 +71,14 @@ def branch_maps(model: nn.Module, images: Tensor, name: str) -> BranchMaps:
 
 @torch.no_grad()
 def attention_kernel(operator: XVolution2d, x: Tensor, position: tuple[int, int]) -> Tensor:
-    """How strongly the attention branch weighs each neighbour of one pixel.
+    """The size of the attention branch's kernel at one pixel, for each neighbour.
 
     At one pixel the operator is a convolution whose kernel has a static part (the convolution branch) and a dynamic part
     (attention). This is the magnitude of the dynamic part, tap by tap.
 
     Args:
         operator: in evaluation mode.
-        x: (N, C_in, H, W), what the operator is given.
+        x: (N, C_in, H, W), the operator's input.
         position: (row, column) in the output.
 
     Returns:
@@ -92,7 +92,7 @@ def attention_kernel(operator: XVolution2d, x: Tensor, position: tuple[int, int]
 
 
 def _silence(operator: XVolution2d) -> nn.Module:
-    """A norm behind which nothing is left of a convolution, which attention may read before it."""
+    """A norm that sets the convolution branch to zero; attention may still read the convolution's output before it."""
     norm = nn.BatchNorm2d(operator.out_channels).to(operator.conv.weight).eval()
     nn.init.zeros_(norm.weight)
     return norm

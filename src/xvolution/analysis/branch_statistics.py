@@ -1,4 +1,4 @@
-"""What the attention branches of a trained network amount to over many images, and what is lost without them."""
+"""Statistics of a trained network's attention branches over many images, and the network without them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from xvolution.operator import XVolution2d
 
 @dataclass(frozen=True)
 class BranchStatistics:
-    """What one operator's attention branch amounts to.
+    """Statistics of one operator's attention branch.
 
     Attributes:
         size: (H', W'), pixels of the operator's output.
         share: variance of the attention branch over that of both branches added up, after their norms, from 0 (convolution
             alone) to 1; mean over channels. See `xvolution.conversion.attention_share`.
-        context: part of the attention branch's variance that is the same at every pixel of an image, so that it says
-            something of the image and nothing of the place; mean over channels.
+        context: part of the attention branch's variance that is the same at every pixel of an image; it depends on
+            the image but not on the position. Mean over channels.
         kurtosis: fourth standardized moment of the products ``φ(q) ⊙ Σ_δ w_δ ⊙ k_δ`` in front of ``W^v``, mean over channels: 3
             for a normal distribution, more for heavier tails. None for branches without such products, and where none varies.
         mean: (C_out,), the attention branch's average.
@@ -142,7 +142,7 @@ def branch_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, 
 
 @contextmanager
 def silenced(model: nn.Module, averages: Mapping[str, Tensor]) -> Iterator[None]:
-    """While the context lasts, attention branches say on every image what they say on average.
+    """Replace the output of attention branches by its average while the context lasts.
 
     Args:
         model: in training form; it computes as before when the context ends.
@@ -161,7 +161,7 @@ def silenced(model: nn.Module, averages: Mapping[str, Tensor]) -> Iterator[None]
 
 
 class _Probe:
-    """Listens to one operator while the network runs."""
+    """Records one operator's inputs and outputs while the network runs."""
 
     def __init__(self, operator: XVolution2d, usual: float) -> None:
         self.size: Any = None

@@ -1,4 +1,4 @@
-"""Which pixels of an image act on one pixel of a map."""
+"""The effective receptive field: how strongly each pixel of an image influences one pixel of a feature map."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def receptive_field(model: nn.Module, images: Tensor, name: str) -> Tensor:
     Args:
         model: in evaluation mode.
         images: (N, C, H, W), what the model takes.
-        name: path of a module in ``model.named_modules()`` that answers (N, C', H', W').
+        name: path of a module in ``model.named_modules()`` that returns (N, C', H', W').
 
     Returns:
-        (H, W): size of the gradient of that pixel, summed over its channels, by each pixel of the image; sum over the image's
-        channels and mean over images, scaled to a sum of 1 (0 where nothing acts on it).
+        (H, W): size of the gradient of that pixel, summed over its channels, for each pixel of the image; sum over the image's
+        channels and mean over images, scaled to a sum of 1 (all 0 if no pixel influences it).
 
     Raises:
         ValueError: the model has no module of that name, did not run it, or is in training mode.
@@ -48,7 +48,7 @@ def receptive_field(model: nn.Module, images: Tensor, name: str) -> Tensor:
 
 
 def half_radius(field: Tensor) -> float:
-    """Pixels from the centre of a receptive field (H, W) within which half of it lies."""
+    """Distance in pixels from the centre of a receptive field (H, W) within which half of its sum lies."""
     rows, columns = (torch.arange(n, device=field.device) - (n // 2) for n in field.shape)
     distance = (rows[:, None].square() + columns.square()).float().sqrt().flatten()
     order = distance.argsort()

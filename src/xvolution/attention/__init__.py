@@ -1,4 +1,4 @@
-"""The attention branches, one file each: a frozen configuration with the branch's options, and the module that it builds.
+"""The attention branches, one file each: a frozen configuration with the options, and the module that it builds.
 
 A configuration, or its name, is what ``XVolution2d(attention=...)`` takes: ``PixelShift(window=5)``, ``"linear"``.
 """

@@ -1,4 +1,4 @@
-"""What every attention branch has: a frozen configuration, a module, a folded form; and the register that knows them by name.
+"""The interface of every attention branch (frozen configuration, module, folded form), and the register of branches by name.
 
 A branch is one file of this folder. Its configuration is a frozen dataclass, whose fields are the branch's options and whose
 docstring describes them, for readers and for ``--help``. ``register`` gives it its name.
@@ -55,7 +55,7 @@ class AttentionConfig(ABC):
         """
 
     def narrower(self) -> AttentionConfig | None:
-        """The same branch with fewer attention channels, where their number was left open; None where it was not."""
+        """The same branch with fewer attention channels, if their number was not given; else None."""
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def register(name: str) -> Callable[[Config], Config]:
 
 
 def attention_config(given: str | AttentionConfig | Mapping[str, Any]) -> AttentionConfig:
-    """The configuration that a name, or ``to_dict`` of one, stands for.
+    """The configuration for a name, or for the result of ``to_dict``.
 
     Raises:
         ValueError: there is no such branch, or it has no such option.
@@ -100,10 +100,10 @@ def attention_config(given: str | AttentionConfig | Mapping[str, Any]) -> Attent
 
 
 def checked_options(name: str, given: Mapping[str, Any], allowed: list[str]) -> dict[str, Any]:
-    """``given``, where every option is one of ``name``'s.
+    """``given``, after checking that each option is one of ``name``'s.
 
     Raises:
-        ValueError: one is not; the sentence lists those that are.
+        ValueError: ``name`` does not have an option; the message lists its options.
     """
     foreign = [option for option in given if option not in allowed]
     if foreign:
@@ -116,8 +116,8 @@ class AttentionBranch(nn.Module, ABC):
     """An attention branch: maps (N, C_in, H, W) to (N, C_out, H', W'), the output shape of the convolution beside it.
 
     Args:
-        config: its options.
-        site: where it stands.
+        config: the options of the branch.
+        site: the convolution beside it.
     """
 
     #: Whether ``forward`` takes the output of the convolution, before its norm, as a second argument.
@@ -142,24 +142,24 @@ class AttentionBranch(nn.Module, ABC):
 
     @property
     def projection(self) -> nn.Module | None:
-        """The layer that reads the branch's products of query and keys, for those who look at them; None without such."""
+        """The layer that reads the branch's products of query and keys, for analysis; None if there are none."""
         return None
 
     def zero_init_(self) -> None:
-        """Start without effect, where no norm follows that could: zero the weights on which the output depends linearly."""
+        """Start with zero effect if no norm follows that can be zeroed: zero the weights on which the output depends linearly."""
         zero_(getattr(self, "value", None))
 
     def gates(self) -> Mapping[str, int]:
-        """The submodules whose outputs the gate acts on, with their channels, where the branch is a convolution once these say
+        """The submodules whose outputs the gate acts on, with their channels, if the branch is a convolution once these return
         the same of every image and pixel, and ``image_terms`` are zero; none where it is not."""
         return {}
 
     def image_terms(self) -> tuple[nn.Parameter, ...]:
-        """The weights of what the image adds beside the gates."""
+        """The weights of the terms that depend on the image but not on a gate."""
         return ()
 
     def settle_(self, logits: Mapping[str, Tensor]) -> None:
-        """Let the gates be constant, in weights that then train no further.
+        """Make the gates constant and exclude the weights that produce them from training.
 
         Args:
             logits: of each of ``gates``, (C,), before φ.
@@ -170,18 +170,18 @@ class AttentionBranch(nn.Module, ABC):
         raise ValueError(f"{type(self).__name__} does not become a convolution when its gate is constant")
 
     def scale_output_(self, scale: Tensor) -> None:
-        """Multiply what the branch returns by (C_out,), in its weights: in the rows of the value projection."""
+        """Multiply the output of the branch by (C_out,), in the rows of the value projection."""
         value: Any = self.value
         value.weight.copy_(double(value.weight) * per_channel(scale[:, None], value.weight))
         if value.bias is not None:
             value.bias.copy_(double(value.bias) * scale)
 
     def fold(self, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
-        """The operator of this branch and its norm beside ``convolution``; by default the branch stays attention."""
+        """The folded operator of this branch, its norm and ``convolution``; by default the branch does not merge."""
         return StaysAttention(convolution, self, None, norm)
 
     def fold_as_attention(self, convolution: FoldedConvolution, norm: nn.Module) -> StaysAttention:
-        """It stays attention, with its norm in its weights: for branches for which ``scale_output_`` holds."""
+        """Fold the norm into the branch's weights without merging the branch; for branches with a correct ``scale_output_``."""
         scale, norm = convolution.absorb(norm)
         return StaysAttention(convolution, self, scale, norm)
 
@@ -191,7 +191,7 @@ class AttentionBranch(nn.Module, ABC):
 
 
 class _AnyModule:
-    """A module that somebody brings, with the methods of a branch by which the operator calls one."""
+    """A user's own module, with the methods by which the operator calls a branch."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -220,12 +220,12 @@ class _AnyModule:
 
 
 def methods_of(attention: nn.Module) -> AttentionBranch | _AnyModule:
-    """What the operator calls a branch, or any other module, by."""
+    """The methods by which the operator calls a branch or any other module."""
     return attention if isinstance(attention, AttentionBranch) else _AnyModule(attention)
 
 
 def fold_attention(attention: nn.Module, convolution: FoldedConvolution, norm: nn.Module) -> Folded:
-    """The folded operator. A branch whose formula a subclass or a patch has changed stays attention, as any module does."""
+    """The folded operator. A branch that a subclass or a patch has changed does not merge, like any other module."""
     if isinstance(attention, AttentionBranch) and not is_changed(attention):
         folded = attention.fold(convolution, norm)
         static = folded.static()
@@ -234,7 +234,7 @@ def fold_attention(attention: nn.Module, convolution: FoldedConvolution, norm: n
 
 
 def is_changed(branch: AttentionBranch) -> bool:
-    """Whether a subclass, or an attribute of the module, replaces a part of the class whose ``fold`` would be asked."""
+    """Whether a subclass or an attribute of the module replaces a method of the class whose ``fold`` would be called."""
     line = type(branch).__mro__
     owner = next(index for index, cls in enumerate(line) if "fold" in vars(cls))
     replaced = {name for cls in line[:owner] for name in vars(cls)} | set(vars(branch))
@@ -244,7 +244,7 @@ def is_changed(branch: AttentionBranch) -> bool:
 
 @torch.no_grad()
 def fix_(layer: nn.Module, bias: Any = None, constant: Tensor | None = None) -> None:
-    """Zero the parameters of a layer, write ``constant`` into ``bias``, and let none of them train any further."""
+    """Zero the parameters of a layer, write ``constant`` into ``bias``, and exclude all of them from training."""
     for parameter in layer.parameters():
         parameter.zero_()
     if constant is not None:
@@ -278,7 +278,7 @@ def attention_channels(out_channels: int, ratio: float, groups: int, heads: int 
 def window_of(window: Window, geometry: Geometry) -> tuple[int, ...]:
     """The sizes of a branch's window: the convolution's for ``"conv"``; for None too, but 3 beside a 1x1 convolution.
 
-    Beside a 1x1 convolution a window of its own is what shows the branch a pixel's neighbours.
+    Beside a 1x1 convolution only the branch's own window covers a pixel's neighbours.
     """
     if window is None:
         return (3,) * geometry.dims if geometry.is_pointwise else geometry.kernel_size
@@ -314,5 +314,5 @@ def check_heads(num_heads: int, out_channels: int, groups: int) -> None:
 
 
 def pooled_weight(channels: int, start: float | None, factory: dict[str, Any]) -> nn.Parameter | None:
-    """The weights (A,) of a term over all pixels, which begin with ``start``; None without such a term."""
+    """The weights (A,) of a term over all pixels, initialized with ``start``; None if there is no such term."""
     return None if start is None else nn.Parameter(torch.full((channels,), float(start), **factory))

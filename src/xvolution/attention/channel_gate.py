@@ -1,4 +1,4 @@
-"""Attention with one query for the whole image: the channels of a second convolution weighted by what the image shows::
+"""Attention with one query for the whole image, which weights the channels of a second convolution::
 
     a_0 = φ(q) ⊙ Σ_δ W^v_δ x_δ,      q = W^q mean(x) + b^q
 
@@ -121,7 +121,7 @@ class ChannelGateAttention(AttentionBranch):
 
 
 def _last(layer: Any) -> Any:
-    """The convolution whose outputs are those of what maps a mean."""
+    """The last convolution of a map from the mean to queries or keys."""
     return layer.outer if isinstance(layer, LowRank) else layer
 
 
@@ -152,8 +152,8 @@ def channel_gate_attention(
 ) -> Tensor:
     """The reference of ``ChannelGate``, shift by shift: ``Σ_δ φ(q) ⊙ W^v_δ x_δ``, ``q = W^q mean(x) + b^q``.
 
-    With keys, ``Σ_δ φ(q) ⊙ W^v_δ (φ(k) ⊙ x_δ)``, ``k = W^k mean(x) + b^k``: how much an output channel hears of an input channel
-    is the product of its query and of the other's key.
+    With keys, ``Σ_δ φ(q) ⊙ W^v_δ (φ(k) ⊙ x_δ)``, ``k = W^k mean(x) + b^k``. The weight from an input channel to an output
+    channel is the product of the input's key and the output's query.
 
     Args:
         x: (N, C_in, H, W).
@@ -215,7 +215,7 @@ class FoldedChannelGate(StaysAttention):
         return kernel, convolution.bias.expand(len(x), -1)
 
     def static(self) -> FoldedConvolution | None:
-        """The convolution that it is where query and keys are the same for every image."""
+        """The equivalent convolution if query and keys are the same for every image."""
         attention, convolution = self.attention, self.convolution
         layers = [layer for layer in (attention.query, attention.key) if layer is not None]
         folds = type(self.norm) is nn.Identity and type(convolution.norm) is nn.Identity

@@ -1,4 +1,4 @@
-"""Deployed operators: their base, the form of an operator without attention, and that of attention which stays attention."""
+"""Deployed operators: the base class, the form without attention, and the form of attention that does not merge."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from xvolution.standin import InPlaceOfConvolution
 
 
 class DeployedOperator(InPlaceOfConvolution, SpatialModule):
-    """An operator as it is deployed. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any number of dimensions.
+    """An operator in deployed form. Maps (N, C_in, H, W) to (N, C_out, H', W'), in any number of dimensions.
 
     Attributes:
-        layout: which of the branch's deployed forms it is.
+        layout: name of the deployed form.
         conv: the convolution that every form has.
-        has_bias: whether the convolution that it replaces had a bias.
+        has_bias: whether the replaced convolution had a bias.
     """
 
     layout: ClassVar[str]
@@ -52,14 +52,14 @@ class DeployedOperator(InPlaceOfConvolution, SpatialModule):
         return self.conv.weight.new_empty(()).expand(self.out_channels) if self.has_bias else None
 
     def upgrade_weights_(self, weights: dict[str, Tensor], prefix: str) -> None:
-        """Bring what an older version stored of this module into today's form, in a state dict of names with ``prefix``."""
+        """Convert the weights that an older version stored of this module, in a state dict with ``prefix``."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.upgrade_weights_(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def parts_to_equalize(self, x: Tensor) -> Mapping[str, Tensor]:
-        """Maps (N, C, ...) by name, of which ``equalize_`` wants to know the range of each channel; none by default."""
+        """Maps (N, C, ...) by name, whose channel ranges ``equalize_`` needs; none by default."""
         return {}
 
     def equalize_(self, ranges: Mapping[str, Tensor]) -> None:
@@ -74,7 +74,7 @@ class DeployedOperator(InPlaceOfConvolution, SpatialModule):
 
 
 def upgraded_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of a deployed network, as its operators of today store it; that of any other network as it is."""
+    """The state dict of a deployed network in the current version's form; unchanged for any other network."""
     upgraded = dict(weights)
     for name, module in model.named_modules():
         if isinstance(module, DeployedOperator):
@@ -83,7 +83,7 @@ def upgraded_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[st
 
 
 class MergedConv(DeployedOperator):
-    """An operator without attention: its convolutions as one."""
+    """The deployed form of an operator without attention: one convolution."""
 
     layout = "single"
 
@@ -97,13 +97,13 @@ class MergedConv(DeployedOperator):
 
 
 class ConstantConv(MergedConv):
-    """Layout ``conv`` of attention whose gate is constant: with the convolution beside it one convolution."""
+    """Layout ``conv`` of attention with a constant gate: one convolution for both branches."""
 
     layout = "conv"
 
 
 class TwoBranchConv(DeployedOperator):
-    """Layout ``split`` of attention that stays attention: ``conv_norm(conv(x)) + attention_norm(attention(x))``."""
+    """Layout ``split`` of attention that does not merge: ``conv_norm(conv(x)) + attention_norm(attention(x))``."""
 
     layout = "split"
 
@@ -145,7 +145,7 @@ class TwoBranchOnConv(TwoBranchConv):
 
 
 class ContentConv(TwoBranchConv):
-    """Layout ``single`` of branches that are one convolution for each image, with a kernel that its content decides."""
+    """Layout ``single`` of branches that are one convolution for each image, with a kernel computed from the image."""
 
     layout = "single"
 
@@ -164,7 +164,7 @@ class ContentConv(TwoBranchConv):
 
 
 def takes_kernels(x: Tensor) -> bool:
-    """Whether images can have a kernel each: a graph for any batch size cannot have one group for each image."""
+    """Whether each image can have its own kernel; a graph for any batch size cannot have one group for each image."""
     if torch.jit.is_tracing():
         return False
     of_one_size = not torch.compiler.is_compiling() or (torch.compiler.is_exporting() and type(x.shape[0]) is int)
@@ -172,7 +172,7 @@ def takes_kernels(x: Tensor) -> bool:
 
 
 def convolve_each(geometry: Geometry, x: Tensor, kernels: Tensor, biases: Tensor, groups: int) -> Tensor:
-    """Each image by its own kernel: (N, C_in, H, W), (N, C_out, C_in / groups, kh, kw), (N, C_out) -> (N, C_out, H', W')."""
+    """One kernel for each image: (N, C_in, H, W), (N, C_out, C_in / groups, kh, kw), (N, C_out) -> (N, C_out, H', W')."""
     dtype, images = computed_in(x), x.shape[0]
     if dtype == torch.float16:
         # Both branches in one sum, which may be beyond the range of fp16 where none of them is.
@@ -188,7 +188,7 @@ def convolve_each(geometry: Geometry, x: Tensor, kernels: Tensor, biases: Tensor
 
 
 def materialized(attention: nn.Module, factory: dict[str, Any]) -> nn.Module:
-    """A copy of a branch with torch's own convolutions, where it had parametrized ones."""
+    """A copy of a branch in which parametrized convolutions are replaced by plain ones of torch."""
     attention = copied(attention)
     for name, module in list(attention.named_modules()):
         if name and is_convolution(module) and not is_plain(module):

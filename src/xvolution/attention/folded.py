@@ -1,4 +1,4 @@
-"""Operators with their norms multiplied in: the layouts each can be deployed in, and its kernel at a pixel."""
+"""Operators with folded norms: the layouts in which each can be deployed, and its kernel at a pixel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Folded(ABC):
     @property
     @abstractmethod
     def layouts(self) -> tuple[str, ...]:
-        """What it can be deployed as, the one with the fewest multiplications first."""
+        """The layouts in which it can be deployed, the one with the fewest multiplications first."""
 
     @abstractmethod
     def build(self, layout: str, factory: dict[str, Any]) -> DeployedOperator:
@@ -65,19 +65,19 @@ class Folded(ABC):
             (N, C_out, C_in / groups, kh, kw) and (N, C_out), fp64.
 
         Raises:
-            ValueError: the operator is no dynamic convolution over a window, or the position is outside of the output.
+            ValueError: the operator is not a dynamic convolution over a window, or the position is outside of the output.
         """
         raise ValueError(
             f"{self.description} is not a dynamic convolution over a window, so it has no kernel at a pixel"
         )
 
     def static(self) -> FoldedConvolution | None:
-        """The one convolution that the operator is, whatever the image; None where it is none, or where it is not known."""
+        """The equivalent convolution for all images; None if there is none or it is not known."""
         return None
 
     @property
     def description(self) -> str:
-        """What errors call the operator."""
+        """The operator's description in errors."""
         return "this operator"
 
     def require_folded(self, *norms: nn.Module) -> None:
@@ -111,7 +111,7 @@ class FoldedWithoutAttention(Folded):
 
 @dataclass
 class FoldedConstant(Folded):
-    """Attention whose gate is constant: ``convolution`` is the whole operator, and ``varying`` its form with a gate."""
+    """Attention with a constant gate: ``convolution`` is the whole operator, ``varying`` its form with a gate."""
 
     varying: Folded
 
@@ -131,7 +131,7 @@ class FoldedConstant(Folded):
 
 @dataclass
 class StaysAttention(Folded):
-    """The folded convolution beside attention that does not merge with it: any module, and the default of every branch.
+    """The folded convolution beside attention that does not merge with it; the default for every branch and any module.
 
     Attributes:
         attention: the branch.

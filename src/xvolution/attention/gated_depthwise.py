@@ -2,7 +2,7 @@
 
     a_0 = φ(q) ⊙ (Σ_ε w_ε ⊙ v_ε + g ⊙ mean(v)),      q = W^q mean(x) + b^q,      v = conv(x)
 
-With the convolution beside it the branch is that convolution followed by a depthwise one, whose kernel each image decides:
+With the convolution beside it the branch is that convolution and a depthwise one, whose kernel is computed for each image:
 ``s + φ(q) ⊙ w_ε``, with ``s``, the convolution's norm, at the centre. It is ``PixelShift`` with the image's query in the place
 of the pixel's, and with the convolution's outputs in the place of the keys.
 """
@@ -84,7 +84,7 @@ class GatedDepthwiseAttention(AttentionBranch):
         self.mean_weight = pooled_weight(channels, start, site.factory)
 
     def weights(self, x: Tensor) -> Tensor:
-        """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1); (1, C_out, 1, 1) where no query weighs the window."""
+        """φ(q): (N, C_in, H, W) -> (N, C_out, 1, 1); (1, C_out, 1, 1) without a query."""
         if self.query is None:
             return x.new_ones(1, self.window.out_channels, *(1,) * self.dims)
         return GATES[self.gate].apply(self.query(image_mean(x)))
@@ -205,7 +205,7 @@ class FoldedGatedDepthwise(StaysAttention):
 
 
 class DepthwiseKernelConv(TwoBranchOnConv):
-    """Layout ``single``: ``v = conv(x)``, then a depthwise convolution by a kernel that the image decides."""
+    """Layout ``single``: ``v = conv(x)``, then a depthwise convolution with a kernel computed from the image."""
 
     layout = "single"
 

@@ -1,4 +1,4 @@
-"""A map of low rank from the means of all channels, whatever the groups of the convolution: how a pooled term mixes channels."""
+"""A low-rank map from the means of all channels, independent of the convolution's groups; a pooled term mixes channels by it."""
 
 from __future__ import annotations
 

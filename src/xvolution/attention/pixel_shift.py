@@ -380,7 +380,7 @@ class FoldedPixelShift(Folded):
         return len(self.key_weight)
 
     def context(self, factory: dict[str, Any]) -> Any:
-        """What maps the mean of the image to what it adds to the query; None without a pooled query."""
+        """The map from the mean of the image to the term that it adds to the query; None without a pooled query."""
         dims = self.convolution.geometry.dims
         if self.context_weight is None:
             return None
@@ -403,7 +403,7 @@ class FoldedPixelShift(Folded):
 
     @property
     def query_joins_key(self) -> bool:
-        """Whether one 1x1 convolution can compute query and key, which it can where both are read at the same pixels."""
+        """Whether one 1x1 convolution can compute query and key, because both are read at the same pixels."""
         centre, dims = self.convolution.geometry.centre(), self.convolution.geometry.dims
         return self.convolution.groups == 1 and centre == Geometry.create(
             1, padding_mode=centre.padding_mode, dims=dims
@@ -437,7 +437,7 @@ class FoldedPixelShift(Folded):
         return self._kernels(query, constant)
 
     def static(self) -> FoldedConvolution | None:
-        """The convolution that it is where the query is the same at every pixel of every image, and no mean of keys is added."""
+        """The equivalent convolution if the query is the same at every pixel of every image and no mean of keys is added."""
         norms = (self.convolution.norm, self.norm, self.query_norm, self.window_norm)
         varying = (self.query_weight, self.context_weight, self.mean_weight)
         folds = all(type(norm) is nn.Identity for norm in norms)
@@ -459,7 +459,7 @@ class FoldedPixelShift(Folded):
 
 
 class Parts(NamedTuple):
-    """What the gate combines: ``z_c`` (N, C_out, H', W'), ``z_q`` and ``z_k`` (N, A, H', W'), and what the whole image adds.
+    """The inputs of the gate: ``z_c`` (N, C_out, H', W'), ``z_q`` and ``z_k`` (N, A, H', W'), and the terms of the whole image.
 
     ``s_q`` and ``s_k`` are (N, A, 1, 1), or None where there is no pooled query or key.
     """
@@ -485,7 +485,7 @@ class GatedConv(DeployedOperator):
 
     @abstractmethod
     def parts(self, x: Tensor) -> Parts:
-        """What the gate combines, from (N, C_in, H, W)."""
+        """The inputs of the gate, from (N, C_in, H, W)."""
 
     def compute(self, x: Tensor) -> Tensor:
         y, query, window_sum, query_shift, sum_shift = self.parts(x)
@@ -575,7 +575,7 @@ class SingleGatedConv(GatedConv):
             self._divide_values(factors)
 
     def _scale_shift(self, part: str, factors: Tensor) -> None:
-        """Multiply what the whole image adds to the query, or to the window sum, where it adds to it."""
+        """Multiply the term that the whole image adds to the query or to the window sum, if there is one."""
         of_query, of_sum = self.shifted
         if part == "query" and self.mixed is not None:
             _scale_rows(self.mixed.outer, torch.arange(len(factors)), factors)
@@ -589,7 +589,7 @@ class SingleGatedConv(GatedConv):
 class SplitGatedConv(GatedConv):
     """Layout ``split``: W^c as its own convolution, (q, k) by 1x1, the window sum by a depthwise convolution.
 
-    The keys of all pixels are there, so that their mean is taken of A channels and not, as ``W^k mean(x)``, of C_in.
+    The keys of all pixels are available, so their mean is computed over A channels instead of C_in (``W^k mean(x)``).
     """
 
     layout = "split"

@@ -1,4 +1,4 @@
-"""1x1 convolutions as the matrix products that they are, where that is faster than torch's convolution."""
+"""1x1 convolutions computed as matrix products where that is faster than torch's convolution."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def project(conv: Any, x: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
 
 
 def project_onto(y: Tensor, conv: Any, x: Tensor) -> Tensor:
-    """``y + conv(x)`` of a 1x1 convolution of stride 1 without bias, in one matrix product that adds what it computes.
+    """``y + conv(x)`` of a 1x1 convolution of stride 1 without bias, in one matrix product that adds to ``y``.
 
     Args:
         y: (N, C_out, H, W), in any number of dimensions.

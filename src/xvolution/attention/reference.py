@@ -1,5 +1,5 @@
-"""Windows written to be read: what the references of the attention branches are made of, and a convolution with a kernel of
-its own at every pixel. Slow and obviously right; no operator of the library is computed by it.
+"""Windows and a convolution with one kernel for each pixel, written for readability: the references of the attention branches
+use them. They are slow; no operator of the library is computed by them.
 
 Shapes are written for images, (N, C, H, W). Signals (N, C, L) and videos (N, C, D, H, W) work alike: a window has as many
 sizes as there are dimensions after the channels.

@@ -1,4 +1,4 @@
-"""Measuring: time against each other, operations, parameters.
+"""Benchmarks: time in turns, operations, parameters.
 
 The names are imported when they are used, so that the command line answers `--help` without torch.
 """

@@ -1,4 +1,4 @@
-"""The bars that speed is held to, and what a bench measured for each."""
+"""The required speeds, and the figures that benches measured for them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Bar:
 
     Attributes:
         what: the figure, in words.
-        allowed: the bar.
-        measured: the figure, or that there is none.
-        floor: the same figure of the arithmetic alone, where that says something.
-        met: None where nothing was measured.
+        allowed: the required value.
+        measured: the measured value, or a text that there is none.
+        floor: the same figure for arithmetic alone, if it is meaningful.
+        met: whether the requirement holds; None if nothing was measured.
     """
 
     what: str
@@ -48,13 +48,13 @@ class Bar:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive numbers; not a number where there are none."""
+    """Geometric mean of positive numbers; NaN if there are none."""
     logarithms = [math.log(value) for value in values]
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
 def fastest_layout(forms: dict[str, Record]) -> Record:
-    """The deployed X-volution in the layout with the least ratio, which is what ``layout="auto"`` takes."""
+    """The deployed X-volution in the layout with the smallest ratio, as ``layout="auto"`` chooses."""
     layouts = [form for name, form in forms.items() if name.startswith(f"{OPERATOR} ") and "ratio" in form]
     return min(layouts, key=lambda form: form["ratio"])
 
@@ -65,7 +65,7 @@ def measures_operator(case: Record) -> bool:
 
 
 def matches(case: Record, **wanted: Any) -> bool:
-    """Whether a case is what is wanted, and else as usual: one thread of the CPU, float32, eager, contiguous."""
+    """Whether a case has the wanted settings, and the defaults otherwise: one CPU thread, float32, eager, contiguous."""
     return all(case.get(name, _USUAL.get(name)) == value for name, value in {**_USUAL, **wanted}.items())
 
 
@@ -127,7 +127,7 @@ def all_bars(cases: Mapping[str, Sequence[Record]]) -> list[Bar]:
 
 
 def _forms(cases: Sequence[Record], **wanted: Any) -> Mapping[str, Record]:
-    """The forms of the last case that is what is wanted; empty where there is none."""
+    """The forms of the last case with the wanted settings; empty if there is none."""
     found = [case["forms"] for case in cases if matches(case, **wanted)]
     return found[-1] if found else {}
 

@@ -1,4 +1,4 @@
-"""What one needs to know to repeat figures, or to doubt them."""
+"""The conditions of a measurement: machine, versions and system."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def device_conditions() -> dict[str, Any]:
 
 
 def instruction_sets() -> list[str]:
-    """Those of this processor that decide which kernels run: AVX2, AVX-512, AMX. Empty where the system does not tell."""
+    """The instruction sets of this processor that decide which kernels run (AVX2, AVX-512, AMX); empty if unknown."""
     flags = _processor_lines("flags")
     return sorted(flag for flag in (flags[0].split() if flags else []) if flag.startswith(_DECISIVE))
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of Python and of the packages that are there."""
+    """Versions of Python and of the installed packages."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -45,13 +45,13 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name if the system reports it."""
     names = _processor_lines("model name")
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def _processor_lines(name: str) -> list[str]:
-    """What Linux says under a name about each core; empty on other systems."""
+    """The entries of Linux's /proc/cpuinfo under a name, one for each core; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

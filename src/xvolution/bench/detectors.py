@@ -1,4 +1,4 @@
-"""Operations of a detector, some of whose heads run on as many regions as it finds."""
+"""Floating-point operations of a detector; some heads run once for each region that it finds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xvolution.conversion.summary import count_flops
 
 @dataclass(frozen=True)
 class DetectorFlops:
-    """What a detector computes for one image.
+    """The floating-point operations of a detector for one image.
 
     Attributes:
         flops: floating-point operations, a multiply-add being two.
@@ -29,8 +29,8 @@ class DetectorFlops:
 def count_detector_flops(detector: Any, mask_head: bool = False) -> DetectorFlops:
     """Count convolutions and matrix products for a square image whose side is the detector's shorter side.
 
-    Backbone, pyramid and the heads that see the whole image (of proposals, or of a detector of one stage) compute the same
-    whatever it shows. The heads of regions compute by what was found, and are left out; so are resizing, suppression and pasting.
+    Backbone, pyramid and the heads that read the whole image (proposals, or one-stage detectors) have the same cost for every
+    image. The heads of regions depend on the number of regions and are not counted; nor are resizing, suppression and pasting.
 
     Args:
         detector: of torchvision's interface, in eval mode.

@@ -1,4 +1,4 @@
-"""The flags of each bench, from a file, so that its parser need not import what measures.
+"""The flags of each bench, from a file, so that the parser does not import torch.
 
 `python -m xvolution.bench.flags` writes `flags.json` from the benches' dataclasses, and a test holds it against them.
 """
@@ -29,19 +29,19 @@ KINDS = {
 
 
 def bench_of(kind: str) -> Any:
-    """The class of a bench, which imports what measures."""
+    """The class of a bench; imports its module."""
     module, name = KINDS[kind]
     return getattr(importlib.import_module(module), name)
 
 
 @cache
 def stored() -> dict[str, Described]:
-    """What the file says of each bench."""
+    """The flags of each bench from the file."""
     return read_flags("xvolution.bench", _FILE)
 
 
 def described() -> dict[str, Described]:
-    """What the code says of each bench; sequences as lists, as the command line gives them."""
+    """The flags of each bench from its class; sequences are lists, as on the command line."""
     return {kind: _described(bench_of(kind)) for kind in KINDS}
 
 

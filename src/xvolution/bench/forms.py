@@ -1,4 +1,4 @@
-"""What a bench compares: the forms of an operator at one place, their cost and their time."""
+"""The forms of an operator that a bench compares, with their cost and time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SLOW_ROUNDS = 3
 
 
 class _OutputBytes(TorchDispatchMode):
-    """Adds up the bytes of whatever operations return."""
+    """Adds up the bytes of all results of operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,11 +42,11 @@ class _OutputBytes(TorchDispatchMode):
 
 
 def refusal(module: nn.Module, shape: tuple[int, ...]) -> str | None:
-    """Why this call is not worth waiting for, found on the meta device; None where it is.
+    """The reason why a call would take too long or too much memory, computed on the meta device; None if it would not.
 
     Args:
-        module: what is to be called; its copy on the meta device is.
-        shape: of its input.
+        module: the module to call; a copy on the meta device is called instead.
+        shape: shape of its input.
     """
     module = deepcopy(module).to("meta")
     x = torch.empty(shape, device="meta", dtype=next(module.parameters()).dtype)
@@ -90,7 +90,7 @@ def training(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def timed(calls: Mapping[str, Callable[[], object]], baseline: str, rounds: int) -> dict[str, Record]:
-    """Median and quartiles in ms, and the ratio to ``baseline``; the slow ones with it in turns of their own."""
+    """Median and quartiles in ms, and the ratio to ``baseline``; slow forms take turns with the baseline separately."""
     once = {name: _seconds(call) for name, call in calls.items()}
     slow = {name for name in calls if once[name] > max(SLOW * once[baseline], 0.02)}
     quick = {name: call for name, call in calls.items() if name not in slow}

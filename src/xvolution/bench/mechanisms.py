@@ -1,4 +1,4 @@
-"""`xvolution bench mechanisms`: the rivals and the mechanisms beside each other, where they are run."""
+"""`xvolution bench mechanisms`: other operators and the attention branches of X-volution in each runtime."""
 
 from __future__ import annotations
 

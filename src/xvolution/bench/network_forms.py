@@ -39,7 +39,7 @@ def plain_network(name: str) -> nn.Module:
 
 
 def is_detector(name: str) -> bool:
-    """Whether it is the name of a YOLO, which the package ultralytics has."""
+    """Whether it is the name of a YOLO of the package ultralytics."""
     return name.startswith("yolo") and not timm.is_model(name)
 
 
@@ -48,10 +48,10 @@ class NetworkForm:
     """A network with an operator in some of its stages.
 
     Attributes:
-        name: of the form in the results.
-        config: the operator; the network as it is when None.
-        stages: in which it stands; wherever ``convert`` puts it by default when None.
-        layout: in which X-volution is deployed, or ``"auto"``.
+        name: name of the form in the results.
+        config: the operator; None for the plain network.
+        stages: stages with the operator; None for the default of ``convert``.
+        layout: layout of the deployed X-volution, or ``"auto"``.
     """
 
     name: str
@@ -60,7 +60,7 @@ class NetworkForm:
     layout: str = "auto"
 
     def build(self, network: str) -> nn.Module:
-        """The network with random weights and the operator in it, in the form that is trained."""
+        """The network with random weights and the operator, in training form."""
         torch.manual_seed(0)
         model = plain_network(network)
         if self.config is None:
@@ -85,12 +85,12 @@ def measure_forms(
     Args:
         settings: ``network``, ``runtime``, ``batch``, ``image_size``, ``threads``, ``device``, ``dtype``, ``mode`` and
             ``memory_format``.
-        forms: beside the plain network.
-        files: those that are written already.
-        rounds: samples of each form.
+        forms: the forms beside the plain network.
+        files: files that are already written.
+        rounds: number of times each form is timed.
 
     Returns:
-        Records by the form's name, with the number of operators in each layout; the reason in the place of figures where a form
+        Records by the form's name, with the number of operators in each layout; a reason instead of figures if a form
         has no such layout.
     """
     layouts = _ChosenLayouts()
@@ -114,7 +114,7 @@ def measure_forms(
 
 
 class _ChosenLayouts:
-    """What ``"auto"`` chose for a network that has an operator wherever it can stand, by operator."""
+    """The layouts that ``"auto"`` chose for a network with all possible operators, by operator."""
 
     def __init__(self) -> None:
         self._found: dict[str, Mapping[str, str]] = {}

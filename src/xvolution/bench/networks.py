@@ -1,4 +1,4 @@
-"""`xvolution bench networks`: whole networks, plain, with squeeze-and-excitation and with X-volution, where they are run."""
+"""`xvolution bench networks`: whole networks, plain, with squeeze-and-excitation and with X-volution, in each runtime."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class NetworkBench:
             )
 
     def cases(self) -> list[Case]:
-        """All combinations; one image makes no training step, since batch norms need more."""
+        """All combinations, without training steps on one image, because batch norms need more."""
         files, found = WrittenFiles(), []
         for network, runtime, batch in product(self.networks, self.runtimes, self.batches):
             if runtime == TRAINING and batch == 1:
@@ -136,14 +136,14 @@ def require_networks(names: Sequence[str]) -> None:
 def ways(
     runtime: str, memory_formats: Sequence[str], modes: Sequence[str], dtypes: Sequence[str]
 ) -> Iterator[dict[str, str]]:
-    """How torch runs a network; a runtime has one way of its own."""
+    """The settings in which torch runs a network; a runtime has a single setting."""
     chosen = [("contiguous",), ("eager",), ("float32",)] if runtime in RUNTIMES else [memory_formats, modes, dtypes]
     for memory_format, mode, dtype in product(*chosen):
         yield {"dtype": dtype, "mode": mode, "memory_format": memory_format}
 
 
 def forms_of(network: str, layouts: Sequence[str]) -> list[NetworkForm]:
-    """The forms beside the plain network; a layout that was asked for by name is a part of the form's name."""
+    """The forms beside the plain network; a layout that is given by name is part of the form's name."""
     last = len(stages_of(plain_network(network)))
     # YOLOs have no stages.
     places = ({STAGE_3: (3,), LAST_TWO: (last - 1, last)} if last else {}) | {ALL: None}

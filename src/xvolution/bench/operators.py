@@ -1,4 +1,4 @@
-"""`xvolution bench operators`: an operator in the place of one convolution."""
+"""`xvolution bench operators`: one operator against one convolution."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class OperatorBench:
         require_device(self.device)
 
     def cases(self) -> list[Case]:
-        """All combinations that there are."""
+        """All possible combinations."""
         files, found = WrittenFiles(), []
         combinations = product(
             self.passes,
@@ -142,7 +142,7 @@ class OperatorBench:
         return figures
 
     def _forms(self, what: str, shape: tuple[int, ...]) -> tuple[dict[str, nn.Module], dict[str, Record]]:
-        """The modules that are worth measuring, and for every form an empty record or why it is not measured."""
+        """The modules to measure, and for every form an empty record or the reason why it is not measured."""
         forms: dict[str, nn.Module] = {}
         figures: dict[str, Record] = {}
         for name, form in self._built(what, shape[1]):
@@ -174,7 +174,7 @@ class OperatorBench:
 
 
 def deployed_layouts(operator: XVolution) -> dict[str, nn.Module]:
-    """Each layout in which an operator deploys; those that cannot merge have one."""
+    """The layouts in which an operator can be deployed; an operator that does not merge has one."""
     folded = fold(operator)
     return {layout: folded.deployed(layout, operator.conv.weight) for layout in folded.layouts}
 

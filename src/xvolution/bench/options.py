@@ -93,12 +93,12 @@ class OptionBench:
         return measure_forms(settings, forms, files, self.rounds)
 
     def forms(self) -> Mapping[str, ConversionConfig]:
-        """What is measured beside the plain network, by name."""
+        """The forms that are measured beside the plain network, by name."""
         return {name: XVolutionConfig(attention=PixelShift(**changed)) for name, changed in variants().items()}
 
 
 def variants() -> dict[str, Mapping[str, Any]]:
-    """What is changed, by the name of the form."""
+    """The changed options, by the name of the form."""
     return {DEFAULT: {}} | {_said(changed): changed for changed in CHANGES}
 
 

@@ -37,36 +37,36 @@ $ xvolution bench page --results mine --output performance.md
 command and commit.
 """
 
-NETWORKS = """Deployed networks, norms folded. X-volution stands where `convert` puts it: in the place of spatial convolutions,
-and at the 1x1 projection behind a depthwise one. Squeeze-and-excitation stands behind the same spatial convolutions, depthwise
-ones included. `auto` chooses the layout of X-volution unless the form names one.
+NETWORKS = """Deployed networks, norms folded. X-volution replaces the convolutions that `convert` chooses: spatial
+convolutions, and the 1x1 projection after a depthwise convolution. Squeeze-and-excitation follows the same spatial convolutions,
+including depthwise ones. The layout of X-volution is `auto` unless the form names one.
 """
 
-OPTIONS = """One option of the default branch changed at a time. A row that changes nothing on a network, such as `window=3`
-beside 3x3 convolutions, shows the noise.
+OPTIONS = """Each row changes one option of the default branch. A row without effect on a network, such as `window=3` beside 3x3
+convolutions, shows the noise of the measurement.
 """
 
 TRIED = """## What was tried
 
-- The 1x1 convolutions of the deployed form as matrix products, the last one adding onto the convolution's output: faster, and
-  kept (`attention/pointwise.py`).
-- The mean over all pixels taken from the keys, which are fewer than the input's channels: faster, and kept.
-- Beside a projection, convolution, query and key as one 1x1 convolution of three parts: its three outputs have to be split, which
-  takes what reading the input once saves. Within 2 % of `split` in both runtimes, and not kept.
-- Attention maps with the channels innermost while the image has them outermost: the depthwise convolution gains what the
+- The 1x1 convolutions of the deployed form as matrix products; the last one adds to the convolution's output. This is faster
+  and was kept (`attention/pointwise.py`).
+- The mean over all pixels computed from the keys, which have fewer channels than the input. This is faster and was kept.
+- Beside a projection: convolution, query and key as one 1x1 convolution. The input is read once, but splitting the three
+  outputs takes the time that this saves. It was within 2 % of `split` in both runtimes and was not kept.
+- Attention maps in channels-last format while the image is contiguous. The depthwise convolution gains as much time as the
   transposed products lose.
-- oneDNN's fused convolution and addition: no faster than the product that adds, and not a public function.
-- Query and key each by a product of its own: kept where the channels are innermost, no gain where they are outermost.
-- `torch.compile` of the deployed form (the rows *compiled*): it fuses gate and addition, which gains in bfloat16 and, in
-  float32, where maps are small; the depthwise convolution of large maps with few channels stays what costs most.
-- The layout `single`: it pays the arithmetic of a K x K convolution for query and key.
-- Training with one operator that computes window sum, gate and products again in the backward pass, where the modules keep them:
-  less memory in about the same time, and kept (`attention/fused`).
+- oneDNN's fused convolution and addition. It is no faster than the product that adds, and is not a public function.
+- Separate products for query and key. They were kept for channels-last maps; for contiguous maps there was no gain.
+- `torch.compile` of the deployed form (the rows *compiled*). It fuses gate and addition, which is faster in bfloat16, and in
+  float32 for small maps. The depthwise convolution of large maps with few channels still takes most of the time.
+- The layout `single`. It computes query and key with the arithmetic of a K x K convolution.
+- Training with one operator that recomputes window sum, gate and products in the backward pass instead of keeping them. It
+  needs less memory in about the same time and was kept (`attention/fused`).
 """
 
 GPU = """## On a GPU
 
-What was seen once is in [architecture](architecture.md). These measure it, beside the figures of this page:
+[Architecture](architecture.md) has figures of one run. These commands measure them, in addition to the figures of this page:
 
 ```bash
 xvolution bench networks --device cuda --networks resnet50 --runtimes training torch --batches 64 \\
@@ -78,7 +78,7 @@ xvolution bench operators --device cuda --batches 1 64 --memory-formats channels
 
 
 def records_in(results: Path) -> dict[str, dict[str, Any]]:
-    """What benches wrote, by machine and by kind.
+    """The results of benches, by machine and by kind.
 
     Args:
         results: folder with ``bench-KIND.json``, and ``bench-KIND-NAME.json`` of further machines.
@@ -115,7 +115,7 @@ def write_page(results: Path, page: Path) -> None:
 
 
 def _of_machine(name: str, records: Mapping[str, Any], page: Path) -> list[str]:
-    """Everything that was measured on one machine; networks lead."""
+    """The sections for one machine, networks first."""
     cases = {kind: list(stored["cases"].values()) for kind, stored in records.items()}
     suffix = f" ({name})" if name else ""
     parts = []
@@ -152,7 +152,7 @@ def _conditions(records: Mapping[str, Any]) -> str:
 
 
 def _widest(instruction_sets: Sequence[str]) -> str:
-    """The kinds of instruction sets that there are, in words."""
+    """The available instruction sets, in words."""
     kinds = {"avx2": "AVX2", "avx512": "AVX-512", "amx": "AMX"}
     there = [said for start, said in kinds.items() if any(found.startswith(start) for found in instruction_sets)]
     return f", {', '.join(there)}" if there else ""

@@ -1,4 +1,4 @@
-"""The results file of a bench: a record for each case, written as soon as it is there."""
+"""The results file of a bench: a record for each case, written as soon as the case is measured."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Case:
     """One thing to measure.
 
     Attributes:
-        key: its name in the results file; a case with a name that is there is done.
-        settings: what it is, in plain values.
+        key: its name in the results file; a case whose name is in the file is not measured again.
+        settings: its settings, as plain values.
         measure: returns ``{form: figures}``.
     """
 
@@ -40,7 +40,7 @@ class Case:
 
 
 class Results:
-    """Records by key, with the machine, the versions and the commit that they come from."""
+    """Records by key, with machine, versions and commit."""
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
         self.path, self.kind = Path(path), kind
@@ -81,7 +81,7 @@ class Results:
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a bench has written, with the operators called by today's names.
+    """The results of a bench, with the current names of operators.
 
     Raises:
         InputError: there is no such file, or it is another's.

@@ -20,7 +20,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def bar_table(bars: Sequence[Bar]) -> str:
-    """The bars, and whether they are met."""
+    """The required speeds, and whether they are met."""
     words = {True: "yes", False: "no", None: ""}
     rows = [(bar.what, bar.allowed, bar.measured, bar.floor, words[bar.met]) for bar in bars]
     return table(("what", "bar", "measured", "floor", "met"), rows)
@@ -45,7 +45,7 @@ def network_tables(cases: Sequence[Record]) -> list[str]:
 
 
 def option_tables(cases: Sequence[Record]) -> list[str]:
-    """What each option costs: a table for each network and batch."""
+    """The cost of each option: a table for each network and batch."""
     parts = []
     for place in dict.fromkeys(map(_batch_of, sorted(cases, key=lambda case: case["batch"]))):
         chosen = [case for case in cases if _batch_of(case) == place]
@@ -61,7 +61,7 @@ def option_tables(cases: Sequence[Record]) -> list[str]:
 
 
 def operator_tables(cases: Sequence[Record]) -> list[str]:
-    """An operator in the place of one convolution: deployed, and in training with its memory."""
+    """One operator against one convolution: deployed, and in training with its memory."""
     parts = []
     for what, title in (("inference", "Inference, deployed form"), ("training", "Training, forward and backward")):
         chosen = [case for case in cases if case["pass"] == what]
@@ -101,7 +101,7 @@ def scaling_table(cases: Sequence[Record]) -> list[str]:
 
 
 def _where_it_loses(cases: Sequence[Record]) -> list[str]:
-    """In words, from the figures: where the global branch is cheaper, and the worst place."""
+    """A paragraph with the most expensive place, and the places where the global branch is cheaper."""
     if not cases:
         return []
     cheaper = []
@@ -128,7 +128,7 @@ def _by_network(cases: Sequence[Record]) -> Mapping[str, Mapping[str, Mapping[st
 
 
 def _way(case: Record) -> str:
-    """The runtime and how it runs a network, in words; what is usual goes without saying."""
+    """The runtime and its settings in words; default settings are left out."""
     runtime: str = case.get("runtime", "torch")
     title = RUNTIMES[runtime].title if runtime in RUNTIMES else {TRAINING: "training step"}.get(runtime, "PyTorch")
     usual: dict[str, str] = {"device": "cpu", "dtype": "float32", "mode": "eager", "memory_format": "contiguous"}
@@ -153,7 +153,7 @@ def _cell(forms: Mapping[str, Record], name: str) -> str:
 
 
 def _flops(by_way: Mapping[str, Mapping[str, Record]], name: str) -> str:
-    """The ratio of operations, of the first way that has them."""
+    """The ratio of operations in the first column that has them."""
     for forms in by_way.values():
         if "flops" in forms.get(name, {}):
             return f"{forms[name]['flops'] / forms[BASELINE]['flops']:.2f}"

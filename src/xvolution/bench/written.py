@@ -17,7 +17,7 @@ ONNX = "onnxruntime"
 
 
 class WrittenFiles:
-    """Files by what is in them, in a folder that goes with this object.
+    """Files by their content, in a folder that is deleted with this object.
 
     Runtimes that read ONNX share a file, which takes longer to write and to compare than to time. Sizes are fixed in it: with
     open axes the graph has the same nodes, and takes several times as long to write.
@@ -34,10 +34,10 @@ class WrittenFiles:
 
         Args:
             runtime: its name in ``RUNTIMES``.
-            module: in eval mode; written where no file of this content is there.
+            module: module in eval mode; it is written if there is no file with this content.
             x: (N, C, H, W), the only input that it will be called with.
-            content: tells files for inputs of one size apart; equal for modules that compute the same.
-            threads: of the CPU.
+            content: distinguishes files for inputs of one size; equal for modules that compute the same.
+            threads: number of CPU threads.
 
         Raises:
             ExportError: the module cannot be written or run there.

@@ -1,4 +1,4 @@
-"""Which operator helps on my data, and what does it cost? A grid of trainings under one recipe, with statistics, on one page.
+"""Comparison of operators on one data set: a grid of trainings with one recipe, statistics, and a report on one page.
 
 The names are imported when they are used, so that the command line answers `--help` without the training libraries.
 """

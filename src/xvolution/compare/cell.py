@@ -1,7 +1,7 @@
-"""One cell of the grid in a process of its own: ``python -m xvolution.compare.cell FOLDER [--with-parent]``.
+"""One training of the grid (a cell) in its own process: ``python -m xvolution.compare.cell FOLDER [--with-parent]``.
 
-FOLDER holds `cell.json`; `result.json` and what its task leaves follow, or `error.json`. With ``--with-parent`` the cell is
-asked to end when its standard input ends, whose other end the parent holds.
+FOLDER holds `cell.json`. The process writes `result.json` and the files of its task, or `error.json`. With ``--with-parent``
+the process stops when its standard input is closed, that is, when the parent ends.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def write_task(cell: Cell, threads: int | None, workers: int | None) -> None:
 
 
 def run_task(folder: Path) -> int:
-    """Run the cell that `cell.json` describes; whatever happens is written beside it.
+    """Run the cell that `cell.json` describes, and write its result or error beside it.
 
     Returns:
-        The exit code: 0; 128 and the signal's number where it was asked to end; else 1 or what the error asks for.
+        The exit code: 0 for success, 128 plus the signal's number after a signal, else 1 or the error's own code.
     """
     task = read_json(folder / "cell.json")
     if task is None:
@@ -79,10 +79,10 @@ def run_task(folder: Path) -> int:
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train its networks, judge every image by the last epoch's weights, and count.
+    """Train its networks, evaluate them on every image with the last epoch's weights, and count parameters and operations.
 
     Returns:
-        What `result.json` holds: accuracy or average precision as fractions, sizes in bytes, times in seconds.
+        The content of `result.json`: accuracy or average precision as fractions, sizes in bytes, times in seconds.
     """
     train, task = cell.train, comparison_of(cell.train)
     trained = [train_once(each) for each in cell.trainings]
@@ -152,7 +152,7 @@ def _fail(folder: Path, error: Exception) -> int:
 
 
 def end_with_parent() -> None:
-    """Ask this process to end as soon as standard input does, and end it, with all that it started, where it stays."""
+    """Ask this process to stop when standard input is closed; if it does not, kill it and all processes that it started."""
 
     def watch() -> None:
         while os.read(0, 1):

@@ -16,7 +16,7 @@ ALL_AT_ONCE = 10_000
 
 
 class CellTask:
-    """What a job runs. A job that the cluster preempts or times out is submitted again and goes on from its checkpoint."""
+    """The function of a job. A job that is preempted or times out is submitted again and continues from its checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,7 +25,7 @@ class CellTask:
         return run_task(self.folder)
 
     def checkpoint(self) -> Any:
-        """What is submitted in the place of an interrupted job."""
+        """The task to submit again after an interruption."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -41,7 +41,7 @@ class ClusterJob:
         return not self.job.done()
 
     def interrupt(self) -> None:
-        """The cluster ends it; its last checkpoint is that of the last epoch, or of ``checkpoint_every``."""
+        """Cancel the job; its last checkpoint is that of the last epoch, or of ``checkpoint_every``."""
         self.job.cancel()
 
     def kill(self) -> None:
@@ -49,7 +49,7 @@ class ClusterJob:
 
 
 class ClusterLauncher:
-    """Submits every cell at once, or ``jobs`` of them; the cluster says when they run."""
+    """Submits all cells at once, or ``jobs`` of them; the cluster schedules them."""
 
     def __init__(self, config: CompareConfig) -> None:
         try:

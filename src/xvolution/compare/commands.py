@@ -94,7 +94,9 @@ def compare_parser(defaults: RunConfig, everything: bool = False) -> Parser:
     add = parser.add_flag
     add("comparison", Flag("preset", str | None, None, presets))
     add("comparison", Flag("seeds", str | None, None, "number of seeds, or a list such as [3,4,5]; 3 by default."))
-    folds = "number of networks of each cell, each trained without one part of the images and judged by it; for few images."
+    folds = (
+        "number of networks of each cell, each trained without one part of the images and judged by it; for few images."
+    )
     add("comparison", Flag("folds", int | None, None, folds))
     baseline = "label of the baseline that the others are compared with; conv by default."
     add("comparison", Flag("baseline", str | None, None, baseline))

@@ -1,4 +1,4 @@
-"""Everything a comparison is decided by."""
+"""The configuration of a comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xvolution.training.tasks import CLASSIFY
 
 @dataclass
 class CompareConfig:
-    """A grid of trainings: every variant with every seed, all by one recipe.
+    """A grid of trainings: every variant with every seed, all with one recipe.
 
     Args:
         recipe: of every training, of any task; its operator, seed, output and resume are the grid's to say.

@@ -1,4 +1,4 @@
-"""Detectors in a comparison: COCO's average precision, also on resampled images, and what a detector costs."""
+"""Detectors in a comparison: COCO's average precision, also on resampled images, and the cost of a detector."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
     """See `ComparedTask`.
 
     Args:
-        kind: of average precision that detectors are ranked by, box or mask.
+        kind: kind of average precision that ranks detectors, box or mask.
     """
 
     timed_on = (
         ", the first images of the evaluation; the time of a detector depends on the number of objects that it finds"
     )
-    judged_anew = ", on which average precision is computed anew"
+    judged_anew = ", with average precision recomputed for each draw"
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

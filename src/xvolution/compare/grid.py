@@ -1,4 +1,4 @@
-"""The grid of a comparison: its cells, in the order they run in, and what makes two cells the same."""
+"""The grid of a comparison: its cells in the order of running, and the settings that identify a cell."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Cell:
     """One training of the grid.
 
     Attributes:
-        variant: what is trained.
-        train: how.
-        folds: so many networks are trained, each without one part of the images, which then judges it; None for one network
-            that the validation part judges.
+        variant: the operator and its options.
+        train: the configuration of the training.
+        folds: number of networks, each trained without one part of the images and evaluated on it; None for one network that
+            is evaluated on the validation part.
     """
 
     variant: Variant
@@ -87,7 +87,7 @@ class Cell:
         return [["xvolution", "train", *train_flags(train)] for train in self.trainings]
 
     def result(self) -> dict[str, Any] | None:
-        """What an earlier or this call found; None where the cell is not done, or done by another recipe."""
+        """The result of this or an earlier call; None if the cell is not finished, or was trained with another recipe."""
         found = read_json(self.folder / "result.json")
         return found if found is not None and found.get("digest") == self.digest else None
 
@@ -106,16 +106,16 @@ def cells(config: CompareConfig) -> list[Cell]:
 
 
 def identity(train: RunConfig) -> dict[str, Any]:
-    """What decides a training's result, as JSON values."""
+    """The settings that affect a training's result, as JSON values."""
     values = json.loads(json.dumps(train.to_dict()))
     return {name: value for name, value in values.items() if name not in CIRCUMSTANCES}
 
 
 def claim(config: CompareConfig, grid: list[Cell]) -> None:
-    """Write down in the folder what it compares, or see that it is the same as before; variants and seeds may be added.
+    """Store the comparison's settings in its folder, or check that they are the stored ones; variants and seeds may be added.
 
     Raises:
-        InputError: the folder holds a comparison by another recipe.
+        InputError: the folder holds a comparison with another recipe.
     """
     path = config.folder / "comparison.json"
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
@@ -149,7 +149,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file that this package wrote; None where there is none."""
+    """The JSON object in a file that this package wrote; None if there is no file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Running the cells: several at once, in processes here or as jobs of a cluster, until all are done or Ctrl-C."""
+"""Running the cells, several at once, in local processes or as jobs of a cluster, until all are finished or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Job(Protocol):
 
 
 class Launcher(Protocol):
-    """Where cells run."""
+    """Starts cells on this machine or a cluster."""
 
     capacity: int
 
@@ -47,7 +47,7 @@ class Launcher(Protocol):
 
 
 class Watcher(Protocol):
-    """Who is told."""
+    """Is notified of starts, progress and ends."""
 
     def started(self, cell: Cell) -> None: ...
     def progress(self, cell: Cell) -> None: ...
@@ -103,9 +103,9 @@ def _leave(jobs: list[Job]) -> None:
 
 @dataclass
 class LocalJob:
-    """A process of its own, in a process group of its own so that Ctrl-C reaches it through its parent alone.
+    """A process in its own process group, so that Ctrl-C reaches it only through its parent.
 
-    It ends with its parent, however that ends: the parent holds the other end of its standard input.
+    It stops when its parent ends for any reason, because the parent holds the other end of its standard input.
     """
 
     process: subprocess.Popen[bytes]

@@ -15,10 +15,10 @@ def render(figures: dict[str, Any]) -> str:
     """Fill the template.
 
     Args:
-        figures: what `results.json` holds.
+        figures: the content of `results.json`.
 
     Returns:
-        A document that loads nothing from anywhere.
+        A self-contained HTML document.
     """
     rows, baseline = figures["variants"], figures["baseline"]
     metric = Metric(**figures["metrics"][0])

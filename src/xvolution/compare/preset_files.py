@@ -25,7 +25,7 @@ def preset(name: str) -> dict[str, Any]:
     The recipe holds fields of TrainConfig, or of DetectionConfig with its ``task``.
 
     Raises:
-        InputError: there is no such preset or file, or it is something else.
+        InputError: there is no such preset or file, or its content is not a preset.
     """
     if name in preset_names():
         text = (files("xvolution.compare") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")

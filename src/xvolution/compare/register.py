@@ -1,4 +1,4 @@
-"""Comparisons by the name of their task; a task that is not here can be trained, and not compared."""
+"""Comparisons by the name of their task; a task that is not listed here can be trained but not compared."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COMPARED = {
 
 
 def comparison_of(recipe: RunConfig) -> ComparedTask[Any, Any]:
-    """How networks of a recipe's task are compared.
+    """The comparison of a recipe's task.
 
     Raises:
-        InputError: they cannot be.
+        InputError: the task cannot be compared.
     """
     if recipe.task not in COMPARED:
         raise InputError(f"--task is {recipe.task}; the tasks that can be compared are {', '.join(COMPARED)}.")

@@ -1,4 +1,4 @@
-"""From the cells that are done to the figures of the report."""
+"""The figures of the report, computed from the finished cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEDIANS = ("parameters", "flops", "deployed_parameters", "deployed_flops", "seco
 def gather(
     config: CompareConfig, grid: Sequence[Cell], conditions: Mapping[str, Any], latency: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything that the report says, as JSON values: what `results.json` holds."""
+    """All figures of the report as JSON values, the content of `results.json`."""
     task = comparison_of(config.recipe)
     done = {cell.name: result for cell in grid if (result := cell.result()) is not None}
     by_label: dict[str, list[Cell]] = {variant.label: [] for variant in config.variants}
@@ -110,7 +110,7 @@ def _pairs(
     by_label: Mapping[str, list[Cell]],
     done: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Differences between every two variants that are not the baseline: whether one is the better, or its control as good."""
+    """Differences between every two variants other than the baseline."""
     pairs = []
     for against, label in combinations((label for label in by_label if label != config.baseline), 2):
         found = _difference(task, by_label[label], by_label[against], done)
@@ -122,7 +122,7 @@ def _pairs(
 def _difference(
     task: ComparedTask[Any, Any], own: Sequence[Cell], base: Sequence[Cell], done: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """What ``own`` has more than ``base``, over the seeds that both have finished.
+    """The difference ``own`` minus ``base`` over the seeds that both have finished.
 
     Returns:
         ``differences``: of each metric, by seeds; ``difference``: that of the first; ``bootstrap``: of the first, by seeds and
@@ -161,7 +161,7 @@ def _values(interval: Interval | None) -> dict[str, Any] | None:
 
 
 def _mark_front(rows: Sequence[dict[str, Any]]) -> None:
-    """Say which rows no other beats in accuracy over FLOPs of the deployed form."""
+    """Mark the rows on the Pareto front of accuracy over FLOPs of the deployed form."""
     done = [row for row in rows if row["score"] is not None]
     front = pareto_front([row["deployed_flops"] for row in done], [row["score"]["estimate"] for row in done])
     best = {done[index]["label"] for index in front}

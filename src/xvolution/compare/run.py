@@ -1,4 +1,4 @@
-"""`compare`: the grid, and after each cell the report on what is done."""
+"""`compare`: runs the grid and updates the report after each training."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PACKAGES = ("xvolution", "torch", "torchvision", "timm", "lightning", "pycocotoo
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison left.
+    """The results of a comparison.
 
     Attributes:
         page: the report, one file that needs nothing else.
         results: the figures as JSON, beside the page.
         table: one line for each cell, as CSV.
-        figures: what the JSON holds.
+        figures: the content of the JSON file.
     """
 
     page: Path
@@ -56,12 +56,12 @@ class Comparison:
 def compare(config: CompareConfig) -> Comparison:
     """Train every variant with every seed, and report after each training.
 
-    Cells that an earlier call finished in the same folder are skipped, and one that was interrupted goes on.
+    Trainings that an earlier call finished in the same folder are skipped, and interrupted ones continue.
 
     Raises:
         InputError: something in the configuration or the data cannot be used, or the folder holds another comparison.
-        RunError: a cell failed, and the others are done and reported; or another process writes to the folder.
-        Interrupted: Ctrl-C, SIGTERM or SIGHUP; the running cells have written checkpoints and the next call goes on.
+        RunError: a training failed, after all others were finished and reported; or another process writes to the folder.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; the running trainings have written checkpoints and the next call continues.
     """
     grid = cells(config)
     _check(grid)
@@ -73,7 +73,7 @@ def compare(config: CompareConfig) -> Comparison:
 
 
 class Reporter:
-    """Runs what is left of a grid, says how far it is and keeps the report up to date."""
+    """Runs the remaining cells of a grid, prints progress and updates the report."""
 
     def __init__(self, config: CompareConfig, grid: Sequence[Cell]) -> None:
         self.config, self.grid = config, grid
@@ -116,7 +116,7 @@ class Reporter:
             )
 
     def report(self, latency: dict[str, Any] | None = None) -> None:
-        """Write the report on what is done by now."""
+        """Write the report on the finished cells."""
         figures = gather(self.config, self.grid, self._conditions, latency)
         folder = self.config.folder
         self.comparison = Comparison(folder / "report.html", folder / "results.json", folder / "results.csv", figures)
@@ -130,7 +130,7 @@ class Reporter:
         self._say(f"{cell.name}: started{going_on}")
 
     def progress(self, cell: Cell) -> None:
-        """Say what epochs the cell has finished since the last look."""
+        """Print the epochs that the cell has finished since the last call."""
         history = _history(cell)
         for place, row in list(enumerate(history))[self._epochs[cell.name] :]:
             fold = "" if cell.folds is None else f"fold {place // cell.train.epochs + 1}/{cell.folds}, "
@@ -154,7 +154,7 @@ class Reporter:
         self.report()
 
     def _remaining(self) -> str:
-        """How many cells are done and how long the rest will take, by the median epoch and judging so far."""
+        """The number of finished cells and the estimated time left, from the median epoch and evaluation so far."""
         done = [result for cell in self.grid if (result := cell.result()) is not None]
         text = f"  [{len(done)} of {len(self.grid)} trainings"
         seconds = [result["seconds_per_epoch"] for result in done]
@@ -177,7 +177,9 @@ def dry_run(config: CompareConfig) -> str:
     grid = cells(config)
     _check(grid)
     folds = "" if config.folds is None else f", each of {config.folds} folds"
-    lines = [f"{len(grid)} trainings: {len(config.variants)} variants x {len(config.seeds)} seeds{folds}, in this order"]
+    lines = [
+        f"{len(grid)} trainings: {len(config.variants)} variants x {len(config.seeds)} seeds{folds}, in this order"
+    ]
     for cell in grid:
         state = "done" if cell.result() is not None else "interrupted" if cell.checkpoint.exists() else "new"
         lines += [f"# {cell.name} ({state})", *map(shlex.join, cell.commands)]
@@ -185,7 +187,7 @@ def dry_run(config: CompareConfig) -> str:
 
 
 def _check(grid: Sequence[Cell]) -> None:
-    """Open the data and build every network once, so that a mistake is answered before hours of training."""
+    """Open the data and build every network once, so that a mistake is reported before hours of training."""
     build = comparison_of(grid[0].train).builder(grid[0].train)
     for cell in {cell.variant.label: cell for cell in grid}.values():
         try:

@@ -1,4 +1,4 @@
-"""Intervals: what some seeds and some images say about all of them. Pure functions of numbers."""
+"""Confidence intervals over seeds and images. Pure functions of numbers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and how far the truth may be from it.
+    """An estimate with its confidence interval.
 
     Attributes:
         estimate: the mean.
-        low, high: the ends of the interval at ``LEVEL``; None where there is too little to say.
-        seeds: how many it rests on.
+        low, high: the ends of the interval at ``LEVEL``; None if there are too few values.
+        seeds: number of seeds.
     """
 
     estimate: float
@@ -47,7 +47,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Parts:
-    """Of the variance of a mean over seeds and images: what seeds, what images, and what both together contribute to each."""
+    """Components of the variance of a mean over seeds and images: seeds, images, and their interaction."""
 
     of_seeds: float
     of_images: float
@@ -88,7 +88,7 @@ def bootstrap_difference(
     alone. See ``_two_level``.
 
     Args:
-        correct, baseline: (seeds, images) bool, whether each image was classified rightly.
+        correct, baseline: (seeds, images) bool, whether each image was classified correctly.
         draws: of the bootstrap.
         seed: of the draws.
 
@@ -115,7 +115,7 @@ def resampled_difference(
     images: int,
     seed: int = 0,
 ) -> Interval | None:
-    """`bootstrap_difference` of a figure that is no mean over images, such as average precision.
+    """`bootstrap_difference` for a figure that is not a mean over images, such as average precision.
 
     Args:
         values, baseline: (seeds,) the figure on all images.
@@ -124,7 +124,7 @@ def resampled_difference(
         seed: of the draws of seeds.
 
     Returns:
-        None where the figure exists on hardly any draw (there is nothing to find), so that nothing can be said.
+        None if the figure is undefined on most draws, because they have no objects.
 
     Raises:
         ValueError: the shapes differ, or there is nothing.
@@ -150,7 +150,7 @@ def _two_level(
     """The interval around an estimate from its draws.
 
     A plain percentile bootstrap over three seeds would be too narrow by far, and drawing rows and columns counts what only one
-    seed says of one image several times; so the deviations are scaled to the variance that an analysis of variance finds, and
+    seed says of one image several times; so the deviations are scaled to the variance from an analysis of variance, and
     widened from the normal to Student's quantile with Satterthwaite's degrees of freedom.
 
     Args:
@@ -185,7 +185,7 @@ def _parts_of_images(difference: NDArray[np.float32]) -> Parts:
 
 
 def _parts_of_draws(difference: NDArray[np.float64], by_seed: NDArray[np.float64], images: int) -> Parts:
-    """The same of a figure that has no value for one image, from (seeds,) and (draws, seeds): draws vary as images do."""
+    """The same for a figure that has no value for one image, from (seeds,) and (draws, seeds): draws vary as images do."""
     seeds = len(difference)
     unbiased = images / max(images - 1, 1)  # as much as drawing from a sample falls short of drawing from all there is
     of_images = float(by_seed.mean(1).var()) * unbiased
@@ -212,7 +212,7 @@ def _variance(parts: Parts, seeds: int, images: int) -> tuple[float, float]:
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Indices of the points that no other beats: none gains more for the same cost or less, or as much for less."""
+    """Indices of the points on the Pareto front: no other point gains more at the same cost, or as much at a lower cost."""
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i]))
     front: list[int] = []
     for index in order:

@@ -1,4 +1,4 @@
-"""What comparisons of different tasks do not share. Grid, statistics, page and launcher ask a `ComparedTask`."""
+"""The interface for the parts of a comparison that depend on the task. Grid, statistics, page and launcher use `ComparedTask`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Judged = TypeVar("Judged", bound=Evaluation)
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that a network is judged by.
+    """A figure of a network's evaluation.
 
     Attributes:
         key: its name in `result.json` and, behind ``val_``, in the history of a training.
-        name: what tables and sentences call it.
+        name: its name in tables and sentences.
         fraction: whether it is one of 1, shown in percent.
     """
 
@@ -40,7 +40,7 @@ class Form:
 
     Attributes:
         call: runs it once.
-        facts: what else there is to say about it, as JSON values.
+        facts: further facts about it, as JSON values.
     """
 
     call: Callable[[], object]
@@ -48,12 +48,12 @@ class Form:
 
 
 class ComparedTask(ABC, Generic[Config, Judged]):
-    """How cells are checked, judged, counted and timed.
+    """Checks, evaluates, counts and times the cells of a task.
 
     Attributes:
-        metrics: what networks are judged by; variants are ranked by the first.
-        timed_on: what a latency is of, behind "at batch 1".
-        judged_anew: how the first metric is had on other images, behind "other images of the same kind".
+        metrics: the metrics of the evaluation; variants are ranked by the first.
+        timed_on: text after "at batch 1" that describes the timed input.
+        judged_anew: text after "other images of the same kind" that describes the first metric on resampled images.
     """
 
     metrics: tuple[Metric, ...]
@@ -67,7 +67,7 @@ class ComparedTask(ABC, Generic[Config, Judged]):
 
     @abstractmethod
     def builder(self, recipe: Config) -> Callable[[Config], nn.Module]:
-        """Open the data of a recipe and answer what builds a variant's network for them, without pretrained weights.
+        """Open the data of a recipe and return a function that builds a variant's network, without pretrained weights.
 
         Raises:
             InputError: the data cannot be used.
@@ -75,12 +75,12 @@ class ComparedTask(ABC, Generic[Config, Judged]):
 
     @abstractmethod
     def judge(self, trainings: Sequence[Config], judged: Sequence[Judged], folder: Path) -> dict[str, Any]:
-        """Say what the evaluation of a cell's networks found.
+        """The metrics of a cell's networks, from their evaluations.
 
         Args:
-            trainings: of the cell: one, or one for each fold.
-            judged: each network by its images.
-            folder: where what `bootstrap` reads is left.
+            trainings: configurations of the cell: one, or one for each fold.
+            judged: the evaluation of each network.
+            folder: folder for the file that `bootstrap` reads.
 
         Returns:
             The metrics by their keys.
@@ -92,7 +92,7 @@ class ComparedTask(ABC, Generic[Config, Judged]):
 
     @abstractmethod
     def counted(self, result: Mapping[str, Any]) -> str:
-        """What the FLOPs in a cell's result are of, such as "one image"."""
+        """The input for which a cell's FLOPs are counted, such as "one image"."""
 
     @abstractmethod
     def forms(
@@ -108,5 +108,5 @@ class ComparedTask(ABC, Generic[Config, Judged]):
             own, base: the folders of a variant's and of the baseline's cells, in the order of their seeds.
 
         Returns:
-            None where the cells were not judged by the same images, or there is too little to say.
+            None if the cells were evaluated on different images, or there are too few.
         """

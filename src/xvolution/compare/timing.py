@@ -20,11 +20,11 @@ from xvolution.training.progress import counting
 
 
 def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | None:
-    """Time the deployed form of one finished cell of each variant; what was timed before is answered from `latency.json`.
+    """Time the deployed form of one finished cell of each variant; earlier measurements are read from `latency.json`.
 
     Returns:
-        ``forms`` by label (median and quartiles in ms, ratio to the baseline, layouts) and what they were measured under;
-        None where nothing is to be measured.
+        ``forms`` by label (median and quartiles in ms, ratio to the baseline, layouts) and the conditions of the measurement;
+        None if nothing is to be measured.
 
     Raises:
         RunError: a deployed form differs from the trained network.

@@ -1,4 +1,4 @@
-"""What is compared: an operator, its options and the convolutions that it replaces, under a label."""
+"""The variants of a comparison: an operator, its options and the convolutions that it replaces, with a label."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Variant:
     """A row of the comparison.
 
     Attributes:
-        label: what the tables call it.
+        label: its name in tables.
         operator: one of ``xvolution.conversion.register.operator_names()``.
         options: of the operator.
-        placement: ``stages``, ``kernel_sizes`` or ``names`` in the place of the recipe's.
-        training: settings of ``TRAINING`` in the place of the recipe's.
+        placement: ``stages``, ``kernel_sizes`` or ``names`` instead of the recipe's.
+        training: settings of ``TRAINING`` instead of the recipe's.
     """
 
     label: str
@@ -46,11 +46,11 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The label as the name of a folder; labels that differ in signs alone are told apart by `Variant`'s users."""
+        """The label as a folder name; callers check that labels do not differ only in punctuation."""
         return re.sub(r"[^A-Za-z0-9.=_-]+", "_", self.label).strip("_")
 
     def applied(self, recipe: Recipe) -> Recipe:
-        """The recipe with this operator in it.
+        """The recipe with this operator.
 
         Raises:
             InputError: an option that the operator does not have.
@@ -72,12 +72,12 @@ class Variant:
 def parse_variants(text: str) -> tuple[Variant, ...]:
     """Variants from the command line: ``conv,xvolution:attention_ratio=0.5,window=5,acmix``.
 
-    A comma separates variants and, behind a colon, options; what has an equals sign is an option. Values are JSON
+    A comma separates variants and, after a colon, options; an entry with an equals sign is an option. Values are JSON
     (``0.5``, ``true``, ``[1,2]``), else words. ``label``, ``stages``, ``kernel_sizes``, ``names`` and the settings of
     ``TRAINING`` can stand among the options.
 
     Raises:
-        InputError: it cannot be read, or names an operator that there is not.
+        InputError: it cannot be read, or an operator does not exist.
     """
     written: list[tuple[str, list[str]]] = []
     for token in _split(text):
@@ -166,7 +166,7 @@ def _value(text: str) -> Any:
 
 
 def _described(label: str, values: Any) -> Variant:
-    """A variant from its fields; what is no field of its own is an option of the operator."""
+    """A variant from its fields; all other entries are options of the operator."""
     if isinstance(values, str):
         written = parse_variants(values)
         if len(written) != 1:

@@ -1,4 +1,4 @@
-"""The answer in words: a sentence for each row, and the one on top."""
+"""The report's conclusions in words: a sentence for each row, and the headline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORTH = 1.25  # times the baseline's FLOPs, at most, for a gain to be called wor
 
 
 def verdict(row: dict[str, Any], baseline: str, rows: Sequence[dict[str, Any]]) -> str:
-    """What one row of the table says, in a sentence."""
+    """The conclusion for one row of the table, in a sentence."""
     if row["label"] == baseline:
         return "the baseline"
     if row["score"] is None:
@@ -37,7 +37,7 @@ def verdict(row: dict[str, Any], baseline: str, rows: Sequence[dict[str, Any]]) 
 
 
 def claimed(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The interval that words about a row or a pair rest on: over seeds and images where it is there, else over seeds."""
+    """The interval that conclusions about a row or a pair use: over seeds and images if available, else over seeds."""
     return row["bootstrap"] or row["difference"]
 
 
@@ -47,7 +47,7 @@ def differs(interval: dict[str, Any]) -> bool:
 
 
 def headline(rows: Sequence[dict[str, Any]], baseline: str, planned_seeds: int, metric: str) -> str:
-    """The answer to: does one of these help on my data, and what does it cost? The metric is called as the page calls it."""
+    """The headline: whether a variant helps on this data, and what it costs. ``metric`` is the name of the metric on the page."""
     finished = [(row, interval) for row in rows if (interval := claimed(row)) is not None]
     if not finished:
         return f"No variant is finished for the same seeds as {baseline} yet."

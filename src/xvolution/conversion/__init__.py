@@ -1,1 +1,1 @@
-"""Converting a network: what to put in, where, the norms that follow, and the proof that nothing changed."""
+"""Converting a network: the operators, their places, the norms that follow, and the check that outputs stay the same."""

@@ -1,9 +1,9 @@
-"""How much of its operator's output an attention branch is, and whether it has begun to speak: one measure for all who say so.
+"""The share of an attention branch in its operator's output, and the message if that share is very small.
 
 The share of an operator is the variance of its attention branch over that of both branches, after their norms, as a mean over
-channels. A residual block whose last norm begins at zero has a convolution branch that says as little as its attention, of which
-any small part would be a large share; so a convolution counts with at least the variance that the norms of the network usually
-give a channel (the median of their squared scales).
+channels. A residual block whose last norm begins at zero has a convolution branch that contributes as little as its attention, so
+even a tiny attention would have a large share. A convolution therefore counts with at least the variance that the norms of the
+network usually give a channel (the median of their squared scales).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def share_of(attention: Tensor, convolution: Tensor, usual: float) -> float:
     """The share of one operator.
 
     Args:
-        attention, convolution: (C_out,), variances of both branches behind their norms.
+        attention, convolution: (C_out,), variances of both branches after their norms.
         usual: variance that the network's norms usually give a channel; see `usual_variance`.
 
     Returns:
@@ -51,7 +51,7 @@ def share_of(attention: Tensor, convolution: Tensor, usual: float) -> float:
 
 
 def usual_variance(model: nn.Module) -> float:
-    """The median of the mean squared scale of the network's norms, those of attention branches left out; 0 without norms."""
+    """The median of the mean squared scale of the network's norms, without those of attention branches; 0 without norms."""
     inside = {
         id(module)
         for operator in attending(model).values()
@@ -65,9 +65,9 @@ def usual_variance(model: nn.Module) -> float:
 
 
 def estimated_shares(model: nn.Module) -> dict[str, float]:
-    """The share of each operator as the scales of its norms tell it, without an image.
+    """The share of each operator estimated from the scales of its norms, without running images.
 
-    A batch norm over the statistics of its data answers with the variance of its squared scale. Operators whose attention has no
+    The output of a batch norm on its own data has the variance of its squared scale. Operators whose attention has no
     norm with a scale are left out.
 
     Args:
@@ -86,11 +86,11 @@ def estimated_shares(model: nn.Module) -> dict[str, float]:
 
 
 def hardly_begun(shares: Mapping[str, float], source: str = "by the scales of its norms") -> str | None:
-    """A sentence where no operator's attention has begun to speak; None where one has, or where nothing is known.
+    """A sentence if the attention of every operator contributes almost nothing; None if one contributes, or nothing is known.
 
     Args:
-        shares: of each operator, by name.
-        source: how they are known, in words.
+        shares: the share of each operator, by name.
+        source: origin of the shares, in words.
     """
     if not shares or max(shares.values()) >= HARDLY:
         return None

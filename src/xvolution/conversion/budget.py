@@ -1,4 +1,4 @@
-"""Which convolutions to replace so that the deployed network stays within a budget of time.
+"""Choice of the convolutions to replace so that the deployed network stays within a time budget.
 
 The time of a network, or of one operator, is estimated as::
 
@@ -32,12 +32,12 @@ _FREE = ("batch_norm", "relu", "hardtanh", "clamp", "detach", "empty", "clone")
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed.
+    """The amount of computation.
 
     Attributes:
-        multiply_adds: of convolutions and matrix products.
-        numbers: written to memory.
-        operations: how many of them there are.
+        multiply_adds: multiply-adds of convolutions and matrix products.
+        numbers: numbers written to memory.
+        operations: number of operations.
     """
 
     multiply_adds: float = 0
@@ -58,12 +58,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays within the budget.
+    """A choice that stays within the budget.
 
     Attributes:
-        config: what takes the place of each convolution, which may be narrower than what was asked for.
-        names: of the convolutions, in the order of the network.
-        estimate: the time of the deployed network over that of the plain one.
+        config: the operator for each convolution; it may have fewer attention channels than requested.
+        names: names of the convolutions, in the order of the network.
+        estimate: estimated ratio of the deployed network's time to the plain network's time.
     """
 
     config: ConversionConfig
@@ -76,17 +76,17 @@ def within_budget(
 ) -> Choice:
     """The convolutions, cheapest first, whose operators fit into the budget.
 
-    Where not all of them fit, what ``config.narrower`` returns is tried too, and what takes the most places is chosen.
+    If not all fit, ``config.narrower`` is tried too, and the configuration with more replaced convolutions is chosen.
 
     Args:
         model: the network.
         names: the convolutions that may be replaced.
-        config: what would take their place.
-        budget: the time of the deployed network over that of the plain one, such as 1.05.
-        inputs: what the network takes; its size is that for which the time is estimated.
+        config: the operator to use.
+        budget: largest ratio of the deployed network's time to the plain network's time, such as 1.05.
+        inputs: inputs of the network; the time is estimated for their size.
 
     Raises:
-        ValueError: a budget that allows nothing, no inputs, or convolutions of which none runs on these.
+        ValueError: no operator fits into the budget, there are no inputs, or none of the convolutions runs on them.
     """
     if not budget > 1:
         raise ValueError(
@@ -124,7 +124,7 @@ def within_budget(
 
 
 def work_of(run: Callable[[], object]) -> Work:
-    """What is computed while ``run`` runs."""
+    """The computation of one call of ``run``."""
     counter = _Counter()
     with torch.no_grad(), counter:
         run()
@@ -132,7 +132,7 @@ def work_of(run: Callable[[], object]) -> Work:
 
 
 def work_of_network(model: nn.Module, inputs: Any) -> Work:
-    """What a network computes in eval mode, its norms folded."""
+    """The computation of a network in eval mode with folded norms."""
     with evaluating(model):
         return work_of(lambda: call(model, inputs))
 
@@ -153,7 +153,7 @@ class _Site:
 
 
 def _sites(model: nn.Module, names: Sequence[str], inputs: Any) -> tuple[Mapping[str, _Site], Work]:
-    """Where operators may stand, and what the network computes; a convolution that does not run is at no site."""
+    """The possible places of operators and the computation of the network; a convolution that does not run has no place."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -170,7 +170,7 @@ def _sites(model: nn.Module, names: Sequence[str], inputs: Any) -> tuple[Mapping
 
 
 def _extra(site: _Site, config: ConversionConfig) -> Work:
-    """What the operator in its first deployed form computes beyond the convolution."""
+    """The computation of the operator's first deployed form minus that of the convolution."""
     geometry, channels = geometry_of(site.conv), (site.conv.in_channels, site.conv.out_channels)
     options: dict[str, Any] = {"groups": site.conv.groups, "bias": True}
     conv = conv_over(geometry, *channels, **options, device="meta")

@@ -1,4 +1,4 @@
-"""Checkpoints of a network from before its conversion, whose norms moved into the operators."""
+"""Loading checkpoints of the unconverted network into a converted one, whose norms moved into the operators."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class MovedNorm:
     copy, a wrapper.
 
     Args:
-        norm: the norm, where it is now.
-        place: what is where the norm was.
+        norm: the norm at its new place.
+        place: the module at the norm's old place.
     """
 
     def __init__(self, norm: nn.Module, place: nn.Module) -> None:
@@ -53,7 +53,7 @@ class MovedNorm:
         missing: list[str],
         *more: Any,
     ) -> None:
-        """Load the norm from the old names, where they are there."""
+        """Load the norm from its old names if the checkpoint has them."""
         if self._call is not missing:
             self._forget(missing)
         names = [prefix + name for name in self.norm.state_dict()]
@@ -75,7 +75,7 @@ class MovedNorm:
         missing: list[str],
         *more: Any,
     ) -> None:
-        """Miss nothing that came, or will come, under the old names."""
+        """Do not report keys as missing that are loaded from the old names."""
         if self._call is not missing:
             self._forget(missing)
         if self._loaded and not self._loading:
@@ -95,7 +95,7 @@ def find_moved_norms(model: nn.Module, replaced: Iterable[Replacement]) -> None:
 def load_unconverted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Load a checkpoint of a network from before its convolutions became X-volutions.
 
-    ``model.load_state_dict`` does the same with ``strict=False``; here everything but the weights that are new must be there.
+    ``model.load_state_dict`` does the same with ``strict=False``; here all weights except the new ones must be present.
     Loaders that compare names themselves and drop what they do not find, as ``from_pretrained`` of transformers and ``load`` of
     ultralytics do, find few of the old names in a converted network; give this function what they would read.
 

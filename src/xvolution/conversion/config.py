@@ -1,4 +1,4 @@
-"""What takes the place of a convolution, and where: two things, each described by values that a file can hold."""
+"""The configuration of a conversion: the operator, and its places in the network. Both can be stored in a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from xvolution.operator import OPERATOR_OF_DIMS
 
 @dataclass(frozen=True)
 class Placement:
-    """Which convolutions of a network are replaced; where nothing is said, all spatial ones behind the stem.
+    """The convolutions of a network to replace; by default all spatial ones after the stem.
 
     Attributes:
         stages: stages of the network, counted from 1.
         kernel_sizes: side lengths of square kernels; without it, kernels larger than one pixel.
         names: shell patterns of module names, such as layer3.*.conv2.
-        at_projections: where neither kernel sizes nor names are given, take the 1x1 convolution behind a depthwise one in its
-            place: there attention mixes channels, at a fraction of the time. Without it the depthwise one itself.
+        at_projections: replace the 1x1 convolution after a depthwise one instead of the depthwise one, unless kernel
+            sizes or names are given. There attention mixes channels and takes a fraction of the time.
     """
 
     stages: tuple[int, ...] | None = None
@@ -41,10 +41,10 @@ class Placement:
         names: Sequence[str] | None = None,
         at_projections: bool = True,
     ) -> Placement:
-        """The placement of lists, as files and the command line have them.
+        """The placement from lists, as in files and on the command line.
 
         Raises:
-            ValueError: a criterion that is no list, such as one name alone.
+            ValueError: a criterion that is not a list, such as a single name.
         """
         for name, value in (("stages", stages), ("kernel_sizes", kernel_sizes), ("names", names)):
             if isinstance(value, int | str):
@@ -59,7 +59,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionConfig(ABC):
-    """What takes the place of a convolution.
+    """The operator that replaces a convolution.
 
     Attributes:
         kernel_size: side length of the new kernel in pixels; by default that of the replaced convolution. A kernel of
@@ -78,15 +78,15 @@ class ConversionConfig(ABC):
 
     @property
     def keeps_outputs(self) -> bool:
-        """Whether the converted network computes what it computed before, so that this is checked."""
+        """Whether the outputs of the converted network stay the same, which is then checked."""
         return False
 
     @abstractmethod
     def replacement(self, conv: Any, norm: nn.Module | None) -> nn.Module:
-        """What takes the place of ``conv``; ``norm`` is the one that follows it, where ``takes_norm`` asks for it."""
+        """The replacement of ``conv``; ``norm`` is the norm that follows it, if ``takes_norm``."""
 
     def narrower(self) -> ConversionConfig | None:
-        """The same at a lower price, for a budget of time; None where there is no such."""
+        """A cheaper configuration for a time budget; None if there is none."""
         return None
 
     @abstractmethod
@@ -125,7 +125,7 @@ class ConversionConfig(ABC):
 
 @dataclass(frozen=True)
 class XVolutionConfig(ConversionConfig):
-    """X-volution in the place of a convolution, which it keeps with its weights and the norm that follows.
+    """X-volution that replaces a convolution and keeps its weights and the norm that follows.
 
     Attributes:
         attention: the configuration of a branch (``xvolution.attention``), its name, None, or a function that takes the
@@ -218,11 +218,11 @@ class XVolutionConfig(ConversionConfig):
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is put in, and where.
+    """The operator and its places.
 
     Attributes:
-        operator: what takes the place of each convolution.
-        where: which convolutions.
+        operator: the operator that replaces each convolution.
+        where: the convolutions to replace.
     """
 
     operator: ConversionConfig

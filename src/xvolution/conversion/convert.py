@@ -1,4 +1,4 @@
-"""Putting X-volution in the place of the convolutions of a network, keeping what it computes."""
+"""Replacing convolutions of a network by X-volutions without changing its outputs."""
 
 from __future__ import annotations
 
@@ -50,25 +50,27 @@ def convert(
 
     Args:
         model: any network.
-        config: what to put in: the name of an attention branch (``"linear"``) or of another operator (``"acmix"``), an
+        config: the operator: the name of an attention branch (``"linear"``) or of another operator (``"acmix"``), an
             ``XVolutionConfig`` or an ``OperatorConfig``; X-volution with its default branch when None.
-        stages, kernel_sizes, names: where; see ``Placement``. All spatial convolutions behind the stem when nothing is said.
-        at_projections: unless kernel sizes, names or ``filter_fn`` choose, X-volution takes the place of the 1x1 convolution
-            behind a depthwise one, where its attention mixes channels, and not of the depthwise one.
-        filter_fn: ``filter_fn(module, name) -> bool`` chooses among these; with it the default restriction to spatial
-            convolutions behind the stem is off.
-        budget: the most time that the deployed network may take over the plain one, such as 1.05: of what the other arguments
-            select, the convolutions are taken whose operators are estimated to fit (``within_budget``), cheapest first. Where
-            more fit with fewer attention channels, they have these. The estimate is for batches like ``example_inputs``.
+        stages, kernel_sizes, names: the convolutions to replace; see ``Placement``. By default all spatial convolutions
+            after the stem.
+        at_projections: replace the 1x1 convolution after a depthwise one, where attention mixes channels, instead of the
+            depthwise one; ignored if kernel sizes, names or ``filter_fn`` are given.
+        filter_fn: ``filter_fn(module, name) -> bool`` chooses among these; it removes the default restriction to spatial
+            convolutions after the stem.
+        budget: largest ratio of the deployed network's time to the plain network's time, such as 1.05. Of the
+            convolutions that the other arguments select, the cheapest are replaced until the estimate reaches the budget
+            (``within_budget``), with fewer attention channels if more convolutions fit then. The estimate is for batches
+            like ``example_inputs``.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments, to check the outputs with;
             when None, an image batch of noise of a size that the model takes. Not zeros, which hide differences.
-        verify: run the network before and after, and compare. Without it no forward pass is run, unless ``torch.fx`` cannot read
-            the network, so that it takes some to see which norm follows which convolution.
-        inplace: change ``model`` itself instead of a copy. When the conversion fails it is as it was.
+        verify: run the network before and after, and compare. Otherwise the network is run only if ``torch.fx`` cannot
+            trace it, to find the norm that follows each convolution.
+        inplace: change ``model`` itself instead of a copy. If the conversion fails, it is restored.
 
     Returns:
-        The converted model; ``conversion_summary`` tells what was replaced. A model whose selected convolutions are all
-        converted already comes back as it is.
+        The converted model; ``conversion_summary`` lists the replaced convolutions. If all selected convolutions are already
+        converted, the model is returned unchanged.
 
     Raises:
         ValueError: nothing was selected, stages that the network does not have, an operator that is not known or does not fit, or
@@ -130,7 +132,7 @@ def _select(
     filter_fn: FilterFunction | None,
     inputs: Callable[[], Any],
 ) -> tuple[list[str], dict[str, str | None], dict[str, str]]:
-    """The convolutions to replace, why each other stays, and the projections to replace by the depthwise one before them."""
+    """The convolutions to replace, the reason why each other one is kept, and the projections by their depthwise convolution."""
     found = reasons(model, where, filter_fn)
     selected = [name for name, reason in found.items() if reason is None]
     if not selected:
@@ -144,9 +146,9 @@ def _select(
 
 
 def norms_behind(model: nn.Module, convs: Collection[str], inputs: Callable[[], Any]) -> Mapping[str, str]:
-    """The batch norm that alone reads the output of a convolution, by the name of each of ``convs`` that has one.
+    """The batch norm that is the only reader of a convolution's output, for each of ``convs`` that has one.
 
-    From the graph where ``torch.fx`` can read the network, else from one forward pass on ``inputs()``; none where that is None.
+    From the graph if ``torch.fx`` can trace the network, else from one forward pass on ``inputs()``; empty if that is None.
     """
     pairs = traced_pairs(model)
     if pairs is None:
@@ -163,12 +165,12 @@ def _put_if_proven(
     inputs: Any,
     original: nn.Module,
 ) -> tuple[list[Replacement], str]:
-    """Put the operators in; with ``inputs``, only if the outputs stay, with fewer norms moved where that is what they need.
+    """Put the operators in. With ``inputs``, require the same outputs, and move fewer norms if necessary.
 
-    ``original`` is the network that was given, of which a copy is changed, or that itself.
+    ``original`` is the given network; the changed network is a copy of it or itself.
 
     Returns:
-        What was replaced, and what is known of the outputs.
+        The replaced convolutions, and a sentence about the outputs.
     """
     if inputs is None:
         return put_operators(
@@ -209,7 +211,7 @@ def _put_if_proven(
 
 
 def _require_runs(proof: Proof) -> None:
-    """Raise ConversionError where a convolution ran before whose operator does not."""
+    """Raise ConversionError if a convolution ran before but its operator does not."""
     idle = sorted(proof.idle)
     if idle:
         more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
@@ -227,7 +229,7 @@ def _is_random(model: nn.Module, inputs: Any) -> bool:
 
 
 def _refusal(error: Difference | None, proof: Proof) -> ConversionError:
-    """What is said of a converted network that cannot be run, or whose outputs differ by ``error``."""
+    """The error for a converted network that cannot be run, or whose outputs differ by ``error``."""
     if isinstance(proof.failure, ConversionError):
         return proof.failure
     said = "'s outputs differ" + ("" if error is None else f" by {error.absolute:.1e} (relative {error.relative:.1e})")
@@ -241,7 +243,7 @@ def _refusal(error: Difference | None, proof: Proof) -> ConversionError:
 
 
 def _holding(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> Mapping[str, str]:
-    """The pairs whose move, each by itself, keeps the outputs."""
+    """The pairs of convolution and norm that keep the outputs when moved one at a time."""
     return {conv: norm for conv, norm in pairs.items() if pairs_hold(model, {conv: norm}, proof)}
 
 

@@ -1,4 +1,4 @@
-"""Walking and changing a network: running it undisturbed, replacing modules, finding inputs that it takes."""
+"""Running a network without changing its state, replacing its modules, and finding inputs that it accepts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xvolution.convolutions import CONVOLUTIONS
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; every module's own mode comes back afterwards.
 
-    Modes are set one by one: a ``train`` of a module's own, which may merge weights, is not called.
+    Modes are set one by one, because a module's own ``train`` may merge weights.
     """
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
@@ -36,7 +36,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def call(model: nn.Module, example_inputs: Any) -> Any:
     """Call ``model`` with a tensor, a tuple of positional arguments or a mapping of keyword arguments.
 
-    It gets copies, since some networks scale or pad their images in place, and would see others at the next call.
+    The model gets copies, because some networks scale or pad their images in place.
     """
     if isinstance(example_inputs, Mapping):
         return model(**_copies(dict(example_inputs)))
@@ -53,7 +53,7 @@ def conv_at(model: nn.Module, name: str) -> Any:
     """The convolution called ``name``, in any number of dimensions.
 
     Raises:
-        TypeError: the module is no ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
+        TypeError: the module is not an ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
     """
     module = model.get_submodule(name)
     if not isinstance(module, tuple(CONVOLUTIONS.values())):
@@ -76,17 +76,17 @@ def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> nn.Mo
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is held: under ``key`` of a list, of a dict or, by the place of that, of a tuple."""
+    """A place that holds an object: ``key`` of a list or dict, or of a tuple at another place."""
 
     holder: Any
     key: Any
 
     def get(self) -> Any:
-        """What is there."""
+        """The object at this place."""
         return self._held()[self.key]
 
     def put(self, value: Any) -> None:
-        """Put ``value`` there; of a tuple a new one takes the place."""
+        """Put ``value`` at this place; a tuple is replaced by a new one."""
         if not isinstance(self.holder, Place):
             self.holder[self.key] = value
             return
@@ -107,7 +107,7 @@ _FOREIGN = frozenset({"torch", "builtins", "numpy", "logging", "threading"})
 
 
 def places_in(model: nn.Module) -> dict[nn.Module, list[Place]]:
-    """Of every module below ``model`` all places that hold it.
+    """All places that hold a module, for every module below ``model``.
 
     Those are the modules that register it, and whatever objects these hold: lists, tuples, dicts, and other objects'
     attributes.
@@ -149,7 +149,7 @@ def _places_of(holder: Any, items: Iterable[tuple[Any, Any]]) -> Iterator[Place]
 
 
 def without_zeros(inputs: Any) -> Any:
-    """The inputs, with noise in the place of tensors that are zero everywhere: on an all-zero image most differences vanish."""
+    """The inputs, with noise instead of all-zero tensors, because most differences vanish on an all-zero image."""
     if isinstance(inputs, Tensor):
         empty = inputs.is_meta or not inputs.is_floating_point() or not inputs.numel() or bool(inputs.any())
         return inputs if empty else torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)

@@ -37,7 +37,7 @@ def tensors_in(output: Any) -> list[Tensor]:
 
 
 def difference(expected: Any, actual: Any) -> Difference:
-    """How far ``actual`` is from ``expected``; infinite when shapes differ or one of them alone is not finite."""
+    """The difference of ``actual`` from ``expected``; infinite if shapes differ or only one of them is finite."""
     pairs = list(zip(tensors_in(expected), tensors_in(actual), strict=False))
     if len(tensors_in(expected)) != len(tensors_in(actual)) or any(a.shape != b.shape for a, b in pairs):
         return Difference(float("inf"), float("inf"))

@@ -1,6 +1,6 @@
 """Which norm follows which convolution, read from the data flow.
 
-Every module of the classes of torch's convolutions is paired; whether it computes a plain convolution is asked elsewhere.
+Every module of torch's convolution classes is paired; another module checks whether it computes a plain convolution.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONVOLUTIONS = tuple(CONVOLUTIONS.values())
 def is_pairable_norm(module: nn.Module) -> bool:
     """Batch norms that act per channel, frozen ones and timm's fused norm-activation included.
 
-    A fused one is taken apart, so it stays where it is if something was hung on it as a whole.
+    A fused one is taken apart; it stays in its place if it has hooks.
     """
     if _has_activation(module):
         return addition_to(module) is None and "weight" in module._parameters
@@ -53,7 +53,7 @@ def norm_alone(norm: Any) -> nn.Module:
 
 
 def without_norm(norm: Any) -> nn.Module:
-    """What stays in the place of a norm that moved into the convolution before it."""
+    """The module that replaces a norm that moved into the convolution before it."""
     rest = [norm.drop, norm.act] if _has_activation(norm) else []
     rest = [module for module in rest if type(module) is not nn.Identity]
     stays = nn.Sequential(*rest) if rest else PassThrough(norm)
@@ -62,9 +62,9 @@ def without_norm(norm: Any) -> nn.Module:
 
 
 def traced_pairs(model: nn.Module) -> dict[str, str] | None:
-    """Names of convolutions and of the batch norm that alone reads their output, from the graph; None where none is had.
+    """Names of convolutions and of the batch norm that is the only reader of their output, from the graph; None without a graph.
 
-    A copy is traced: a network that keeps what it computes on itself would keep the tracer's symbols.
+    A copy is traced, because a network that stores intermediate results would keep the tracer's symbols.
     """
     try:
         model = copied(model, share_parameters=True)
@@ -87,7 +87,7 @@ def traced_pairs(model: nn.Module) -> dict[str, str] | None:
 
 
 def watched_pairs(model: nn.Module, example_inputs: Any) -> dict[str, str]:
-    """The same from what one forward pass reads; of values nothing is asked, so that every device gives the same."""
+    """The same from the reads of one forward pass; values are not used, so every device gives the same result."""
     modules = dict(model.named_modules())
     reads = _Reads()
     handles = []
@@ -108,7 +108,7 @@ def watched_pairs(model: nn.Module, example_inputs: Any) -> dict[str, str]:
 
 
 class _Reads(TorchDispatchMode):
-    """Notes which operations read a convolution's output, other than those of the norm that is called with it."""
+    """Records which operations read a convolution's output, except those of the norm that is called with it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which parameters of a converted network are new, and all of them in groups for an optimizer."""
+"""The new parameters of a converted network, and parameter groups for an optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEPT_PARTS = ("conv.", "conv_norm.")
 
 
 def note_moved(operator: nn.Module, before: Iterable[nn.Module]) -> None:
-    """Keep with an operator which of its parameters are those of the modules in whose place it stands."""
+    """Store with an operator which of its parameters come from the modules that it replaces."""
     known = {id(parameter) for module in before for parameter in module.parameters()}
     named = operator.named_parameters(remove_duplicate=False)
     setattr(operator, _MOVED, frozenset(name for name, parameter in named if id(parameter) in known))
@@ -46,8 +46,8 @@ def parameter_groups(
     """The trainable parameters of a network in groups for an optimizer of torch or timm.
 
     ``new_lr_factor`` is for the parameters that ``convert`` added. The convolutions and norms that moved into the operators are
-    not among them, although their names are new (``layer3.0.conv1.conv.weight``, ``layer3.0.conv1.conv_norm.weight``): rules by
-    name give them the rate of new parameters, and what is gained or lost by that looks like an effect of the operator.
+    not among them, although their names are new (``layer3.0.conv1.conv.weight``, ``layer3.0.conv1.conv_norm.weight``). Rules by
+    name would give them the learning rate of new parameters, and the effect of that would look like one of the operator.
 
     As timm's optimizers have it, biases, vectors and scalars (norms are such) take no weight decay, nor does what the network's
     own ``no_weight_decay()`` names::
@@ -57,13 +57,13 @@ def parameter_groups(
 
     Args:
         model: a network, converted or not; a part of one or a wrapper around one too.
-        lr: learning rate of what the network had before its conversion.
-        new_lr_factor: learning rate of new parameters over ``lr``.
-        weight_decay: of the parameters that take one.
+        lr: learning rate of the parameters from before the conversion.
+        new_lr_factor: factor on ``lr`` for new parameters.
+        weight_decay: weight decay of the parameters that have one.
 
     Returns:
-        Groups with ``params``, ``lr`` and ``weight_decay``, none of them empty: first what was there, then what is new; of each
-        first what takes no decay. With the factor 1 new parameters have no groups of their own. Frozen parameters are left out.
+        Groups with ``params``, ``lr`` and ``weight_decay``, none of them empty: old parameters before new ones, and
+        parameters without decay first. With the factor 1 new parameters have no separate groups. Frozen ones are left out.
 
     Raises:
         ValueError: a rate or a factor that is not positive, or a negative decay.

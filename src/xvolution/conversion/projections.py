@@ -1,7 +1,7 @@
-"""The 1x1 convolution behind a depthwise one, which mixes the channels that the depthwise convolution keeps apart.
+"""The 1x1 convolution after a depthwise one, which mixes the channels.
 
-Attention inside a depthwise convolution sees one channel of each pixel. On the projection behind it, it mixes channels, and has
-its neighbours from a window of its own.
+Attention inside a depthwise convolution sees one channel of each pixel. At the projection after it, attention mixes channels,
+and reads neighbouring pixels through its own window.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def is_depthwise(conv: Any) -> bool:
 def at_projections_of(
     model: nn.Module, selected: Sequence[str], inputs: Callable[[], Any]
 ) -> tuple[list[str], dict[str, str]]:
-    """The selection with each depthwise convolution exchanged for the projection behind it, where there is one.
+    """The selection, with each depthwise convolution replaced by the projection after it if there is one.
 
-    What follows what is watched in one forward pass, which is run only where a depthwise convolution is among them.
+    The order is recorded in one forward pass, which is run only if the selection has a depthwise convolution.
 
     Args:
         model: the network.
         selected: names of convolutions.
-        inputs: gives what the network takes, or None.
+        inputs: returns inputs of the network, or None.
 
     Returns:
         The names, each once, in the order in which they were selected; and the projection by the name of its depthwise
@@ -83,8 +83,8 @@ def _watch(model: nn.Module, inputs: Any) -> list[_Run]:
 def _projection(runs: Sequence[_Run], name: str) -> str | None:
     """The first dense 1x1 convolution behind the depthwise one that reads a map of its size and channels.
 
-    The size tells it from the 1x1 convolutions of squeeze-and-excitation, which read one pixel. What comes behind the next
-    spatial convolution of another input belongs to another block.
+    The size distinguishes it from the 1x1 convolutions of squeeze-and-excitation, which read one pixel. Convolutions after the
+    next spatial convolution with another input belong to another block.
     """
     own = next((index for index, run in enumerate(runs) if run.name == name), None)
     if own is None:

@@ -1,4 +1,4 @@
-"""The proof that a change of a network keeps its outputs, and the way back where it does not."""
+"""The check that a change of a network keeps its outputs, and undoing the change otherwise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xvolution.operator import OPERATOR_OF_DIMS
 
 
 class Changes:
-    """Modules exchanged in a network, each wherever it is held, which can be taken back."""
+    """Replacements of modules in a network, at every place that holds them; they can be undone."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -40,7 +40,7 @@ class Changes:
         self._places.setdefault(replacement, []).extend(places)
 
     def move_norm(self, conv_name: str, norm_name: str | None, replacement: Any) -> nn.Module:
-        """Put ``replacement(conv, norm)`` in the place of a convolution, and nothing in that of the norm, which moves into it."""
+        """Put ``replacement(conv, norm)`` in the place of a convolution, and a pass-through in that of its norm."""
         conv = conv_at(self.model, conv_name)
         norm = None if norm_name is None else self.model.get_submodule(norm_name)
         module = replacement(conv, None if norm is None else norm_alone(norm))
@@ -52,7 +52,7 @@ class Changes:
 
     @contextmanager
     def undone(self) -> Iterator[nn.Module]:
-        """The network as it was, while the context lasts."""
+        """Undo the changes while the context lasts."""
         now = [(place, place.get()) for place, _ in self._done]
         for place, old in reversed(self._done):
             place.put(old)
@@ -63,7 +63,7 @@ class Changes:
                 place.put(value)
 
     def take_back(self) -> None:
-        """The network as it was."""
+        """Undo the changes."""
         self.model = self._root
         for place, old in reversed(self._done):
             place.put(old)
@@ -78,7 +78,7 @@ class Proof:
     hide that it moved to a wrong place.
 
     Args:
-        inputs: what the network takes; noise or real data, never zeros alone.
+        inputs: inputs of the network; noise or real data, not all zeros.
     """
 
     def __init__(self, inputs: Any) -> None:
@@ -92,18 +92,18 @@ class Proof:
         self.idle: set[str] = set()
 
     def before(self, model: nn.Module, watched: Collection[str] = (), original: nn.Module | None = None) -> None:
-        """Run the network as it is, and see which of the modules called ``watched`` run.
+        """Run the unchanged network, and record which of the modules called ``watched`` run.
 
-        Those of ``original``, of which it is a copy, count as well: a function that the original holds calls them for the copy.
+        Modules of ``original``, of which it is a copy, count as well: a function that the original holds may call them.
         """
         with _noting_runs(model, watched) as runs, _noting_runs(original or model, watched) as elsewhere:
             self.expected = self._run(model)
         self.ran = runs.ended() | elsewhere.ended()
 
     def error(self, model: nn.Module) -> Difference | None:
-        """How far the outputs are from those before; None for tensors without values (on the meta device).
+        """The difference of the outputs from those before; None for tensors without values (on the meta device).
 
-        Infinite where the network cannot be run any more, because it reads an attribute of what was replaced, say.
+        Infinite if the network cannot be run any more, for example because it reads an attribute of a replaced module.
         """
         self.failure = self.failed_in = None
         with _noting_runs(model, self.ran) as runs:
@@ -123,7 +123,7 @@ class Proof:
         return error.relative <= TOLERANCE.get(dtype, 1e-4)
 
     def is_random(self, model: nn.Module) -> bool:
-        """Whether the unchanged network returns something else each time, so that nothing can be compared."""
+        """Whether the unchanged network returns different outputs in each run, so that outputs cannot be compared."""
         error = self.error(model)
         return error is not None and error.absolute > 0
 
@@ -145,14 +145,14 @@ def pairs_hold(model: nn.Module, pairs: Mapping[str, str], proof: Proof) -> bool
 
 
 def in_sequence(conv: Any, norm: nn.Module | None) -> nn.Module:
-    """The convolution with its norm behind it: what a replacement that keeps outputs computes, and answers for."""
+    """The convolution followed by its norm, which a replacement that keeps outputs computes."""
     if norm is None:
         return conv
     return OPERATOR_OF_DIMS[len(conv.kernel_size)].from_conv(conv, conv_norm=norm, attention=None)
 
 
 class _Runs:
-    """Which modules, by name, were called, and of which of them the call ended."""
+    """The names of the modules that were called, and of those whose call ended."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
@@ -180,7 +180,7 @@ class _Runs:
 
 @contextmanager
 def _noting_runs(model: nn.Module, names: Iterable[str]) -> Iterator[_Runs]:
-    """Notes the calls of the modules called ``names`` while the context lasts."""
+    """Records the calls of the modules called ``names`` while the context lasts."""
     modules = {name: model.get_submodule(name) for name in names}
     runs = _Runs(modules)
     handles = [module.register_forward_pre_hook(runs.begin) for module in modules.values()]

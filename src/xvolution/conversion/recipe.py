@@ -1,4 +1,4 @@
-"""What was replaced in a network, so that another one of the same architecture can be converted alike, without a forward pass."""
+"""A record of the replaced convolutions, by which a network of the same architecture is converted without a forward pass."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Recipe:
     """A conversion, convolution by convolution.
 
     Attributes:
-        operator: what took the place of each convolution.
-        norms: by the name of a convolution that of the norm that moved into its operator, or None.
+        operator: the operator that replaced each convolution.
+        norms: name of a convolution -> name of the norm that moved into its operator, or None.
     """
 
     operator: ConversionConfig
@@ -30,7 +30,7 @@ class Recipe:
 
     @classmethod
     def of(cls, converted: nn.Module, operator: ConversionConfig) -> Recipe:
-        """What one call of ``convert`` with ``operator`` replaced in a network.
+        """The recipe of one call of ``convert`` with ``operator`` on a network.
 
         Raises:
             ValueError: nothing was replaced in it.

@@ -1,4 +1,4 @@
-"""Everything that can take the place of a convolution, by name: the attention branches, and other people's operators."""
+"""The register of all operators that can replace a convolution: attention branches and operators from other papers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _OWN_OPTIONS = ("num_conv_branches", "diverse_branches", "norm_layer", "zero_ini
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator that is no X-volution.
+    """An operator other than X-volution.
 
     Attributes:
-        name: what it is registered by.
+        name: its name in the register.
         build: called like ``nn.Conv2d`` (in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype), with options of its own as further keywords. A class that can keep the convolution that
             it replaces has ``from_conv(conv, conv_norm=None, **options)``, which is called instead, with the norm that follows.
         summary: one sentence.
         citation: authors, title, where and when.
-        pixels: how its work grows with the number n of pixels, such as ``"n"`` or ``"n²"``.
+        pixels: growth of its cost with the number n of pixels, such as ``"n"`` or ``"n²"``.
     """
 
     name: str
@@ -61,10 +61,10 @@ OPERATORS: dict[str, Operator] = {}
 
 @dataclass(frozen=True)
 class Form:
-    """A form of X-volution that has a name of its own.
+    """A form of X-volution with its own name.
 
     Attributes:
-        config: what the name stands for.
+        config: the configuration with that name.
         summary: one sentence.
     """
 
@@ -180,11 +180,11 @@ class OperatorConfig(ConversionConfig):
 def operator_config(
     given: str | ConversionConfig | None = None, options: Mapping[str, Any] | None = None
 ) -> ConversionConfig:
-    """The configuration that a name of ``operator_names`` and options stand for; the default X-volution when None.
+    """The configuration for a name of ``operator_names`` and options; the default X-volution if None.
 
     Args:
-        given: a name, or a configuration, which stays what it is.
-        options: of the named operator, as ``options_of`` lists them.
+        given: a name, or a configuration, which is returned unchanged.
+        options: options of the named operator, as listed by ``options_of``.
 
     Raises:
         ValueError: there is no such operator, or it has no such option.

@@ -1,4 +1,4 @@
-"""Which convolutions of a network are to be converted."""
+"""Selection of the convolutions to convert."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convolutions(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def conv_in(module: Any) -> Any:
-    """The convolution that an X-volution replaced; of anything else, itself."""
+    """The convolution that an X-volution replaced; any other module itself."""
     return module.conv if isinstance(module, XVolution) else module
 
 
@@ -42,14 +42,14 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _obstacle(module: nn.Module) -> str | None:
-    """Why a candidate cannot be replaced, which may have to be found out by running it; None where it can be."""
+    """The reason why a candidate cannot be replaced, which may require running it; None if it can be."""
     return None if isinstance(module, XVolution) else obstacle_of(module)
 
 
 def stages_of(model: nn.Module) -> list[tuple[str, ...]]:
     """The stages of a network, each as the name prefixes of its modules.
 
-    A timm model tells them in ``feature_info``; else modules named ``layer1 ... layer4``, ``stages.0 ...`` and the like count.
+    From ``feature_info`` of a timm model, else from modules named ``layer1 ... layer4``, ``stages.0 ...`` or similar.
     """
     info = getattr(model, "feature_info", None)
     info = getattr(info, "info", info)
@@ -87,11 +87,10 @@ def _stages_between(model: nn.Module, ends: list[str]) -> list[tuple[str, ...]]:
 
 
 def select(model: nn.Module, where: Placement, filter_fn: FilterFunction | None = None) -> list[str]:
-    """Names of the convolutions that are meant, converted ones included.
+    """Names of the selected convolutions, including converted ones.
 
-    Without any criterion these are all spatial convolutions but the stem, in as many dimensions as the stem has: a channel
-    attention that slides a 1-d convolution over the channels of an image network is not meant. Criteria given together all have
-    to hold.
+    Without any criterion these are all spatial convolutions but the stem, in as many dimensions as the stem has, so the 1-d
+    convolution of a channel attention in an image network is not selected. A convolution must meet all given criteria.
 
     Raises:
         ValueError: ``stages`` that the network does not have.
@@ -100,7 +99,7 @@ def select(model: nn.Module, where: Placement, filter_fn: FilterFunction | None 
 
 
 def reasons(model: nn.Module, where: Placement, filter_fn: FilterFunction | None = None) -> dict[str, str | None]:
-    """Why each convolution of a network is not meant, by name; None for those that are.
+    """The reason why each convolution is not selected, by name; None for selected ones.
 
     Raises:
         ValueError: ``stages`` that the network does not have.
@@ -117,7 +116,7 @@ def reasons(model: nn.Module, where: Placement, filter_fn: FilterFunction | None
 
 
 def _criteria(model: nn.Module, where: Placement, filtered: bool) -> list[tuple[Callable[[str, Any], bool], str]]:
-    """What has to hold of a convolution and its name, each with what is said where it does not."""
+    """The criteria for a convolution and its name, each with the reason if it does not hold."""
     criteria: list[tuple[Callable[[str, Any], bool], str]] = []
     if where.names is not None:
         patterns = where.names
@@ -160,10 +159,10 @@ def _prefixes(model: nn.Module, wanted: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _stem(model: nn.Module) -> set[str]:
-    """The first convolution, and all others before the first stage, whether they can be replaced or not.
+    """The first convolution and all others before the first stage, including those that cannot be replaced.
 
-    More convolutions before the stages than half of those in them are no stem, but an encoder in front of a decoder whose stages
-    alone are numbered; of these the first is the stem.
+    If the convolutions before the stages are more than half of those in them, they are an encoder before a decoder with numbered
+    stages; then only the first is the stem.
     """
     prefixes = tuple(f"{name}." for stage in stages_of(model) for name in stage)
     names = [name for name, _ in _candidates(model)]

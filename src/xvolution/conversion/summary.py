@@ -1,4 +1,4 @@
-"""What a conversion replaced, and what it costs."""
+"""Summary of a conversion: replaced convolutions, parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def count_flops(model: nn.Module, example_inputs: Any) -> int | None:
 
 @contextmanager
 def _counting(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """Count what is run while the context lasts, in eval mode; yields a function that tells the sum so far."""
+    """Count operations while the context lasts, in eval mode; yields a function that returns the sum so far."""
     # Imported here because it loads triton, which `import xvolution` can do without.
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,7 +89,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """One convolution that stayed.
+    """One convolution that was not replaced.
 
     Attributes:
         name: of the module.
@@ -103,7 +103,7 @@ class LeftAlone:
 
 
 def left_alone(model: nn.Module, reasons: Mapping[str, str | None]) -> tuple[LeftAlone, ...]:
-    """The convolutions of a network that have a reason to stay, and transposed and compiled ones, which stay, in its order.
+    """The convolutions that are not replaced, with transposed and compiled ones, in the order of the network.
 
     Args:
         model: the network before its conversion.
@@ -133,7 +133,7 @@ def _in_words(conv: Any) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What ``convert`` leaves with a network: what it replaced, and whether the outputs were compared.
+    """The record that ``convert`` stores with a network: replaced convolutions, and the comparison of outputs.
 
     Attributes:
         replaced: the convolutions.
@@ -151,7 +151,7 @@ class Record:
 
 
 def remember(model: nn.Module, record: Record) -> None:
-    """Keep the record with the network, behind what an earlier conversion of it left."""
+    """Store the record with the network, after that of an earlier conversion."""
     earlier = getattr(model, _RECORD, None)
     if isinstance(earlier, Record):
         record = Record(
@@ -182,7 +182,7 @@ def record_of(model: nn.Module) -> Record:
 
 
 def forget(model: nn.Module) -> Record:
-    """Take the record away from a part whose network keeps one for all of its parts."""
+    """Remove the record from a part whose network has one for all parts."""
     record = record_of(model)
     delattr(model, _RECORD)
     return record
@@ -190,7 +190,7 @@ def forget(model: nn.Module) -> Record:
 
 @dataclass(frozen=True)
 class ConversionSummary:
-    """All replaced convolutions, those left alone with the reasons, parameters and FLOPs; ``print`` it for a table.
+    """All replaced convolutions, the others with reasons, parameters and FLOPs; ``print`` it for a table.
 
     FLOPs are those of one forward pass over ``input_shape`` in the training form; None when no inputs were at hand.
     """
@@ -237,11 +237,11 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: in
 
 
 def conversion_summary(model: nn.Module, example_inputs: Any = None) -> ConversionSummary:
-    """What ``convert`` replaced in ``model``, and what it left alone and why; parameters and FLOPs are counted now.
+    """The convolutions of ``model`` that ``convert`` replaced, the others with reasons, and the current parameters and FLOPs.
 
     Args:
         model: a network from ``convert``, in its training form.
-        example_inputs: what FLOPs are counted on; noise of the shape that the conversion was checked with when None.
+        example_inputs: inputs for counting FLOPs; if None, noise of the shape with which the conversion was checked.
 
     Raises:
         ValueError: ``convert`` has replaced nothing in it.

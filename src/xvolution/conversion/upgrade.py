@@ -1,4 +1,4 @@
-"""What files of older versions say about their network, as this version says it.
+"""Conversion of network descriptions from older versions to the current format.
 
 Format 1 had one flat configuration for all attention branches, told apart by ``attention`` and ``similarity``, that said where it
 goes as well. Format 2 has a type and options of its own for each operator, and says where beside it.

@@ -1,4 +1,4 @@
-"""The main job in one command: a convolutional network and its X-volution twin, from training to ONNX Runtime, on one page.
+"""The demo: a convolutional network and the same network with X-volution, from training to ONNX Runtime, on one page.
 
 The names are imported when they are used, so that the command line answers `--help` without the training libraries.
 """

@@ -25,7 +25,7 @@ BATCH_SIZES = (1, 32)
 
 @dataclass(frozen=True)
 class Images:
-    """The images that judge: (n, 3, H, W) float32, (n,) int64 labels, and their classes' names."""
+    """The evaluation images: (n, 3, H, W) float32, (n,) int64 labels, and the class names."""
 
     pixels: Tensor
     labels: Tensor
@@ -34,7 +34,7 @@ class Images:
 
 
 def judging_images(metadata: ClassifierMetadata) -> Images:
-    """The evaluation part of the data a network was trained on, prepared as the network asks."""
+    """The evaluation part of the data that a network was trained on, preprocessed for the network."""
     splits = open_data(metadata.data)
     transform = evaluation_transform(metadata.preprocessing)
     pixels = torch.stack([transform(splits.val.image(index)) for index in range(len(splits.val))])
@@ -48,13 +48,13 @@ def logits_of(model: nn.Module, images: Tensor, batch_size: int = 64) -> Tensor:
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose most likely class is theirs."""
+    """Fraction of images whose most likely class is correct."""
     return (logits.argmax(1) == labels).double().mean().item()
 
 
 @dataclass(frozen=True)
 class Equality:
-    """How far one form of a network is from its training form, over all judging images.
+    """The difference of one form of a network from its training form, over all evaluation images.
 
     Attributes:
         predictions_that_differ: number of images with another most likely class.

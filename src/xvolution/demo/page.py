@@ -17,7 +17,7 @@ def render(figures: dict[str, Any], pictures: dict[str, str]) -> str:
         pictures: name -> SVG element.
 
     Returns:
-        A document that loads nothing from anywhere.
+        A self-contained HTML document.
     """
     return (
         environment("xvolution.demo")
@@ -27,7 +27,7 @@ def render(figures: dict[str, Any], pictures: dict[str, str]) -> str:
 
 
 def summary(figures: dict[str, Any]) -> dict[str, Any]:
-    """What the opening paragraph says: means, ranges, ratios and how to read the difference."""
+    """The figures of the first paragraph: means, ranges, ratios."""
     accuracy, cost = figures["accuracy"], figures["cost"]
     ranges = {name: (min(values), max(values)) for name, values in accuracy.items()}
     points = 100 * (mean(accuracy["xvolution"]) - mean(accuracy["conv"]))

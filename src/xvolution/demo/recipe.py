@@ -1,4 +1,4 @@
-"""What the demo trains."""
+"""The trainings of the demo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_SIZE = 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much the demo does.
+    """The extent of the demo.
 
     Attributes:
         seeds: each trains both networks.
@@ -38,7 +38,7 @@ class Recipe:
 
     @classmethod
     def choose(cls, quick: bool, seeds: Sequence[int] | None, epochs: int | None) -> Recipe:
-        """The full or the quick recipe, with what was asked for in the place of its own.
+        """The full or the quick recipe, with the given values.
 
         Raises:
             InputError: no seeds, or a seed twice.
@@ -51,7 +51,7 @@ class Recipe:
         return recipe if epochs is None else replace(recipe, epochs=epochs)
 
     def training(self, operator: Operator, seed: int, folder: Path) -> TrainConfig:
-        """One training; its folder's name tells apart all that could make its result another one."""
+        """One training; its folder's name depends on all settings that affect its result."""
         config = TrainConfig(
             model="resnet18",
             model_kwargs=MODEL,

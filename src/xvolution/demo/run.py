@@ -56,10 +56,10 @@ Trainings = dict[str, dict[int, Trained]]
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo left.
+    """The results of the demo.
 
     Attributes:
-        page: the page, one file that needs nothing else.
+        page: the page, a self-contained file.
         results: the figures as JSON, beside the page.
         figures: the same figures as plain values.
     """
@@ -87,8 +87,8 @@ def run_demo(
 ) -> DemoResult:
     """Train a convolutional network and its X-volution twin on embedded digits, deploy the twin, compare, write a page.
 
-    Needs no network. Trainings that an earlier call finished in the same folder are reused, and one that was interrupted
-    goes on.
+    Needs no network. Trainings that an earlier call finished in the same folder are reused, and an interrupted one
+    continues.
 
     Args:
         output: folder for the page, the figures, the trainings and the deployed networks.
@@ -99,7 +99,7 @@ def run_demo(
     Raises:
         InputError: seeds or epochs that cannot be used.
         RunError: the deployed network is not the one that was trained, or a file could not be written.
-        Interrupted: the user pressed Ctrl-C; the next call goes on.
+        Interrupted: the user pressed Ctrl-C; the next call continues.
     """
     folder = Path(output).expanduser()
     recipe = Recipe.choose(quick, seeds, epochs)
@@ -135,7 +135,7 @@ def run_demo(
 
 
 def _plan(recipe: Recipe, quick: bool, folder: Path) -> str:
-    """What will happen, and how long it takes on two cores that have nothing else to do."""
+    """The steps of the demo, and the time on two idle cores."""
     usual = recipe == Recipe.choose(quick, None, None)
     time_needed = (
         ("less than a minute" if quick else "two to three minutes")
@@ -174,7 +174,7 @@ def _train_all(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Trai
 def _evaluate_all(
     recipe: Recipe, trainings: Trainings, images: Images, folder: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[int, Twin], list[dict[str, Equality]]]:
-    """Accuracy by operator, the deployed twins by seed, and how far their forms are from each other."""
+    """Accuracy by operator, the deployed networks by seed, and the differences between their forms."""
     accuracy: dict[str, list[float]] = {
         operator: [
             top1(logits_of(CLASSIFY.load(each.checkpoint)[0], images.pixels), images.labels)
@@ -229,7 +229,7 @@ def _attention(model: nn.Module, images: Images, preprocessing: Preprocessing, s
 
 
 def _conditions(recipe: Recipe, images: Images) -> dict[str, Any]:
-    """Everything one needs to know to repeat the figures, or to doubt them."""
+    """The conditions of the figures, to reproduce them."""
     config = recipe.training("xvolution", recipe.seeds[0], Path("runs")).to_dict()
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

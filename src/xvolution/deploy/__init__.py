@@ -1,1 +1,1 @@
-"""What a trained network becomes: the exact deployed form, the nearest static one, and files for other runtimes."""
+"""Deployment of a trained network: the exact deployed form, the closest static form, and files for other runtimes."""

@@ -1,4 +1,4 @@
-"""Networks captured by ``torch.export``, with some axes of their images open."""
+"""Networks captured by ``torch.export``, with dynamic axes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xvolution.deploy.runtimes.base import one_sentence
 
 
 def capture(model: nn.Module, inputs: tuple[Tensor, ...], axes: Sequence[int] = ()) -> ExportedProgram:
-    """The exported program with these axes of its image batches open; of the inputs' sizes alone where there are none.
+    """The exported program with these axes of its image batches dynamic; all sizes fixed if there are none.
 
     Raises:
         ExportError: torch cannot capture the model.

@@ -1,4 +1,4 @@
-"""The nearest static convolution: when even the gate must go."""
+"""The closest static convolution of an operator, for deployment without its gate."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _RIDGE = 1e-8
 
 @dataclass(frozen=True)
 class CollapseReport:
-    """How far the static model is from the operator on the calibration data.
+    """The error of the static model on the calibration data.
 
     Attributes:
-        layers: by module name, ``||static - operator|| / ||operator||`` (Frobenius) on the inputs that the operator sees.
+        layers: by module name, ``||static - operator|| / ||operator||`` (Frobenius) on the operator's inputs.
         output: the same for the model's output; every collapsed layer contributes.
     """
 
@@ -44,20 +44,20 @@ class CollapseReport:
 
 @torch.inference_mode(False)  # weights made under it could never be trained
 def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, CollapseReport]:
-    """Replace every X-volution by the plain convolution that is nearest to it on calibration data.
+    """Replace every X-volution by the plain convolution that is closest to it on calibration data.
 
-    Least squares over the patches that each operator sees, in closed form (fp64 normal equations)::
+    Least squares over the input patches of each operator, in closed form (fp64 normal equations)::
 
         min over W, b of  Σ_patches || W · patch + b - operator(patch) ||²
 
     Args:
         model: a network in eval mode, or a single ``XVolution2d``.
-        calibration: batches: tensors, tuples of positional arguments or mappings of keyword arguments. Read once; it should
-            look like what the model will see, and hold more patches than a kernel has weights.
+        calibration: batches: tensors, tuples of positional arguments or mappings of keyword arguments. Read once. They
+            should be similar to the data in deployment, and hold more patches than a kernel has weights.
 
     Returns:
-        The static model (a copy), and the report. An approximation: read the report. An operator whose gate is constant, as after
-        ``train --anneal-to-conv``, is one convolution exactly, and its error 0.
+        The static model (a copy), and the report with the errors of this approximation. An operator with a constant gate, as
+        after ``train --anneal-to-conv``, is exactly one convolution, with error 0.
 
     Raises:
         ReparameterizationError: the model is in train mode, or a part of an operator has a hook or a patched forward.
@@ -82,7 +82,7 @@ def collapse(model: nn.Module, calibration: Iterable[Any]) -> tuple[nn.Module, C
 
 
 def settle(operator: nn.Module) -> None:
-    """Let the gates of an operator be constant, whatever they say: the form that the weights of layout ``conv`` are of.
+    """Make the gates of an operator constant: the form of the weights in layout ``conv``.
 
     Raises:
         ValueError: no constant gate makes it a convolution.
@@ -111,7 +111,7 @@ def _ratio(error: Tensor, norm: Tensor) -> float:
 
 
 class _Fit:
-    """Normal equations of one layer: the static residual that is nearest to ``operator - convolution branch``."""
+    """Normal equations of one layer: the static residual that is closest to ``operator - convolution branch``."""
 
     def __init__(self, operator: XVolution) -> None:
         self.operator = operator
@@ -148,7 +148,7 @@ class _Fit:
         self.output_square += y.square().sum()
 
     def solve(self) -> nn.Module:
-        """The nearest convolution; sets ``error``."""
+        """The closest convolution; sets ``error``."""
         if self.is_static:
             return self._conv(self.weight, self.bias)
         diagonal = self.gram.diagonal(dim1=1, dim2=2)

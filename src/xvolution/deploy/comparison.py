@@ -1,7 +1,7 @@
-"""Whether a deployed network computes what its training form computes, where rounding may grow through the network.
+"""Comparison of a deployed network with its training form, although rounding may grow through the network.
 
-Each operator is compared with its deployed form on the input that it saw, both with the operator in fp64, so that what one of
-them rounds away is not confused with what the network makes of it. The networks' outputs are compared beside that.
+Each operator is compared with its deployed form on the input that it received, and with the operator in fp64. This separates
+the rounding of an operator from its growth through the network. The networks' outputs are compared as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def require_same_operators(
         operators: in eval mode, by name.
         deployed: their deployed forms.
         inputs: (N, C_in, H, W) of each operator that ran.
-        rtol: what is allowed in any case.
+        rtol: relative difference that is always allowed.
 
     Raises:
         ReparameterizationError: one differs by more than rounding explains; the message names the first.
@@ -116,7 +116,7 @@ def require_same_outputs(
 
 
 def _refused(expected: Any, error: Difference, allowed: float, more: str) -> ReparameterizationError:
-    """The error that says how far outputs are from each other, and what may be the cause."""
+    """The error with the difference of the outputs and its likely cause."""
     finite = all(torch.isfinite(tensor).all() for tensor in tensors_in(expected) if tensor.is_floating_point())
     cause = (
         "the network behaves differently with deployed operators (for example, it checks their class), or "

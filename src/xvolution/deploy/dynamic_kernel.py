@@ -1,4 +1,4 @@
-"""The operator read as a dynamic convolution: its kernel at one pixel."""
+"""The operator as a dynamic convolution: its kernel at one pixel."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def dynamic_kernel(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The kernel that the operator applies at one output pixel, which depends on the image.
 
-    At that pixel ``output = Σ kernel * patch + bias``, with ``patch`` the padded input under the window. Each branch that is a
-    convolution whose kernel the image decides has the formula in ``kernel_at`` of its folded form (``xvolution.attention``).
+    At that pixel ``output = Σ kernel * patch + bias``, with ``patch`` the padded input under the window. For each
+    branch that is such a convolution, ``kernel_at`` of its folded form (``xvolution.attention``) has the formula.
 
     Args:
         module: an ``XVolution`` in eval mode.
@@ -42,8 +42,8 @@ def dynamic_kernel(
 
     Returns:
         The kernel (N, C_out, C_in / groups, kh, kw), in the dtype of ``x``; with ``return_bias`` also the bias (N, C_out). The
-        window is the convolution's, or the smallest regular one that also has all shifts where they reach further; for
-        ``GatedDepthwise`` the one that the convolution and the window over its outputs see together.
+        window is the convolution's, or the smallest regular window that also contains all shifts; for ``GatedDepthwise`` that of
+        the convolution and the window over its outputs together.
 
     Raises:
         ValueError: train mode, a position outside of the output, a branch that is no dynamic convolution over a window

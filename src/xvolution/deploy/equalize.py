@@ -1,4 +1,4 @@
-"""Scaling channels inside a deployed operator, which changes nothing it computes and helps whoever rounds it to 8 bits."""
+"""Scaling channels inside a deployed operator, which keeps its outputs and reduces the error of 8-bit quantization."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xvolution.geometry import spatial
 
 @torch.no_grad()
 def equalize(deployed: nn.Module, calibration: Iterable[Any]) -> nn.Module:
-    """Give the parts of every deployed operator ranges that one 8-bit scale can hold, where its branch knows how.
+    """Rescale the parts of every deployed operator so that one 8-bit scale covers their ranges, if its branch supports that.
 
     ``PixelShift`` does. In ``y = z_c + W^v ( φ(z_q) ⊙ z_k )`` each channel of ``z_k`` may be multiplied by any s and its column
     of ``W^v`` by 1/s, for every gate; with the identity gate each channel of ``z_q`` as well. In layout ``single`` the three

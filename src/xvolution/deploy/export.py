@@ -1,4 +1,4 @@
-"""Writing a network for other runtimes, running what was written, and comparing."""
+"""Writing a network for other runtimes, running the file, and comparing the outputs."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _DYNAMIC_AXES = {"batch and image size": (0, 2, 3, 4), "batch": (0,), "none": ()
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how far it is from the eager model.
+    """The written file and its difference from the eager model.
 
     Attributes:
         path: the file.
         format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"``, ``"mnn"`` or
             ``"pte"``.
-        dynamic: which axes are open: ``"batch and image size"``, ``"batch"`` or ``"none"``.
-        max_difference: largest absolute difference of any output, over all shapes that were tried.
+        dynamic: the dynamic axes: ``"batch and image size"``, ``"batch"`` or ``"none"``.
+        max_difference: largest absolute difference of any output, over all tested shapes.
         relative_error: the same relative to the largest magnitude of the output.
-        reason: what kept more axes from staying open; empty where all that were asked for are open.
-        layouts: of every deployed operator in the file, by module name.
+        reason: why fewer axes are dynamic than requested; empty if all are.
+        layouts: layout of every deployed operator in the file, by module name.
         choice: how the layouts were chosen; None where the model was deployed before, or the layouts were given.
     """
 
@@ -53,7 +53,7 @@ class ExportReport:
 
     @property
     def timed_in(self) -> str:
-        """Name of the runtime that timed the layouts; empty where nothing was timed."""
+        """Name of the runtime that timed the layouts; empty if nothing was timed."""
         return "" if self.choice is None else self.choice.timed_in
 
 
@@ -80,23 +80,23 @@ def export(
     ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
     ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param`` (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn,
     one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch. The graph of an ONNX
-    file holds standard operators only. Nothing is left behind when the outputs differ. Open axes of images are called ``batch``,
+    file holds standard operators only. No file is left if the outputs differ. Dynamic axes of images are called ``batch``,
     ``height`` and ``width``; an ``.xml`` file has the layout NCHW.
 
     Args:
         model: a network in eval mode, in its training form or from ``reparameterize``.
-        path: where to write; its ending is one of the runtimes'.
+        path: the file to write; its ending chooses the runtime.
         example_inputs: a tensor or a tuple of tensors, images as (N, C, H, W), signals as (N, C, L), videos as (N, C, D, H, W).
         layout: of a model in its training form: ``"auto"`` times the layouts in the runtime on the example inputs, others are
             as of ``reparameterize``; None writes the training form itself.
-        threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
-        progress: is told of each distinct operator what was timed and chosen.
-        dynamic: leave batch and image size open. Where the network or its graph does not run or compare at other sizes, fewer
-            axes stay open, and the report says which and why.
-        opset_version: of ONNX, which the file then has; the exporter's own when None.
-        input_names: of the graph; by default those of ``forward``. A ``.pt2`` file has none.
-        output_names: of the graph; by default the exporter's. A ``.pt2`` file has none.
-        properties: strings that travel in the file: metadata of ``.onnx``, runtime information of ``.xml``, extra files of
+        threads: number of CPU threads while layouts are timed; as many as torch uses if None.
+        progress: called with a line for each distinct operator: its times and the chosen layout.
+        dynamic: make batch and image size dynamic. If the network or its graph fails at other sizes, fewer axes are dynamic, and
+            the report says which and why.
+        opset_version: ONNX opset of the file; the exporter's own if None.
+        input_names: names of the graph's inputs; by default those of ``forward``. A ``.pt2`` file has none.
+        output_names: names of the graph's outputs; by default the exporter's. A ``.pt2`` file has none.
+        properties: strings to store in the file: metadata of ``.onnx``, runtime information of ``.xml``, extra files of
             ``.pt2``.
         rtol: allowed difference relative to the largest magnitude of the output; by default what rounding explains in the
             dtype that the runtime computes the model in: 1e-4 in float32, 2e-2 in float16, 1e-10 in float64.
@@ -106,7 +106,7 @@ def export(
         The report. Dynamic files are compared at a second batch and image size as well.
 
     Raises:
-        ValueError: an unknown ending, example inputs that are no tensors, or a layout that an operator does not have.
+        ValueError: an unknown ending, example inputs that are not tensors, or a layout that an operator does not have.
         ReparameterizationError: the deployed form differs from the training form.
         ExportError: train mode, a missing package, a model, dtype or opset that does not export, or outputs that differ.
         OSError: the file cannot be written.
@@ -163,7 +163,7 @@ def _names(dtypes: Iterable[torch.dtype]) -> str:
 
 
 def _advice(dtypes: set[torch.dtype]) -> str:
-    """What may help where a runtime has an operator in float32 only, as many have."""
+    """Advice for runtimes that support some operators only in float32."""
     others = dtypes.difference({torch.float32})
     if not others:
         return ""
@@ -185,7 +185,7 @@ def _write(
     labels: Labels,
     allowed: tuple[float, float],
 ) -> Difference:
-    """Write the file with these axes open if it computes what the model computes; the largest difference over all trials."""
+    """Write the file with these dynamic axes if its outputs agree with the model; the largest difference over all trials."""
     trials = _trials(inputs, axes)
     # An export can succeed for sizes at which the network itself fails.
     expected = [_outputs(model, trial) for trial in trials]
@@ -212,7 +212,7 @@ def _compared(
     expected: list[list[Tensor]],
     allowed: tuple[float, float],
 ) -> list[Difference]:
-    """How far the file is from what is expected, trial by trial."""
+    """The difference of the file's outputs from the expected ones, over all trials."""
     rtol, atol = allowed
     run = runtime.load(path)
     errors = []
@@ -228,16 +228,16 @@ def _compared(
 
 
 def _trials(inputs: tuple[Tensor, ...], axes: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
-    """Inputs to compare on: the example, and one of another size along the open axes."""
+    """Inputs for the comparison: the example, and one of another size along the dynamic axes."""
     if not axes:
         return [inputs]
     return [inputs, tuple(_resized(x, axes_of(x, axes)) if is_batch(x) else x for x in inputs)]
 
 
 def _resized(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """``x`` with one image more and larger ones, made of its own values: a network may be made for no others.
+    """``x`` with one more image and larger images, made of its own values, because a network may accept only similar values.
 
-    An image goes on with itself beyond its border; the one that is added is the first, moved along its last axis.
+    An image is repeated beyond its border; the added image is the first one, shifted along its last axis.
     """
     for axis in axes:
         if axis > 0:

@@ -1,4 +1,4 @@
-"""Time several callables against each other in one process, fairly."""
+"""Time several callables in turns in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 class Latency:
     """Seconds that one call took, once per round.
 
-    The median and the quartiles are what to report: on a shared machine the mean follows the neighbours.
+    Report the median and the quartiles: on a shared machine the mean depends on other processes.
     """
 
     samples: tuple[float, ...]
@@ -41,7 +41,7 @@ class LatencyComparison:
     latencies: dict[str, Latency]
 
     def ratio(self, name: str, baseline: str) -> float:
-        """Median over the rounds of (time of ``name``) / (time of ``baseline``): what slows a whole round down cancels."""
+        """Median over the rounds of (time of ``name``) / (time of ``baseline``); a slowdown of a whole round cancels."""
         pairs = zip(self.latencies[name].samples, self.latencies[baseline].samples, strict=True)
         return statistics.median(time_of / baseline_time for time_of, baseline_time in pairs)
 
@@ -86,17 +86,17 @@ def measure_latency(
     minimum_time: float = 2e-3,
     after_round: Callable[[], None] = lambda: None,
 ) -> LatencyComparison:
-    """Time callables in turns: each round calls every one of them, and each round starts with another one.
+    """Time callables in turns: each round calls every one of them, and each round starts with a different one.
 
-    Taking turns matters more than many repeats: a machine that slows down (heat, neighbours) slows all of them, where
-    one after the other it would only slow the last.
+    Turns matter more than many repeats: a slowdown of the machine (heat, other processes) affects all callables equally,
+    instead of only the last one.
 
     Args:
-        callables: name -> function without arguments. Gradients are theirs to switch off.
-        rounds: samples of each callable.
-        warmup: calls of each before anything is timed.
-        minimum_time: seconds that one sample lasts at least; a shorter callable is called several times for one sample.
-        after_round: called after each round, to show how far it is.
+        callables: name -> function without arguments. They switch off gradients themselves.
+        rounds: number of samples of each callable.
+        warmup: number of calls of each before timing.
+        minimum_time: shortest duration of a sample in seconds; a faster callable is called several times for one sample.
+        after_round: called after each round, to show progress.
 
     Returns:
         The samples by name, in seconds per call.
@@ -124,7 +124,7 @@ def measure_latency(
 
 @contextmanager
 def cpu_threads(number: int) -> Iterator[None]:
-    """torch with so many threads, and as before afterwards."""
+    """Set the number of torch's threads while the context lasts."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

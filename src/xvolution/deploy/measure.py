@@ -1,4 +1,4 @@
-"""Which layout of each operator is fastest, in the runtime that will run it."""
+"""The fastest layout of each operator in the runtime that will run it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """The layout of each operator of a network, and who chose it.
+    """The layout of each operator of a network, and how it was chosen.
 
     Attributes:
-        layouts: by module name: what ``reparameterize(layout=...)`` takes.
+        layouts: layout by module name, as for ``reparameterize(layout=...)``.
         timed_in: name of the runtime that timed them, ``"torch"`` or one of ``RUNTIMES``; empty where nothing was timed.
         seconds: by name of the first of each distinct operator that was timed: the shortest time of each layout over all rounds.
-        reason: why operators have the layout with the fewest multiplications without having been timed; empty where each
-            operator with several layouts was timed, itself or one like it.
+        reason: why operators were not timed and have the layout with the fewest multiplications; empty if each operator
+            with several layouts, or one like it, was timed.
     """
 
     layouts: Mapping[str, str]
@@ -70,18 +70,18 @@ def choose_layouts(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> LayoutChoice:
-    """The layout of each X-volution that a runtime runs fastest: what ``reparameterize`` and ``export`` do for ``"auto"``.
+    """The fastest layout of each X-volution in a runtime, as ``reparameterize`` and ``export`` choose for ``"auto"``.
 
     Args:
         model: a network in eval mode, or a single ``XVolution2d``.
         example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments; it is run once.
         runtime: ``"torch"``, eager on the model's device, or a runtime by its name in ``xvolution.deploy.runtimes``, such as
             ``"onnxruntime"``: each operator is then written by itself and timed there.
-        threads: of the CPU that one call may use; as many as torch has when None.
-        progress: is told of each distinct operator what was timed and chosen.
+        threads: number of CPU threads that one call may use; as many as torch uses if None.
+        progress: called with a line for each distinct operator: its times and the chosen layout.
 
     Returns:
-        The layouts, for ``reparameterize(layout=choice.layouts)``, with what was timed.
+        The layouts, for ``reparameterize(layout=choice.layouts)``, with the measured times.
 
     Raises:
         ReparameterizationError: the model is in train mode.
@@ -96,7 +96,7 @@ def choose_layouts(
 
 
 class LayoutTimer:
-    """Times the layouts of operators in one runtime; operators that are alike, on like inputs, are timed once.
+    """Times the layouts of operators in one runtime; equal operators with inputs of the same shape are timed once.
 
     Args:
         runtime, threads, progress: as of ``choose_layouts``.
@@ -119,7 +119,7 @@ class LayoutTimer:
 
         Args:
             operators: by module name, in eval mode.
-            inputs: what each of them saw, (N, C, H, W).
+            inputs: the input of each, (N, C, H, W).
         """
         layouts = {name: _layouts(name, operator) for name, operator in operators.items()}
         chosen = {name: there[0] for name, there in layouts.items()}
@@ -146,7 +146,7 @@ class LayoutTimer:
         return LayoutChoice(chosen, self.runtime if seconds else "", seconds, reason)
 
     def _missing(self) -> str:
-        """Why the runtime can time nothing here; empty where it can."""
+        """The reason why the runtime cannot time operators here; empty if it can."""
         if self.runtime == TORCH:
             return ""
         try:
@@ -156,7 +156,7 @@ class LayoutTimer:
         return ""
 
     def _times(self, candidates: Mapping[str, DeployedOperator], x: Tensor) -> dict[str, float]:
-        """Seconds by layout. Whatever else the machine does only adds to them, so the shortest sample is the operator's own."""
+        """Seconds by layout: the shortest sample, because other processes can only add time."""
         in_turns = self._in_process if self.runtime == TORCH else self._in_files
         with in_turns(candidates, x) as calls, torch.inference_mode():
             measured = measure_latency(calls, _ROUNDS)
@@ -218,7 +218,7 @@ def _alike(operators: Mapping[str, XVolution], inputs: Mapping[str, Tensor]) -> 
 
 
 def _key(candidates: Mapping[str, DeployedOperator], x: Tensor) -> tuple[Any, ...]:
-    """What decides how long an operator takes: the form of each layout, and the shape, strides, dtype and device of its input."""
+    """The properties that determine a time: the form of each layout, and the shape, strides, dtype and device of its input."""
     return (*map(_structure, candidates.values()), tuple(x.shape), x.stride(), x.dtype, str(x.device))
 
 
@@ -229,7 +229,7 @@ def _structure(module: DeployedOperator) -> tuple[Any, ...]:
 
 
 def _images(x: Tensor) -> Tensor:
-    """``x``, or noise in the place of an empty batch, as the heads of a detector see that finds nothing."""
+    """``x``, or noise if the batch is empty, as in the heads of a detector without proposals."""
     if x.numel():
         return x
     return torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)

@@ -28,7 +28,7 @@ class QuantizationError(RuntimeError):
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What was written, and how far it is from the fp32 network on the calibration images.
+    """The written file, and its difference from the fp32 network on the calibration images.
 
     Attributes:
         path: the file.
@@ -67,15 +67,15 @@ def quantize(
 
     Args:
         source: a deployed network in eval mode, or an fp32 ``.onnx`` file with one image input.
-        path: where to write; ``.onnx``, or ``.xml`` of OpenVINO.
+        path: the file to write; it ends in ``.onnx``, or in ``.xml`` for OpenVINO.
         calibration: batches of images (N, C, H, W) like those the network will see, float32; of any number and size, as far as
             the network takes them. Read once.
-        method: how ONNX Runtime takes the range of an activation from what it has seen.
-        reduce_range: give weights 7 bits. Processors of x86 without VNNI add two products in 16 bits, which overflow with 8; the
-            others lose by it. None asks the processor of this machine: say it where the file will run on another one.
+        method: how ONNX Runtime computes the range of an activation from the calibration.
+        reduce_range: give weights 7 bits. On x86 processors without VNNI, sums of two products in 16 bits overflow with 8-bit
+            weights; on others 7 bits lose accuracy. None decides for this machine: give it if the file runs on another one.
 
     Returns:
-        The report: an approximation, so read it. ``equalize`` before may bring it closer.
+        The report, with the error of this approximation. Calling ``equalize`` before may reduce the error.
 
     Raises:
         ValueError: an ending of no runtime that takes int8, an unknown method, or calibration without images.

@@ -1,4 +1,4 @@
-"""What modules inside a network saw."""
+"""Recording the inputs of modules inside a network."""
 
 from __future__ import annotations
 

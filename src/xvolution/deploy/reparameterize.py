@@ -1,4 +1,4 @@
-"""From the training form to the deployed form, exactly; and the proof that it is."""
+"""Exact conversion of the training form into the deployed form, with a comparison of both."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ def reparameterize(
         layout: of every operator: ``"auto"`` (the fastest in ``runtime``; the one with the fewest multiplications without
             ``example_inputs``), a layout that all of them have, such as ``"single"`` (one convolution) or ``"split"``
             (several), or a mapping from module name to layout as returned by ``layouts_of`` and ``choose_layouts``.
-        inplace: change ``model`` itself instead of a copy; when that fails the model is as it was.
+        inplace: change ``model`` itself instead of a copy; if that fails, the model is restored.
         rtol: allowed difference relative to the largest magnitude of the output. By dtype when None (1e-4 in fp32, 1e-10 in
-            fp64); a network that makes more of rounding is then compared in fp64.
+            fp64); a network that amplifies rounding is then compared in fp64.
         atol: allowed absolute difference, however small the outputs are; 1e-6 when None.
-        fold_norms: fold the other batch norms into the convolutions before them as well.
-        runtime, threads, progress: who times the layouts for ``"auto"``; see ``choose_layouts``, which also reports the times.
+        fold_norms: also fold the other batch norms into the convolutions before them.
+        runtime, threads, progress: for timing the layouts with ``"auto"``; see ``choose_layouts``, which also reports the times.
 
     Returns:
-        The deployed model. ``layouts_of`` tells which layouts were chosen, ``unfolded_of`` which norms stayed.
+        The deployed model. ``layouts_of`` returns the chosen layouts, ``unfolded_of`` the norms that did not fold.
 
     Warns:
-        UserWarning: the runtime could not time the layouts, so that those with the fewest multiplications were taken; or the
-            network draws random numbers in eval mode, so that its operators alone were compared.
+        UserWarning: the runtime could not time the layouts, so those with the fewest multiplications were chosen; or the network
+            draws random numbers in eval mode, so only its operators were compared.
 
     Raises:
         ReparameterizationError: the model is in train mode, the outputs differ, or a part of an operator has a hook or a
-            patched forward, or computes another formula than it was built for; the message names the first module that differs.
+            patched forward, or does not compute its original formula; the message names the first module that differs.
             Each operator is compared with its deployed form on a small random image, in fp64, with ``example_inputs`` or not.
         LayoutError: an operator has no such layout; a ValueError that names it and lists its layouts.
         ValueError: no such runtime, or ``threads`` below 1.
@@ -122,7 +122,7 @@ def _replaced(model: nn.Module, layouts: Mapping[str, str], pairs: Mapping[str, 
 
 
 def layouts_of(deployed: nn.Module) -> dict[str, str]:
-    """Layout of every deployed operator by module name: what ``reparameterize(layout=...)`` takes to build the same again."""
+    """Layout of every deployed operator by module name, as for ``reparameterize(layout=...)``."""
     return {name: module.layout for name, module in deployed.named_modules() if isinstance(module, DeployedOperator)}
 
 
@@ -165,7 +165,7 @@ def _deploy(name: str, operator: Any, layout: str) -> nn.Module:
 
 
 def _plain_outside(model: nn.Module, operators: Mapping[str, nn.Module]) -> set[str]:
-    """Names of the plain convolutions that are no part of an operator."""
+    """Names of the plain convolutions outside of operators."""
     inside = tuple(f"{name}." if name else "" for name in operators)
     return {name for name, module in model.named_modules() if is_plain(module) and not name.startswith(inside)}
 

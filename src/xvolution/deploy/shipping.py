@@ -1,4 +1,4 @@
-"""Which file to ship: what each written file weighs, how far it is off, how often it predicts the same, how fast it runs."""
+"""Comparison of exported files: size, difference of outputs, agreement of predictions, and latency."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, runtime_for
 
 @dataclass(frozen=True)
 class Shippable:
-    """One written file, run in its runtime.
+    """One exported file, run in its runtime.
 
     Attributes:
         path: the file.
         runtime: its name in ``RUNTIMES``.
-        version: of the runtime.
+        version: version of the runtime.
         precision: ``fp32``, or ``int8`` for a quantized file.
-        bytes: of the file and of the weights beside it.
-        dynamic: which axes are open, as in ``ExportReport``.
-        layouts: how many operators have which layout.
-        max_difference: largest absolute difference of any output from torch's; of a quantized file from the fp32 file's, on the
-            images that set its ranges.
-        agreement: fraction of the images that get the prediction which the trained network gives them; None without images.
-        seconds: median of one call, on the example.
+        bytes: size of the file and of the weights beside it.
+        dynamic: the dynamic axes, as in ``ExportReport``.
+        layouts: number of operators for each layout.
+        max_difference: largest absolute difference of any output from torch's; for a quantized file from the fp32 file's, on
+            the calibration images.
+        agreement: fraction of the images with the same prediction as the trained network; None without images.
+        seconds: median time of one call on the example.
         plain_seconds: the same of the plain network in the same runtime.
-        ratio: median over the rounds of the one by the other.
+        ratio: median over the rounds of the ratio of both.
     """
 
     path: Path
@@ -65,9 +65,9 @@ class ShippingTable:
     """The files that a network can be shipped as, and those that were not written.
 
     Attributes:
-        files: in the order of ``RUNTIMES``.
-        threads: of the CPU that one call may use; None for the default of each runtime.
-        images: that the agreement is of.
+        files: the files, in the order of ``RUNTIMES``.
+        threads: number of CPU threads of one call; None for the default of each runtime.
+        images: number of images for the agreement.
         refused: runtime, or runtime and precision, to the reason why it has no file.
         absent: runtime that is not installed, to the command that installs it.
     """
@@ -122,7 +122,7 @@ class ShippingTable:
 
 
 def absent_runtimes(names: Iterable[str]) -> dict[str, str]:
-    """Of these runtimes the ones that are not installed, with the command that installs them."""
+    """Those of these runtimes that are not installed, with the command that installs each."""
     absent = {}
     for name in names:
         try:
@@ -153,7 +153,7 @@ def compare_file(
         predictions: (images,) int64, the class that the trained network gives each.
         calibration: images (n, C, H, W) that set the ranges of the plain network, which is quantized too; for a quantized file.
         threads: of the CPU that one call may use; the runtime's default when None.
-        rounds: samples of each latency.
+        rounds: number of times each latency is measured.
 
     Raises:
         ExportError: the runtime cannot run the file, or cannot take the plain network.
@@ -197,7 +197,7 @@ def predicted(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
 
 
 def _agreement(run: LoadedFile, batches: Sequence[Tensor], predictions: Tensor, fixed: int | None) -> float:
-    """Fraction of the images that get this prediction, where the file takes so many at a time."""
+    """Fraction of the images with this prediction, if the file accepts their batch size."""
     found = [y for batch in batches for y in _logits(run, batch, fixed)]
     return float((torch.stack(found).argmax(1).cpu() == predictions.cpu()).double().mean())
 

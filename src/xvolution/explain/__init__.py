@@ -1,4 +1,4 @@
-"""What the attention in a trained network does, in one command: what is lost without it, where it says what, how far it sees.
+"""Analysis of attention in a trained network: the accuracy lost without it, where it is active, and its receptive field.
 
 The names are imported when they are used, so that the command line answers `--help` without the training libraries.
 """

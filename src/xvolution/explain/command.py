@@ -19,7 +19,9 @@ def explain_command(arguments: Sequence[str]) -> None:
     data = "the images, as in training; by default the data that the network was trained on."
     parser.add_flag("data", Flag("data", str | None, None, data))
     parser.add_flag("data", Flag("split", str, "val", "part of the data to use."), choices=["train", "val", "test"])
-    holdout = "hold out as val, as in training: a fraction of the training part, or a fold such as 2/5; none by default."
+    holdout = (
+        "hold out as val, as in training: a fraction of the training part, or a fold such as 2/5; none by default."
+    )
     parser.add_flag("data", Flag("holdout", float | str | None, None, holdout))
     parser.add_flag("data", Flag("seed", int, 0, "seed that chooses the held-out images."))
     parser.add_flag("data", Flag("images", int, 512, "number of images to use, evenly spread over the part."))

@@ -28,7 +28,7 @@ def as_pictures(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def loss_bars(rows: Sequence[dict[str, Any]], loss: float) -> str:
-    """What silencing each operator's attention adds to the loss.
+    """Increase of the loss when the attention of each operator is set to its average.
 
     Args:
         rows: an operator each, with ``operator`` and the ``loss`` without its attention.
@@ -64,11 +64,11 @@ def receptive_field_picture(fields: Mapping[str, Tensor]) -> str:
             axes.set_title(titles[key], fontsize=11)
             _bare(axes)
         figure.colorbar(shown, ax=grid.tolist(), pad=0.01, shrink=0.9).outline.set_visible(False)
-        return svg(figure, "Which pixels of the image act on the central pixel of the operator's output")
+        return svg(figure, "How strongly each pixel of the image influences the central pixel of the operator's output")
 
 
 def finest_operator(model: nn.Module, image: Tensor) -> str:
-    """The last X-volution of those with the largest maps: deep enough to have learned, fine enough to be looked at."""
+    """The last X-volution of those with the largest maps, which has both learned features and a fine map."""
     sizes = {name: branch_maps(model, image, name).share.shape[-1] for name in attending_operators(model)}
     return [name for name, size in sizes.items() if size == max(sizes.values())][-1]
 

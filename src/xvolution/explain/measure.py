@@ -1,4 +1,4 @@
-"""The figures of an explanation: how the network is judged with its attention, without it, and with plain convolutions."""
+"""The figures of an explanation: evaluations of the network with attention, without it, and with plain convolutions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECEPTIVE_FIELD_IMAGES = 64
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """Images that judge, prepared for the network: pixels (n, C, H, W) and labels (n,), both on its device."""
+    """Preprocessed evaluation images: pixels (n, C, H, W) and labels (n,), both on its device."""
 
     pixels: Tensor
     labels: Tensor
@@ -41,12 +41,12 @@ class JudgedImages:
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a network is judged.
+    """The evaluation of a network.
 
     Attributes:
-        top1: fraction of images whose most likely class is theirs.
+        top1: fraction of images whose most likely class is correct.
         loss: mean cross-entropy, in nats.
-        changed: images with another most likely class than with the network as it was trained.
+        changed: number of images with another prediction than that of the trained network.
     """
 
     top1: float
@@ -66,13 +66,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of one network.
+    """The measurements of one network.
 
     Attributes:
         trained: as it was trained.
         silent: all attention branches replaced by their average.
-        static: each operator replaced by the plain convolution that is nearest to it.
-        statistics: operator -> what its attention branch amounts to.
+        static: each operator replaced by the closest plain convolution.
+        statistics: operator -> statistics of its attention branch.
         without: operator -> its attention alone replaced by its average.
         static_errors: operator -> relative error of the nearest plain convolution.
     """
@@ -86,12 +86,12 @@ class Measurements:
 
 
 def measure(model: nn.Module, images: JudgedImages, say: Callable[[str], None]) -> Measurements:
-    """Judge a network with its attention, without, and as plain convolutions.
+    """Evaluate a network with attention, without it, and with plain convolutions.
 
     Args:
         model: in evaluation mode and training form.
-        images: what it is judged by.
-        say: is told what comes next.
+        images: evaluation images.
+        say: called with a line before each step.
     """
     say("running the network, measuring both branches of each operator")
     trained = images.logits(model)

@@ -17,7 +17,7 @@ def render(figures: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             network and its images, and without which their sections are left out.
 
     Returns:
-        A document that loads nothing from anywhere.
+        A self-contained HTML document.
     """
     template = environment("xvolution.explain").get_template("page.html.jinja")
     return template.render(**figures, pictures=pictures)

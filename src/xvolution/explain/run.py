@@ -1,4 +1,4 @@
-"""`explain`: look into a trained network, measure, draw, and write the page."""
+"""`explain`: measure the attention in a trained network, draw figures, and write the page."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an explanation left.
+    """The results of an explanation.
 
     Attributes:
-        page: the page, one file that needs nothing else.
+        page: the page, a self-contained file.
         results: the figures as JSON, beside the page.
         figures: the same figures as plain values.
     """
@@ -65,7 +65,7 @@ class Explanation:
 
 
 def print_at_once(line: str) -> None:
-    """So that progress is seen where the output is a pipe, too."""
+    """Print without buffering, so that progress is visible if the output is a pipe."""
     print(line, flush=True)
 
 
@@ -92,17 +92,17 @@ def explain(
         checkpoint: a .ckpt or .safetensors file of this library, in training form.
         data: as `open_data` takes it; by default what the network was trained on.
         split: train, val or test.
-        holdout: as in training: `val` is then this fraction of the training part, or a fold such as ``2/5``.
-        seed: of the held-out part.
+        holdout: hold out this fraction of the training part as `val`, or a fold such as ``2/5``, as in training.
+        seed: seed that chooses the held-out images.
         images: how many to look at, evenly spread over the part; held in memory.
         operator: which one to draw, by its name in the network; by default the last of those with the largest maps.
         batch_size: images in a batch.
-        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
-        outside_images: read images that tables name outside of the data's folder too.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
+        outside_images: also read images outside the data folder that tables name.
         output: folder for the page and the figures.
-        checksum: compare the checkpoint with the checksum in it, where it has one.
-        say: is told what comes next.
+        checksum: check the checkpoint against the checksum stored in it, if it has one.
+        say: called with a line before each step.
 
     Raises:
         InputError: the checkpoint, the data or a number cannot be used, or the network has no attention to explain.

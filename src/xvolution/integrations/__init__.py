@@ -1,4 +1,4 @@
-"""Other libraries' own ways of building, training and exporting networks, for converted networks; one file a library.
+"""Support for other libraries' functions to build, train and export converted networks; one file for each library.
 
 A file imports its library, so that it is imported only where that library is used.
 """

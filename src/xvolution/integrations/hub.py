@@ -1,4 +1,4 @@
-"""Converted networks that their library's ``save_pretrained`` and ``from_pretrained`` write and read.
+"""Converted networks that can be saved and loaded by ``save_pretrained`` and ``from_pretrained``.
 
 For models of transformers and diffusers, and for whatever derives from ``PyTorchModelHubMixin`` of huggingface_hub, such as those
 of segmentation_models_pytorch. Such a model has a configuration, which is written beside its weights and from which it is built
@@ -44,7 +44,7 @@ def convert_pretrained(
     The class of the result is ``converted_class(type(model))``, whose ``from_pretrained`` reads what was written.
 
     Args:
-        model: of transformers, diffusers or a class with ``PyTorchModelHubMixin``; not converted yet.
+        model: a model of transformers, diffusers or a class with ``PyTorchModelHubMixin``; not yet converted.
         config, stages, kernel_sizes, names, at_projections, filter_fn, example_inputs: as of ``xvolution.convert``; the
             configuration must have a JSON form.
 
@@ -53,7 +53,7 @@ def convert_pretrained(
 
     Raises:
         TypeError: a model of another kind.
-        ValueError: as of ``xvolution.convert``; or the model is converted already.
+        ValueError: as of ``xvolution.convert``; or the model is already converted.
         ConversionError: as of ``xvolution.convert``.
     """
     if is_converted(model):
@@ -111,10 +111,10 @@ def _blank(plain: Any) -> Any:
 
 
 def _kind_of(cls: type) -> str:
-    """Whose way of keeping configurations a class has.
+    """The library whose configurations a class uses.
 
     Raises:
-        TypeError: nobody's.
+        TypeError: none that is supported.
     """
     parents = {f"{parent.__module__.partition('.')[0]}.{parent.__name__}" for parent in cls.__mro__}
     if "transformers.PreTrainedModel" in parents:

@@ -1,4 +1,4 @@
-"""Converted YOLO networks that Ultralytics trains, validates and exports by its own functions.
+"""Converted YOLO networks that Ultralytics can train, validate and export.
 
 Ultralytics is licensed under the AGPL-3.0. Importing this module imports it.
 
@@ -61,7 +61,7 @@ def convert_yolo(
         example_inputs: images (N, C, H, W) to check the outputs with; noise when None.
 
     Returns:
-        Of a network a converted copy; a ``YOLO`` itself, with a converted copy in the place of its network.
+        A converted copy of a network; for a ``YOLO`` the object itself, with a converted copy as its network.
 
     Raises:
         TypeError: neither a ``YOLO`` with a network nor a network of Ultralytics.
@@ -97,10 +97,10 @@ def convert_yolo(
 def _reasons(
     model: nn.Module, where: Placement, config: ConversionConfig, example_inputs: Any
 ) -> dict[str, str | None]:
-    """Why each convolution stays, by name; None for those to replace.
+    """The reason why each convolution is not replaced, by name; None for those to replace.
 
     Raises:
-        ValueError: some are meant, and none of them can be replaced.
+        ValueError: none of the selected convolutions can be replaced.
     """
     inputs = infer_inputs(model) if example_inputs is None else example_inputs
     found = reasons(model, where)
@@ -144,7 +144,7 @@ def _exchange(yolo: Any, network: nn.Module) -> None:
 
 
 def _become_converted(network: Any, recipe: Recipe) -> None:
-    """Note the conversion where constructors look for it, and let the network deploy where it fuses."""
+    """Store the conversion for constructors, and make ``fuse`` deploy the network."""
     network.yaml[KEY] = recipe.to_dict()
     network.__class__ = _CONVERTED[type(network).__name__]
 
@@ -155,7 +155,7 @@ def _convert_(network: Any, recipe: Recipe) -> None:
 
 
 class ConvertedNetwork:
-    """Mixin of networks of Ultralytics that were converted: deploys where these fuse, and loads weights from before too."""
+    """Mixin of converted networks of Ultralytics: ``fuse`` deploys them, and ``load`` also reads unconverted weights."""
 
     yaml: dict[str, Any]
 
@@ -172,7 +172,7 @@ class ConvertedNetwork:
         return plain.fuse(verbose=verbose, imgsz=imgsz)
 
     def load(self: Any, weights: Any, verbose: bool = True) -> None:
-        """Load weights of a network that was converted alike, or of one that was not."""
+        """Load weights of a network with the same conversion, or of an unconverted one."""
         given = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         if isinstance(given, tasks.BaseModel) and KEY not in given.yaml:
             given = deepcopy(given).float()
@@ -192,7 +192,7 @@ def _converted_classes() -> dict[str, type]:
 
 
 def _converting(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that converts the network where its dictionary says so."""
+    """A constructor that converts the network if its dictionary has a conversion."""
 
     @wraps(init)
     def build(self: Any, *args: Any, **kwargs: Any) -> None:

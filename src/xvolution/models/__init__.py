@@ -1,4 +1,4 @@
-"""Networks: timm's, converted; `import xvolution.models` registers `xvolution_resnet18/34/50/101` with timm."""
+"""Converted networks of timm; `import xvolution.models` registers `xvolution_resnet18/34/50/101` with timm."""
 
 from xvolution.models.cell_centroid_former import (
     CellCentroidFormer,

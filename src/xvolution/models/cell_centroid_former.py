@@ -1,4 +1,4 @@
-"""CellCentroidFormer: cells as centroids with a height and a width, from features, a neck with attention and two heads.
+"""CellCentroidFormer: detects cells as centroids with height and width, by a backbone, a neck with attention and two heads.
 
 Wagner, Rohr: CellCentroidFormer: Combining Self-attention and Convolution for Cell Detection, 2022, arXiv 2206.00338.
 """
@@ -22,7 +22,7 @@ REDUCTION = 16
 
 
 class CentroidMaps(NamedTuple):
-    """What the network predicts, and what it is trained towards.
+    """The predictions of the network, or their targets.
 
     Attributes:
         heatmap: (N, 1, H, W), 1 at the centroids and 0 far from them.
@@ -62,12 +62,12 @@ class CellCentroidFormer(nn.Module):
         backbone: a timm model with features at 1/16.
         pretrained: load timm's weights into the backbone.
         in_chans: channels of the images.
-        neck_channels: of the two MobileViT blocks; the heads of attention, 2, divide both.
-        head_channels: of the three upsampling blocks.
+        neck_channels: channels of the two MobileViT blocks; both must be even, for 2 attention heads.
+        head_channels: channels of the three upsampling blocks.
 
     Raises:
         ModelError: timm has no such backbone, or it has no features at 1/16.
-        ValueError: channels that are too few, or that the heads of attention do not divide.
+        ValueError: too few channels, or channels that the attention heads do not divide.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class CellCentroidFormer(nn.Module):
 
 
 def centroid_targets(boxes: Sequence[Tensor], size: tuple[int, int], spread: float = 1 / 6) -> CentroidMaps:
-    """The maps that say where the cells are, to train towards.
+    """The target maps for training, from the boxes of the cells.
 
     The heat map is an elliptic Gaussian around each centroid, as wide and high as the cell, the largest one where several
     overlap. The sizes stand in the inner half of each box, those of the nearest centroid where several overlap. The paper's
@@ -139,9 +139,9 @@ def centroid_loss(prediction: CentroidMaps, target: CentroidMaps, size_weight: f
     leaves the loss to its user; the Huber loss, the normalization and the weights are our choices.
 
     Args:
-        prediction: of the network.
-        target: of ``centroid_targets``, the same shapes.
-        size_weight: weight of the height's and of the width's loss; that of the heat map is 1.
+        prediction: output of the network.
+        target: output of ``centroid_targets``, with the same shapes.
+        size_weight: weight of the losses of height and width; the heat map has weight 1.
     """
     heat = F.huber_loss(prediction.heatmap, target.heatmap, reduction="sum") / target.heatmap.sum().clamp_min(1.0)
     cell = (target.sizes > 0).to(target.sizes.dtype)
@@ -158,8 +158,8 @@ def decode(maps: CentroidMaps, threshold: float = 0.5, window: int = 3) -> list[
     Gaussian. The paper's code takes the centroids of the regions above 0.75 instead.
 
     Args:
-        maps: of the network, or targets.
-        threshold: of the heat map.
+        maps: output of the network, or targets.
+        threshold: lowest value of a peak in the heat map.
         window: odd side of the neighbourhood, in pixels.
 
     Returns:

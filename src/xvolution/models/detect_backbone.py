@@ -55,13 +55,13 @@ def torchvision_resnets() -> list[str]:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """What is asked of a backbone and the feature pyramid on it.
+    """The settings of a backbone and its feature pyramid.
 
     Attributes:
-        strides: of the levels that the pyramid reads: 4, 8, 16, 32 or the last three.
-        last: the levels after the last.
+        strides: strides of the levels that the pyramid reads: 4, 8, 16, 32 or the last three.
+        last: module for the levels after the last one.
         norm: normalization in the pyramid.
-        frozen_norms: put frozen batch norms in the place of the backbone's.
+        frozen_norms: replace the backbone's batch norms by frozen ones.
         trainable_layers: how many of the backbone's five layers (the stem and four stages), from the end, are trained.
         pretrained: load the library's weights.
     """
@@ -77,10 +77,10 @@ class Pyramid:
         """The pyramid on a backbone, with the backbone as its ``body``.
 
         Args:
-            name: a torchvision ResNet, or a timm name; ``timm/resnet50`` is timm's where both have one.
+            name: a torchvision ResNet, or a timm name; ``timm/resnet50`` is timm's if both libraries have one.
 
         Raises:
-            ModelError: nobody knows the name, the network has no such features, or the weights cannot be had.
+            ModelError: neither library knows the name, the network has no such features, or the weights cannot be loaded.
         """
         layers = self.trainable_layers
         if not 0 <= layers <= 5:
@@ -146,7 +146,7 @@ def _check_layout(name: str, body: nn.Module, channels: Sequence[int]) -> None:
 
 
 def _freeze(network: nn.Module, stages: Sequence[tuple[str, ...]], trainable_layers: int) -> None:
-    """Stop the gradients of all but the last layers; what belongs to no stage is the stem, the first layer."""
+    """Freeze all but the last layers; modules outside of stages form the stem, the first layer."""
     if trainable_layers == 5:
         return
     trained = tuple(f"{name}." for stage in stages[max(len(stages) - trainable_layers, 0) :] for name in stage)
@@ -156,7 +156,7 @@ def _freeze(network: nn.Module, stages: Sequence[tuple[str, ...]], trainable_lay
 
 
 def freeze_norms(network: nn.Module) -> nn.Module:
-    """Put torchvision's ``FrozenBatchNorm2d`` in the place of every 2-d batch norm; an activation in it stays behind it."""
+    """Replace every 2-d batch norm by torchvision's ``FrozenBatchNorm2d``; an activation in it follows."""
     norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     for name, norm in norms.items():
         frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
@@ -170,12 +170,12 @@ def freeze_norms(network: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What of a classification network's weights went into a backbone.
+    """Report on loading a classification network's weights into a backbone.
 
     Attributes:
-        name: where they came from.
-        used: tensors that the backbone took.
-        dropped: names of those that it has no place for: the classifier, and layers behind the last feature.
+        name: source of the weights.
+        used: number of tensors that were loaded.
+        dropped: names of tensors without a place in the backbone: the classifier, and layers after the last feature.
     """
 
     name: str
@@ -188,10 +188,10 @@ class WeightsReport:
 
 
 def matched(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], WeightsReport]:
-    """The tensors of a classification network under the names that a backbone has for them.
+    """The tensors of a classification network under the backbone's names.
 
-    Names are compared without the prefix of a wrapper and without telling ``stages_0`` from ``stages.0``, by which timm's feature
-    networks differ from its classifiers.
+    Names are compared without the prefix of a wrapper. ``stages_0`` equals ``stages.0``, because timm's feature networks and
+    classifiers differ in this.
 
     Raises:
         ModelError: a tensor is missing, has another shape, or belongs to a layer of the backbone that has no such tensor.

@@ -1,4 +1,4 @@
-"""A detector's deployed form, part by part, and the proof that it finds what the trained one found."""
+"""A detector's deployed form, part by part, and its comparison with the trained detector."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def deploy_detector(
     """Replace every X-volution of a detector by its deployed form.
 
     ``reparameterize(detector, example_inputs=(images,))`` does the same and compares the lists of boxes one by one. In fp32
-    two boxes of nearly the same score may change places by rounding; here the backbone and the heads are compared each on
-    the features that reach it, and the detections after matching.
+    rounding may swap two boxes with nearly equal scores. Here the backbone and each head are compared on the features that
+    they receive, and detections are compared after matching.
 
     Args:
         detector: in eval mode.
         images: each (3, H, W) in [0, 1]; one of random numbers when None.
         layout: as for ``reparameterize``; a mapping is by module name in the detector, as ``layouts_of`` returns it.
-        fold_norms: fold the other batch norms into the convolutions before them as well.
+        fold_norms: also fold the other batch norms into the convolutions before them.
         inplace: change ``detector`` itself instead of a copy.
-        runtime, threads, progress: who times the layouts for ``"auto"``, each distinct operator of the detector once; see
+        runtime, threads, progress: for timing the layouts with ``"auto"``, each distinct operator once; see
             ``xvolution.choose_layouts``.
 
     Raises:

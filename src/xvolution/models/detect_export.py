@@ -1,4 +1,4 @@
-"""Writing a whole detector for other runtimes, with proposals and suppression in the graph; or its pyramid alone."""
+"""Exporting a whole detector, with proposals and suppression in the graph, or only its feature pyramid."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _OPSET = 17
 
 @dataclass(frozen=True)
 class DetectorExport:
-    """What was written.
+    """The written file.
 
     Attributes:
         path: the file.
         format: ``"onnx"`` or ``"xml"``.
         content: ``"detector"``: one image (3, H, W) in [0, 1] to ``boxes``, ``labels``, ``scores`` and ``masks``; or
             ``"pyramid"``: normalized images (N, 3, H, W) to the levels of the feature pyramid.
-        dynamic: which axes of the input are open: ``"image size"`` of a detector.
-        agreement: how the detections compare with the model's, or where there are none the feature maps and raw scores; None for
+        dynamic: the dynamic axes of the input: ``"image size"`` for a detector.
+        agreement: comparison of the detections with the model's, or of feature maps and raw scores if there are none; None for
             a pyramid, whose features were compared.
-        reason: why it is not the whole detector; empty when it is.
-        layouts: of every deployed operator of the detector, by module name.
+        reason: why the file is not the whole detector; empty if it is.
+        layouts: layout of every deployed operator of the detector, by module name.
         choice: how the layouts were chosen; None where the detector was deployed before, or the layouts were given.
     """
 
@@ -72,7 +72,7 @@ def export_detector(
     """Write a detector, run the file, and compare its detections with the model's on two images of different size.
 
     The graph takes one image of any size and holds everything from resizing to suppression, in standard operators; it is made by
-    torch's tracing exporter, which torchvision supports. Nothing is left behind when the detections differ.
+    torch's tracing exporter, which torchvision supports. No file is left if the detections differ.
 
     Args:
         detector: in eval mode, on the CPU in fp32, in its training form or from ``deploy_detector``.
@@ -80,7 +80,7 @@ def export_detector(
         image: (3, H, W) in [0, 1].
         layout, threads, progress: of a detector in its training form, which is re-parameterized for the runtime of the path's
             ending; as of ``xvolution.export``.
-        score_threshold: detections above it must agree.
+        score_threshold: detections with a higher score must agree.
         whole: write the whole detector; False writes the backbone and the feature pyramid alone, for runtimes without NMS.
         properties: strings to put into the file's metadata; ``content`` is always put there.
 
@@ -90,8 +90,8 @@ def export_detector(
 
     Raises:
         ValueError: an unknown ending, an image of another shape, or a layout that an operator does not have.
-        ReparameterizationError: the deployed detector finds something else than the trained one.
-        ExportError: train mode, or a file that computes something else than the model.
+        ReparameterizationError: the detections of the deployed detector differ from those of the trained one.
+        ExportError: train mode, or a file whose outputs differ from the model's.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -122,7 +122,7 @@ def export_detector(
 
 
 class _Disagreement(ExportError):
-    """The file of the whole detector runs, and finds something else."""
+    """The file of the whole detector runs, but its detections differ."""
 
 
 def _runtime(path: Path) -> OnnxReader[LoadedFile]:
@@ -144,11 +144,11 @@ def _export_whole(
     threshold: float,
     properties: dict[str, str],
 ) -> Agreement:
-    """Write the file if it finds what the detector finds; how well the detections agree.
+    """Write the file if its detections agree with the detector's; returns the agreement.
 
     Raises:
         ExportError: the exporter or the runtime does not take the whole detector.
-        _Disagreement: the file finds something else.
+        _Disagreement: the detections of the file differ.
     """
     # Another shape, and another orientation, than the one that is traced.
     other = torch.nn.functional.interpolate(image[None], (image.shape[2] + 16, image.shape[1]), mode="bilinear")[0]
@@ -179,7 +179,7 @@ def _export_whole(
 def _raw_agreement(
     detector: nn.Module, runtime: OnnxReader[LoadedFile], path: Path, trials: Sequence[Tensor]
 ) -> RawAgreement:
-    """Of the detector and a temporary file of the same graph that answers its feature maps and raw scores as well."""
+    """Agreement of the detector with a temporary file of the same graph that also returns feature maps and raw scores."""
     expected = [raw_outputs(detector, trial) for trial in trials]
     with torch.no_grad():
         names = list(detector([trials[0]])[0])

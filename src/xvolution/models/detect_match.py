@@ -1,4 +1,4 @@
-"""Whether two detectors find the same: detections above a score, matched by box."""
+"""Comparison of two detectors: detections above a score, matched by box."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAME_BOX = 1e-2
 
 @dataclass(frozen=True)
 class RawAgreement:
-    """How far two detectors are from each other before suppression, on the same image.
+    """The difference of two detectors before suppression, on the same image.
 
     Attributes:
         maps: largest difference of a feature map, over its largest magnitude.
@@ -31,17 +31,17 @@ class RawAgreement:
         return f"feature maps differ by {self.maps:.1e} and raw scores by {self.scores:.1e} of their largest value"
 
     def holds(self, tolerance: float = 1e-3) -> bool:
-        """Whether both compute the same."""
+        """Whether both agree."""
         return max(self.maps, self.scores) <= tolerance
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two results are from each other.
+    """The difference of two results.
 
     Attributes:
         matched: pairs of detections of one class whose boxes overlap.
-        unmatched: detections that only one of the two has, those too close to the threshold to tell left out.
+        unmatched: detections that only one of the two has, except those too close to the threshold.
         iou: smallest overlap of a pair; 1 without pairs.
         score: largest difference of the scores of a pair.
         mask: largest share of an image's pixels in which the masks of a pair, cut at one half, differ.
@@ -57,7 +57,7 @@ class Agreement:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was nothing to compare."""
+        """Whether there were no detections to compare."""
         return self.matched == 0 and self.unmatched == 0
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Agreement:
         )
 
     def holds(self, min_iou: float = 0.99, score_tolerance: float = 1e-3, mask_tolerance: float = 1e-3) -> bool:
-        """Whether both found the same."""
+        """Whether both results agree."""
         close = self.iou >= min_iou and self.score <= score_tolerance and self.mask <= mask_tolerance
         return close and self.unmatched == 0 and (self.raw is None or self.raw.holds())
 
@@ -85,16 +85,16 @@ def match_detections(
 ) -> Agreement:
     """Match the detections of the same images, the best score first, each to the most overlapping one of its class.
 
-    The order of equal scores, and which of them a limit on the number of detections keeps, is decided by rounding; so a
-    detection without a partner counts only where its score is more than ``score_tolerance`` above the threshold and, of two
+    Rounding decides the order of equal scores, and which of them a limit on the number of detections keeps. A detection
+    without a partner therefore counts only if its score is more than ``score_tolerance`` above the threshold and, of two
     lists of the same length, above their lowest scores.
 
     Args:
         expected, actual: for each image ``boxes`` (n, 4) as x1, y1, x2, y2 in pixels, ``labels`` (n,), ``scores`` (n,), and
             ``masks`` (n, 1, H, W) as probabilities where there are any.
-        score_threshold: detections below it are not looked at.
-        score_tolerance: by how much scores may differ.
-        min_iou: overlap from which on two boxes are a pair.
+        score_threshold: detections with a lower score are ignored.
+        score_tolerance: largest allowed difference of scores.
+        min_iou: smallest overlap of two boxes that form a pair.
 
     Raises:
         ValueError: not the same number of images.

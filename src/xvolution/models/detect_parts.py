@@ -1,4 +1,4 @@
-"""The parts of a detector, and X-volution in the parts that are asked for."""
+"""The parts of a detector, and X-volution in selected parts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from xvolution.models.factory import ModelError
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part of a detector lies.
+    """The location of a part of a detector.
 
     Attributes:
-        prefix: what the names of its modules start with.
+        prefix: prefix of the names of its modules.
         converted: submodules whose spatial convolutions are replaced. The pyramid's lateral and further levels, and the
             convolutions that predict, stay as they are.
-        once: whether a convolution of it runs once in a forward pass, not once for each level of the pyramid.
+        once: whether its convolutions run once in a forward pass, instead of once for each level of the pyramid.
     """
 
     prefix: str
@@ -50,11 +50,11 @@ PARTS = {
 
 
 class FixedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm whose statistics stay as they are, in train mode too; scale and shift are trained.
+    """A batch norm with fixed statistics, also in train mode; scale and shift are trained.
 
-    The norm of the attention branch where a batch is too small for statistics, or where one convolution serves all levels of a
-    pyramid, whose statistics differ. Statistics come with the weights of a classifier; those of a new branch are 0 and 1, so
-    that it is a scale and a shift. It folds as every batch norm in eval mode.
+    The norm of the attention branch if a batch is too small for statistics, or where one convolution serves all levels of a
+    pyramid, whose statistics differ. Statistics come with the weights of a classifier; for a new branch they are 0 and 1, so
+    the norm is a scale and a shift. It folds like every batch norm in eval mode.
     """
 
     def train(self, mode: bool = True) -> FixedBatchNorm2d:
@@ -64,7 +64,7 @@ class FixedBatchNorm2d(nn.BatchNorm2d):
 
 
 def part_of(detector: nn.Module, name: str) -> str | None:
-    """The part that the module or parameter called ``name`` belongs to; None for what is in no part, such as the box head.
+    """The part that the module or parameter called ``name`` belongs to; None if it is in no part, such as the box head.
 
     Parts are ``backbone``, ``fpn`` (all of the pyramid), ``rpn``, ``mask`` (head and predictor), and of RetinaNet and FCOS
     ``head``.
@@ -85,14 +85,14 @@ def modules_of_part(detector: nn.Module, part: str) -> Iterator[tuple[str, nn.Mo
 
 
 def convert_parts(detector: nn.Module, conversion: Conversion, parts: Sequence[str], fixed_norms: bool) -> nn.Module:
-    """Replace convolutions in the parts, in place; each part is checked to compute what it computed.
+    """Replace convolutions in the parts, in place; the outputs of each part are checked to stay the same.
 
     ``stages`` chooses within the backbone; ``names`` are names in the detector or, for the backbone, in the network alone; all
     other parts are taken whole.
 
     Args:
         detector: a plain detector on the CPU.
-        conversion: what takes the place of which convolutions.
+        conversion: the operator and the convolutions to replace.
         parts: names of parts.
         fixed_norms: keep the statistics of the attention's batch norms fixed in every part, not only where a convolution runs
             once for each level.

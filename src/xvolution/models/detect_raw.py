@@ -1,4 +1,4 @@
-"""What a detector computes before suppression: feature maps and raw scores, which are there where nothing is found."""
+"""A detector's outputs before suppression (feature maps and raw scores), which exist even without detections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_REGIONS = "roi_heads.box_predictor"
 
 
 class WithRawOutputs(nn.Module):
-    """A detector that answers, behind the detections of one image, its feature maps and raw scores.
+    """A detector that also returns its feature maps and raw scores, after the detections of one image.
 
     Args:
         detector: in eval mode.
@@ -32,7 +32,7 @@ class WithRawOutputs(nn.Module):
         self.train(detector.training)  # exporters leave a module, and all in it, in the mode that it was in
 
     def forward(self, images: list[Tensor]) -> tuple[Tensor, ...]:
-        """One image (3, H, W) in a list -> its detections, then what `raw_outputs` names, in that order."""
+        """One image (3, H, W) in a list -> its detections, then the outputs of `raw_outputs`, in that order."""
         with _watched(self.detector) as raw:
             (detections,) = self.detector(images)
         return (*detections.values(), *raw.values())
@@ -40,14 +40,14 @@ class WithRawOutputs(nn.Module):
 
 @torch.no_grad()
 def raw_outputs(detector: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """Feature maps and raw scores of a detector in eval mode on one image (3, H, W), by the path of what answers them."""
+    """Feature maps and raw scores of a detector in eval mode on one image (3, H, W), by the path of their module."""
     with _watched(detector) as raw:
         detector([image])
     return dict(raw)
 
 
 def agreement_of(expected: nn.Module, actual: nn.Module, image: Tensor) -> Agreement:
-    """Compare what two detectors find on one image (3, H, W); where that is nothing, their feature maps and raw scores."""
+    """Compare the detections of two detectors on one image (3, H, W), or feature maps and raw scores if there are none."""
     with torch.no_grad():
         agreement = match_detections(expected([image]), actual([image]))
     if not agreement.is_empty:
@@ -56,10 +56,10 @@ def agreement_of(expected: nn.Module, actual: nn.Module, image: Tensor) -> Agree
 
 
 def compare_raw(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> RawAgreement:
-    """How far two detectors' raw outputs of one image are from each other.
+    """The difference of two detectors' raw outputs on one image.
 
-    Of scores of regions, the highest of each class is compared: which of two regions with nearly equal scores is kept is decided
-    by rounding, and their offsets follow.
+    For scores of regions, the highest of each class is compared, because rounding decides which of two regions with nearly equal
+    scores is kept.
     """
     maps = scores = 0.0
     for name, one in expected.items():
@@ -93,7 +93,7 @@ def _difference(expected: Tensor, actual: Tensor) -> float:
 
 @contextmanager
 def _watched(detector: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keep what the parts of a detector answer while the context lasts."""
+    """Record the outputs of a detector's parts while the context lasts."""
     raw: dict[str, Tensor] = {}
     modules = dict(detector.named_modules())
 
@@ -109,7 +109,7 @@ def _watched(detector: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _flat(name: str, answer: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in an answer, by path."""
+    """The tensors in an output, by path."""
     if isinstance(answer, Tensor):
         yield name, answer
         return

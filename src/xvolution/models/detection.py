@@ -29,7 +29,7 @@ _NORMS = ("frozen", "batch")
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Everything that decides a detector's architecture, in plain JSON values.
+    """The description of a detector's architecture, as plain JSON values.
 
     Attributes:
         architecture: ``"fasterrcnn"``, ``"maskrcnn"``, ``"retinanet"`` or ``"fcos"``, all with a feature pyramid (FPN).
@@ -47,8 +47,8 @@ class DetectorSpec:
         kwargs: further arguments of torchvision's class, such as ``box_score_thresh``.
         parts: parts in which convolutions are replaced: ``"backbone"``, ``"fpn"`` (its output convolutions), ``"rpn"``,
             ``"mask"``; of RetinaNet and FCOS ``"head"``.
-        conversion: what takes the place of which convolutions: ``to_dict()`` of a ``Conversion``, or None for the plain
-            detector. ``stages`` chooses in the backbone only.
+        conversion: ``to_dict()`` of a ``Conversion``, or None for the plain detector. ``stages`` chooses in the backbone
+            only.
     """
 
     architecture: str = "fasterrcnn"
@@ -81,7 +81,7 @@ class DetectorSpec:
 
 
 def _check(spec: DetectorSpec) -> None:
-    """Raise ``ModelError`` for a value that no detector has."""
+    """Raise ``ModelError`` for a value that is not allowed."""
     if spec.architecture not in _CLASSES:
         raise ModelError(
             f"there is no architecture {spec.architecture!r}; the architectures are {', '.join(_CLASSES)}."
@@ -120,10 +120,10 @@ def build_detector(
 
     Args:
         spec: what to build.
-        backbone_weights: state dict of a classifier with this backbone, plain or converted alike; the classifier on top is
-            dropped. What was used is told by the attribute ``backbone_weights`` of the detector, a ``WeightsReport``.
+        backbone_weights: state dict of a classifier with this backbone, plain or with the same conversion; the last layer
+            is dropped. The attribute ``backbone_weights`` of the detector is the ``WeightsReport``.
         pretrained: load the library's own weights of the classifier into the backbone; not with ``backbone_weights``.
-        weights_name: what messages call ``backbone_weights``, such as the file's path.
+        weights_name: name of ``backbone_weights`` in messages, such as the file's path.
 
     Raises:
         ModelError: the backbone is unknown or unfit, the weights are of another network, an argument is unknown to torchvision,

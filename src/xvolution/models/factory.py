@@ -14,14 +14,14 @@ from xvolution.conversion.register import conversion_from_dict
 
 
 class ModelError(ValueError):
-    """The network that was asked for cannot be built; the message says what can."""
+    """The requested network cannot be built; the message says why and what is allowed."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides a network's architecture, in plain JSON values.
+    """The description of a network's architecture, as plain JSON values.
 
     Attributes:
         name: a timm model name.
@@ -29,7 +29,7 @@ class ModelSpec:
         in_chans: channels of the input images.
         kwargs: further keyword arguments of `timm.create_model`.
         small_images: whether a ResNet's stem is replaced by a 3x3 convolution of stride 1 without max-pooling.
-        conversion: what takes the place of which convolutions: `to_dict()` of a `Conversion`, or None for the plain network.
+        conversion: `to_dict()` of a `Conversion`, or None for the plain network.
     """
 
     name: str
@@ -54,7 +54,7 @@ def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch
         spec: what to build.
         pretrained: load timm's weights into the plain network, before conversion.
         example_inputs: (N, in_chans, H, W) images to compare the outputs on before and after the conversion; without them
-            nothing is compared, as befits a network whose weights are loaded next.
+            outputs are not compared, for a network whose weights are loaded next.
 
     Raises:
         ModelError: timm does not know the name or its arguments, or nothing in the network can be converted.

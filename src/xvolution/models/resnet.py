@@ -1,7 +1,7 @@
 """`xvolution_resnet18/34/50/101`: timm's ResNets with X-volution in the third stage, by timm's registry.
 
-Nobody has published weights of these networks, so that ``timm.list_models("xvolution*", pretrained=True)`` lists none of them.
-``pretrained=True`` loads the plain network's weights, and attention begins at zero effect.
+There are no published weights of these networks, so ``timm.list_models("xvolution*", pretrained=True)`` lists none of them.
+``pretrained=True`` loads the plain network's weights, and attention starts with zero effect.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _xvolution_resnet(
     xvolution: ConversionConfig | str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build timm's `name` with the plain network's weights, then convert it; its outputs do not change by that."""
+    """Build timm's `name` with the plain network's weights, then convert it; the outputs stay the same."""
     for argument in ("pretrained_cfg", "pretrained_cfg_overlay"):
         kwargs.pop(argument, None)
     return convert(_PLAIN[name](pretrained=pretrained, **kwargs), xvolution, stages=stages, inplace=True)
@@ -43,7 +43,7 @@ def _xvolution_resnet(
 
 @register_model
 def xvolution_resnet18(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 with X-volution in `stages` (from 1, default `(3,)`); `xvolution`, an XVolutionConfig, says which.
+    """ResNet-18 with X-volution in `stages` (from 1, default `(3,)`); `xvolution` is an XVolutionConfig.
 
     With `pretrained` the weights are those of timm's plain ResNet-18: there are none of this network.
     """

@@ -1,4 +1,4 @@
-"""The neighbours of X-volution: operators that take the place of a convolution, one file each, by name."""
+"""Other operators that replace a convolution, one file each, by name."""
 
 from xvolution.operators import controls as controls
 from xvolution.operators import conv as conv

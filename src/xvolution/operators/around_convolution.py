@@ -1,4 +1,4 @@
-"""What the operators share that keep the convolution in whose place they stand, and the norm that follows it."""
+"""The base of operators that keep the convolution that they replace, and the norm that follows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAST = 8
 
 
 class AroundConvolution2d(nn.Module, ABC):
-    """A convolution ``conv`` and the norm ``conv_norm`` behind it, with further parts that a subclass adds.
+    """A convolution ``conv`` and the norm ``conv_norm`` after it, with further parts from a subclass.
 
     In the place of a convolution of a network it keeps the convolution with its weights, and the norm that follows, so that
     the norm still folds into the convolution.
@@ -56,7 +56,7 @@ class AroundConvolution2d(nn.Module, ABC):
 
     @abstractmethod
     def _add(self, conv: nn.Conv2d, factory: dict[str, Any], *args: Any, **options: Any) -> None:
-        """Build the further parts; a subclass has its options in the place of ``args`` and ``options``.
+        """Build the further parts; a subclass has its options instead of ``args`` and ``options``.
 
         Raises:
             ValueError: an option that is not allowed.
@@ -68,7 +68,7 @@ class AroundConvolution2d(nn.Module, ABC):
 
 
 class WithBottleneck2d(AroundConvolution2d):
-    """The same where the one option is the ``reduction`` of channels in a bottleneck."""
+    """An ``AroundConvolution2d`` with one option, the ``reduction`` of channels in a bottleneck."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Controls: forms of X-volution without the part that they are compared for.
+"""Controls: forms of X-volution without one of its parts, for comparison.
 
 ``conv-conv`` is the control of the paper's ablation (section 4). ``conv-window`` is that of ``gated_depthwise``. ``conv-diverse``
 is the Diverse Branch Block of Ding, Zhang, Han and Ding (CVPR 2021, arXiv 2103.13425).

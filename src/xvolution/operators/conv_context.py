@@ -1,4 +1,4 @@
-"""A convolution and a global context beside it: the control for what attention adds to knowing the whole image."""
+"""A convolution and a global context beside it: a control for attention over the whole image."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from xvolution.operators.around_convolution import AroundConvolution2d, hidden_c
 
 @register(
     "ca",
-    "A convolution whose outputs are weighted by the means of their row and of their column: coordinate attention.",
+    "A convolution whose outputs are weighted by the means of their row and their column: coordinate attention.",
     "Hou, Zhou, Feng: Coordinate Attention for Efficient Mobile Network Design, CVPR 2021, arXiv 2103.02907",
 )
 class CoordinateAttention2d(AroundConvolution2d):

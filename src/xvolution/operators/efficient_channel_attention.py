@@ -16,7 +16,7 @@ from xvolution.operators.around_convolution import AroundConvolution2d
 
 @register(
     "eca",
-    "A convolution whose output channels are weighted by the means of a few neighbouring channels: ECA.",
+    "A convolution with a weight for each output channel, computed from the means of neighbouring channels: ECA.",
     "Wang, Wu, Zhu, Li, Zuo, Hu: ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks, CVPR 2020, "
     "arXiv 1910.03151",
 )

@@ -12,7 +12,7 @@ from xvolution.operators.around_convolution import WithBottleneck2d, hidden_chan
 
 @register(
     "gc",
-    "A convolution, and a vector added to its outputs that is computed from an attended mean of its pixels: global context.",
+    "A convolution plus a vector that is computed from an attention-weighted mean of its outputs: global context.",
     "Cao, Xu, Lin, Wei, Hu: GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, arXiv 1904.11492, 2019",
 )
 class GlobalContext2d(WithBottleneck2d):

@@ -1,4 +1,4 @@
-"""Hierarchical pyramidal convolution: kernels of growing size, each fed with what the smaller one found."""
+"""Hierarchical pyramidal convolution: kernels of growing size, each of which also reads the smaller one's output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def level_channels(out_channels: int, levels: int) -> tuple[int, ...]:
 
 @register(
     "hpconv",
-    "Hierarchical pyramidal convolution: levels of growing kernel size, each with the previous level's output as input too.",
+    "Hierarchical pyramidal convolution: levels of growing kernel size; each also reads the previous level's output.",
     "Chen, Du, Hu, Dai, Yin, Lee: Lip-reading with Hierarchical Pyramidal Convolution and Self-Attention, "
     "arXiv 2012.14360, 2020; its pyramid is that of Duta, Liu, Zhu, Shao: Pyramidal Convolution, arXiv 2006.11538, 2020",
 )

@@ -1,4 +1,4 @@
-"""Involution: a kernel of its own for each pixel, computed from that pixel and shared by a group of channels."""
+"""Involution: one kernel for each pixel, computed from that pixel and shared by a group of channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xvolution.operators.local_attention import check_ungrouped, geometry_of, ta
 
 @register(
     "involution",
-    "A kernel of its own for each pixel, computed from that pixel and shared by a group of channels.",
+    "One kernel for each pixel, computed from that pixel and shared by a group of channels.",
     "Li, Hu, Wang, Li, She, Zhu, Zhang, Chen: Involution: Inverting the Inherence of Convolution for Visual Recognition, "
     "CVPR 2021, arXiv 2103.06255",
 )

@@ -1,4 +1,4 @@
-"""Full-dimensional dynamic convolution with one kernel (ODConv 1x): each image weighs its input channels, outputs and taps."""
+"""Full-dimensional dynamic convolution with one kernel (ODConv 1x): each image scales input channels, outputs and taps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST = 16
 
 @register(
     "odconv",
-    "One kernel whose input channels, output channels and positions each image weighs: ODConv with a single kernel.",
+    "One kernel, scaled for each image along input channels, output channels and positions: ODConv with a single kernel.",
     "Li, Zhou, Yao: Omni-Dimensional Dynamic Convolution, ICLR 2022, arXiv 2209.07947",
 )
 class ODConv2d(WithBottleneck2d):
@@ -44,7 +44,7 @@ class ODConv2d(WithBottleneck2d):
         image.
 
     Raises:
-        ValueError: ``reduction`` below 1, or a convolution that computes its weights anew in every call.
+        ValueError: ``reduction`` below 1, or a convolution that recomputes its weights in every call.
     """
 
     def _add(self, conv: nn.Conv2d, factory: dict[str, Any], reduction: int = 16) -> None:

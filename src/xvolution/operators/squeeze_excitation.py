@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation behind a convolution: the attention to channels that most people would take instead."""
+"""Squeeze-and-excitation after a convolution: the most common channel attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xvolution.operators.around_convolution import WithBottleneck2d, hidden_chan
 
 @register(
     "se",
-    "A convolution whose output channels are weighted by the mean of each over the image: squeeze-and-excitation.",
+    "A convolution with a weight for each output channel, computed from the means over the image: squeeze-and-excitation.",
     "Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018, arXiv 1709.01507",
 )
 class SqueezeExcitation2d(WithBottleneck2d):

@@ -1,4 +1,4 @@
-"""What a training says before it begins, and how long it will take, once its first steps are known."""
+"""The summary that a training prints at its start, and the expected time after its first steps."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import nn
 from xvolution.conversion.summary import conversion_summary, count_parameters, is_converted
 from xvolution.training.config import RunConfig
 
-#: Steps whose time is measured, and those before them, in which memory is reserved and kernels are chosen.
+#: Number of timed steps, and of warm-up steps before them, in which memory is reserved and kernels are chosen.
 _TIMED, _WARM = 5, 2
-#: Of the first column, in characters.
+#: Width of the first column, in characters.
 _WIDTH = 11
 
 
 class Announcement(L.Callback):
-    """Prints the run as it begins, and its expected time after a few steps.
+    """Prints a summary at the start of the run, and the expected time after a few steps.
 
     Args:
         config: the run.
-        data: what there is to say of the data, by its name in the first column.
+        data: facts about the data, by their name in the first column.
     """
 
     def __init__(self, config: RunConfig, data: Mapping[str, str]) -> None:
@@ -56,7 +56,7 @@ class Announcement(L.Callback):
 
 
 def duration(seconds: float) -> str:
-    """A time as it is said of something that is not known exactly: "about 3 min"."""
+    """An approximate time in words: "about 3 min"."""
     if seconds < 10:
         return "a few seconds"
     if seconds < 100:

@@ -26,12 +26,12 @@ from xvolution.training.tasks import own_options, task_of, task_of_file
 
 
 def train(config: RunConfig) -> TrainResult:
-    """Train the network that a configuration asks for: a classifier by `TrainConfig`, a detector by `DetectionConfig`.
+    """Train the network of a configuration: a classifier for `TrainConfig`, a detector for `DetectionConfig`.
 
     Raises:
         InputError: something in the configuration or the data cannot be used.
-        ModelError: no such network can be built.
-        RunError: the loss became no number, a file could not be written, or another process writes to the run's folder.
+        ModelError: the network cannot be built.
+        RunError: the loss became NaN or infinite, a file could not be written, or another process writes to the run's folder.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     first = getattr(rank_zero_only, "rank", 0) == 0  # the others of a distributed run write nothing
@@ -47,10 +47,10 @@ def load_model(
     Args:
         path: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
         device: where to put the network; exported files run on the CPU.
-        checksum: compare the file with the checksum in it, where it has one.
+        checksum: check the file against the checksum stored in it, if it has one.
 
     Raises:
-        InputError: the file is none or is damaged, or its weights do not fit the network that it describes.
+        InputError: there is no such file, it is damaged, or its weights do not fit the network that it describes.
     """
     return task_of_file(path).load(path, device, checksum)
 
@@ -72,22 +72,22 @@ def evaluate(
     checksum: bool = True,
     **options: Any,
 ) -> Evaluation:
-    """Judge a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
+    """Evaluate a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
 
     Args:
         checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
-        data: as in training; by default what the network was trained on.
+        data: as in training; by default the data that the network was trained on.
         split: train, val or test.
-        holdout: as in training: ``val`` is then this fraction of the training part, or a fold such as ``2/5``.
-        seed: of the held-out part.
+        holdout: hold out this fraction of the training part as ``val``, or a fold such as ``2/5``, as in training.
+        seed: seed that chooses the held-out images.
         batch_size: images in a batch; by default 64, of a detector 1.
         workers: processes that load images; by default none for digits and detectors, else one for each core but one, at most 8.
-        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. Exported files run on the CPU.
-        on_bad_image: "error" ends at an unreadable image, "skip" leaves it out.
-        limit_batches: evaluate at most so many batches.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
-        outside_images: read images that annotations or tables name outside of the data's folder too.
-        checksum: compare the checkpoint with the checksum in it, where it has one.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one. Exported files run on the CPU.
+        on_bad_image: "error" stops at an unreadable image, "skip" leaves it out.
+        limit_batches: largest number of batches to evaluate on.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
+        outside_images: also read images outside the data folder that annotations or tables name.
+        checksum: check the checkpoint against the checksum stored in it, if it has one.
         **options: of a classifier ``image_size`` (side length in pixels; by default that of training) and ``predictions`` (CSV
             file for the prediction of every image); of a detector ``results`` (JSON file for the detections in COCO's submission
             format), ``page`` (HTML file with pictures) and ``pictures`` (how many; 24 by default).
@@ -139,20 +139,20 @@ def deploy(
             .ncnn.param and .mnn are exports that have been run and compared.
         layout: auto, which times each distinct operator in the runtime of each output (.safetensors: torch) and may choose
             other layouts for other outputs; or one that every operator has, such as single or split; or one for each by name.
-        fold_norms: fold the other convolution and norm pairs too.
-        threads: of the CPU that one call may use while layouts are timed; as many as torch has when None.
-        progress: is told of each distinct operator what was timed and chosen, and of each file before it is written.
-        checksum: compare the checkpoint with the checksum in it, where it has one.
+        fold_norms: also fold the other pairs of convolution and norm.
+        threads: number of CPU threads while layouts are timed; as many as torch uses if None.
+        progress: called with a line for each distinct operator and before each file is written.
+        checksum: check the checkpoint against the checksum stored in it, if it has one.
         **options: of a classifier ``image_size`` (side length of the example input; by default that of training),
             ``batch_size`` (images in the example, which ``auto`` measures; 1 by default) and ``fixed_size`` (fix batch and image
             size of exported files to the example's); of a detector ``image`` (file of the example, whose detections are compared;
-            noise by default) and ``max_pixels`` (the most that it may have).
+            noise by default) and ``max_pixels`` (largest number of its pixels).
 
     Returns:
         `ClassifierDeployment` of a classifier, `DetectorDeployment` of a detector.
 
     Raises:
-        InputError: the checkpoint cannot be read, is deployed already, or an ending or an option cannot be used.
+        InputError: the checkpoint cannot be read, is already deployed, or an ending or an option cannot be used.
         RunError: the deployed form differs from the training form, or a file cannot be written.
     """
     task = task_of_file(checkpoint)
@@ -189,20 +189,20 @@ def predict(
     checksum: bool = True,
     **options: Any,
 ) -> Predictions:
-    """Run a network over picture files: the most probable classes of each, or the objects on it, drawn.
+    """Run a network on picture files: return the most probable classes of each, or draw the objects on it.
 
     Args:
         checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
         pictures: files, folders (with the folders in them), or patterns such as ``*.jpg``.
-        device: cpu, cuda, cuda:1, mps, or auto for a GPU where there is one. Exported files run on the CPU.
-        batch_size: pictures that a classifier takes at a time.
-        on_bad_image: "error" ends at an unreadable picture, "skip" leaves it out.
-        max_pixels: the most that a picture may have; Pillow's own limit when None.
-        checksum: compare the checkpoint with the checksum in it, where it has one.
+        device: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one. Exported files run on the CPU.
+        batch_size: number of pictures in a batch, for classifiers.
+        on_bad_image: "error" stops at an unreadable picture, "skip" leaves it out.
+        max_pixels: largest number of pixels in a picture; Pillow's own limit if None.
+        checksum: check the checkpoint against the checksum stored in it, if it has one.
         **options: of a classifier ``top`` (how many classes of each picture; 5 by default), ``csv``, ``json`` and ``page`` (files
             to write) and ``pictures_on_page`` (the first ones; 100 by default); of a detector ``output`` (folder for the drawn
             pictures and for ``results.json``, COCO's results with the position of the picture as image_id and its path as
-            file_name; ``predictions`` by default) and ``score_threshold`` (what scores less is left out; 0.5 by default).
+            file_name; ``predictions`` by default) and ``score_threshold`` (lowest score that is kept; 0.5 by default).
 
     Returns:
         `ClassifierPredictions` of a classifier, `DetectorPredictions` of a detector.

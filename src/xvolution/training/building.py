@@ -1,4 +1,4 @@
-"""Building the network that a file describes, no larger than the file's own weights."""
+"""Building the network that a file describes, limited to the size of the file's weights."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def build_for(
 ) -> nn.Module:
     """Build the network of a file.
 
-    The training form is built on the meta device first, where it takes no memory, and is left as soon as it has grown beyond
-    the weights.
+    The training form is first built on the meta device, where it takes no memory. The build stops as soon as the network is
+    larger than the weights.
 
     Args:
-        weights: of the file.
-        name: of the file, for sentences.
+        weights: the weights of the file.
+        name: name of the file, for messages.
         training_form: builds the training form.
-        build: builds the deployed form; None where the weights are of the training form.
+        build: builds the deployed form; None if the weights are in training form.
 
     Raises:
-        InputError: it cannot be built, or is of other weights.
+        InputError: it cannot be built, or does not fit the weights.
     """
     factor = _FACTOR if build is None else _DEPLOYED_FACTOR
     try:
@@ -58,7 +58,7 @@ def build_for(
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module | None:
-    """The network without memory; None where a part of it needs numbers to be built."""
+    """The network on the meta device; None if a part of it needs values to be built."""
     try:
         with torch.device("meta"):
             return build()
@@ -70,7 +70,7 @@ def _on_meta(build: Callable[[], nn.Module]) -> nn.Module | None:
 
 @contextmanager
 def _no_larger_than(weights: Mapping[str, Tensor], factor: int) -> Iterator[None]:
-    """Refuse to go on building a network of many more parameters than there are weights for."""
+    """Stop building a network with many more parameters than the file has weights."""
     most_numbers = factor * sum(tensor.numel() for tensor in weights.values()) + _NUMBERS
     most_tensors = factor * len(weights) + _TENSORS
     numbers = tensors = 0

@@ -1,4 +1,4 @@
-"""What happens around the steps: checkpoints, requests to end, a line for each epoch."""
+"""Callbacks of a training: checkpoints, requests to stop, and a line for each epoch."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ LOG_EVERY = 10
 class RunCheckpoints(Checkpoint):
     """Writes `last.ckpt` after each epoch and every so many steps, and `model.safetensors` after the best epoch.
 
-    Ctrl-C, SIGTERM and SIGHUP have it write a checkpoint and leave.
+    On Ctrl-C, SIGTERM and SIGHUP it writes a checkpoint and stops.
 
     Args:
         run_dir: the folder.
-        metadata: of the weights.
+        metadata: metadata of the weights.
         every_steps: optimizer steps between checkpoints inside an epoch, or None.
 
     Raises:
-        Interrupted: after such a request, when the checkpoint is written. A second one leaves at once.
+        Interrupted: after such a request, when the checkpoint is written. A second request stops at once.
     """
 
     def __init__(self, run_dir: Path, metadata: Metadata, every_steps: int | None = None) -> None:
@@ -51,7 +51,7 @@ class RunCheckpoints(Checkpoint):
 
     @contextmanager
     def heeding_requests(self) -> Iterator[None]:
-        """Take requests to end while the block runs: note the first one, leave at once at the second.
+        """Handle requests to stop while the block runs: record the first one, stop at once at the second.
 
         Raises:
             Ended: at the second one.
@@ -131,7 +131,7 @@ class RunCheckpoints(Checkpoint):
 
 
 class LogEveryEpoch(L.Callback):
-    """Has the training loss logged in every epoch, however few steps it has."""
+    """Logs the training loss at least once in every epoch."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.log_every_n_steps = max(1, min(LOG_EVERY, int(trainer.num_training_batches)))  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ class EpochLines(L.Callback):
 
 
 def best_row(history: list[dict[str, float]], judged_by: str) -> dict[str, float]:
-    """The epoch with the highest value of a column, top-1 accuracy say; the latest of equals."""
+    """The epoch with the highest value of a column, such as top-1 accuracy; the latest one if several are equal."""
     return max(history, key=lambda row: (row[judged_by], row["epoch"]))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints and weights: written whole or not at all, read without running anything that is in them."""
+"""Checkpoints and weights: written completely or not at all, and read without running code in them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def read_checkpoint(path: str | os.PathLike[str], checksum: bool = True) -> dict
 
     Args:
         path: the file.
-        checksum: compare its parts with the checksums that the archive has of them.
+        checksum: check its parts against the checksums in the archive.
 
     Raises:
-        InputError: there is no such file, it is no checkpoint of this library, it is damaged, or it holds code.
+        InputError: there is no such file, it is not a checkpoint of this library, it is damaged, or it holds code.
     """
     path = Path(path)
     _require_file(path)
@@ -98,17 +98,17 @@ def digest_of(tensors: Mapping[str, torch.Tensor], described: str) -> str:
 
 
 def read_weights(path: str | os.PathLike[str], checksum: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_weights` wrote, or the network in a Lightning checkpoint (the moving average where there is one).
+    """Read a file of `save_weights`, or the network in a Lightning checkpoint (the moving average if there is one).
 
     Args:
         path: the file.
-        checksum: compare the tensors with the checksum in the file, where it has one.
+        checksum: check the tensors against the checksum stored in the file, if it has one.
 
     Returns:
         The tensors, and `to_dict` of the metadata.
 
     Raises:
-        InputError: there is no such file, it is neither, it is damaged, or it holds weights that no network has.
+        InputError: there is no such file, it is neither, it is damaged, or it holds invalid weights.
     """
     tensors, header = read_tensors(path, checksum)
     if header is None:
@@ -119,7 +119,7 @@ def read_weights(path: str | os.PathLike[str], checksum: bool = True) -> tuple[d
 def read_tensors(
     path: str | os.PathLike[str], checksum: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """`read_weights` of a safetensors file by anyone: the metadata is None where the file has none of ours.
+    """`read_weights` for any safetensors file: the metadata is None if this library did not write the file.
 
     Raises:
         InputError: there is no such file, it is neither a checkpoint of this library nor a safetensors file, it is damaged, or
@@ -153,10 +153,10 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`to_dict` of the metadata of a file of this library, of any ending; its weights are not looked at.
+    """`to_dict` of the metadata of a file of this library, of any ending; its weights are not read.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a file of this library.
     """
     path = Path(path)
     runtime = runtime_that_runs(path)
@@ -183,7 +183,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], name: st
 
 
 def require_fitting(model: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
-    """See that a state dict is of a network, which may be on the meta device.
+    """Require that a state dict fits a network, which may be on the meta device.
 
     Raises:
         InputError: a name, a shape or a kind of number differs; the message tells the first of them.
@@ -211,7 +211,7 @@ def require_fitting(model: nn.Module, weights: Mapping[str, torch.Tensor], name:
 
 
 def _require_numbers(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """See that weights are numbers that a network can compute with."""
+    """Require that weights are finite floating-point numbers."""
     for name, tensor in tensors.items():
         wanted = name.rpartition(".")[2] in ("weight", "bias", "running_mean", "running_var")
         if tensor.is_complex() or (wanted and not tensor.is_floating_point()):

@@ -1,4 +1,4 @@
-"""Everything a training run is decided by, as a dataclass for each task; its fields are the flags of `xvolution train`."""
+"""The configuration of a training run, a dataclass for each task; its fields are the flags of `xvolution train`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from xvolution.conversion.config import Conversion
 
-#: Of images, in pixels; a batch of larger ones fits no memory.
+#: Allowed side lengths of images in pixels; a batch of larger images does not fit into memory.
 SMALLEST_SIDE, LARGEST_SIDE = 8, 10_000
-#: Of the generators.
+#: Largest seed of the random generators.
 LARGEST_SEED = 2**63 - 1
-#: Each takes file descriptors of the process that trains; there are as many again for the images that judge.
+#: Each uses file descriptors of the training process; evaluation starts the same number again.
 MOST_WORKERS = 128
 
 
 @dataclass
 class RunConfig(ABC):
-    """What a run of any task is decided by: the data, the operator, the schedule, the machine.
+    """The settings of a run of any task: data, operator, schedule, machine.
 
     Args:
         data: the data to train on.
@@ -154,7 +154,7 @@ class RunConfig(ABC):
 
     @property
     def conversion(self) -> Conversion | None:
-        """What takes the place of convolutions; None for the plain network.
+        """The conversion; None for the plain network.
 
         Raises:
             InputError: options that the operator does not have.
@@ -178,22 +178,23 @@ class RunConfig(ABC):
     @property
     @abstractmethod
     def task(self) -> str:
-        """The task's name in the register. A field of every configuration but `TrainConfig`: what is stored without is its."""
+        """The task's name in the register. Every configuration except `TrainConfig` has it as a field; stored values without it
+        are a `TrainConfig`."""
 
     @property
     @abstractmethod
     def network(self) -> str:
-        """What is trained, in words."""
+        """The network, in words."""
 
     @property
     def begins_with(self) -> str | None:
-        """The weights that the network begins with, in words; None where they are random."""
+        """The weights from which the network starts, in words; None if they are random."""
         return None
 
     @property
     @abstractmethod
     def trained(self) -> str:
-        """What is trained on what, as a folder's name."""
+        """Data and network, as a folder's name."""
 
     @property
     def run_dir(self) -> Path:
@@ -208,7 +209,7 @@ class RunConfig(ABC):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`, of an older version too; a field that is missing has its default."""
+        """The inverse of `to_dict`, also for older versions; a missing field has its default."""
         return cls(**upgrade_config(values))
 
 
@@ -220,7 +221,7 @@ def require(config: RunConfig, name: str, holds: bool, allowed: str) -> None:
 
 @dataclass
 class TrainConfig(RunConfig):
-    """A training of an image classifier.
+    """The configuration of a classifier's training.
 
     Args:
         model: name of the network in timm, such as resnet18 or convnext_atto.
@@ -326,7 +327,7 @@ class TrainConfig(RunConfig):
 
 @dataclass
 class DetectionConfig(RunConfig):
-    """A training of a detector on data in COCO's format.
+    """The configuration of a detector's training on data in COCO's format.
 
     Args:
         task: detect for boxes, segment for boxes and masks.
@@ -394,7 +395,7 @@ class DetectionConfig(RunConfig):
 
     @property
     def begins_trained(self) -> bool:
-        """Whether the backbone begins with the weights of a classifier."""
+        """Whether the backbone starts from the weights of a classifier."""
         return self.pretrained or self.backbone_weights is not None
 
     @property

@@ -1,4 +1,4 @@
-"""The parser of `xvolution convert`; what is put in and where is said by flags of `xvolution train`."""
+"""The parser of `xvolution convert`; operator and places are flags of `xvolution train`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xvolution.training.flags.parser import Parser
 from xvolution.training.flags.run import add_field_flags, add_operator_flags, operators_help
 from xvolution.training.flags.shared import add_checksum
 
-#: Flags of `xvolution train` that say what is converted and how.
+#: Flags of `xvolution train` for the conversion.
 TAKEN = (
     "operator",
     "operator_options",
@@ -26,12 +26,12 @@ TAKEN = (
     "small_images",
     "image_size",
 )
-#: Of the network that is converted.
+#: Flags for the network to convert.
 OWN = ("model", "pretrained", "num_classes", "checksum")
 
 
 def convert_command(arguments: Sequence[str]) -> None:
-    """Convert a network, print what was converted and what was left alone, and store it."""
+    """Convert a network, print which convolutions were converted and which were not, and store it."""
     defaults = TrainConfig()
     operator = said(arguments, "operator") or defaults.operator
     parser = Parser(

@@ -32,9 +32,9 @@ class Converted:
     """A converted network.
 
     Attributes:
-        summary: what was replaced, what was left alone and why.
-        config: a training that begins with it, of whatever data.
-        path: where it was stored; None where nothing was written.
+        summary: the replaced convolutions, and the others with reasons.
+        config: configuration of a training that starts from it, for any data.
+        path: path of the stored network; None if nothing was written.
     """
 
     summary: ConversionSummary
@@ -55,18 +55,18 @@ def convert_network(
     """Convert a classifier and store it as `train`, `evaluate` and `deploy` read it; outputs are compared before and after.
 
     Args:
-        name: of timm; a .safetensors or .ckpt file; or ``torchvision:`` and a name of torchvision, which is shown and not stored.
+        name: a name in timm; a .safetensors or .ckpt file; or ``torchvision:`` and a name of torchvision, which cannot be stored.
         output: a .safetensors file; None writes nothing.
-        config: what is put in and where, and how a network by name is built: ``operator``, ``operator_options``, ``stages``,
+        config: operator, places, and settings of a network by name: ``operator``, ``operator_options``, ``stages``,
             ``kernel_sizes``, ``names``, ``at_projections``, ``model_kwargs``, ``in_chans``, ``small_images`` and ``image_size``.
-        model: timm's name of the network whose weights a file holds that does not say it.
-        pretrained: begin with timm's weights of a network by name.
-        num_classes: of a network by name, where it should differ from the library's.
-        checksum: compare a file with the checksum in it, where it has one.
+        model: timm's name of the network in the file, if the file does not have it.
+        pretrained: use timm's pretrained weights, for a network by name.
+        num_classes: number of classes, for a network by name; by default that of its weights.
+        checksum: check a file against the checksum stored in it, if it has one.
 
     Raises:
         InputError: a name, a file or an option cannot be used.
-        ModelError: no such network can be built, or nothing in it can be converted.
+        ModelError: the network cannot be built, or none of its convolutions can be converted.
         RunError: the file cannot be written.
     """
     path = None if output is None else Path(output)

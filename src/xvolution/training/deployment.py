@@ -1,4 +1,4 @@
-"""What every deployment leaves, and how it is written."""
+"""The settings and results of every deployment, and writing them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class DeploySettings:
-    """What every deployment is asked for.
+    """The settings of every deployment.
 
     Attributes:
-        layout: of every operator, or of each by its name, or auto for the fastest one in each runtime.
-        fold_norms: fold the other norms into their convolutions.
-        runtimes: by name, for which layouts are chosen, each once.
-        threads: of the CPU while layouts are timed; as many as torch has when None.
-        progress: is told what was timed and chosen.
+        layout: layout of every operator, or of each by name, or auto for the fastest one in each runtime.
+        fold_norms: also fold the other norms into their convolutions.
+        runtimes: names of the runtimes for which layouts are chosen, each once.
+        threads: number of CPU threads while layouts are timed; as many as torch uses if None.
+        progress: called with a line for each timed operator.
     """
 
     layout: str | Mapping[str, str] = AUTO
@@ -53,8 +53,8 @@ class DeployedForm(Generic[Compared]):
     Attributes:
         model: the deployed network, in eval mode.
         metadata: of this form.
-        compared: how far it is from the training form, on the example.
-        choice: how its layouts were chosen; None where they were given.
+        compared: its difference from the training form on the example.
+        choice: how its layouts were chosen; None if they were given.
     """
 
     model: nn.Module
@@ -71,9 +71,9 @@ def deployed_forms(
     """The form for each runtime; runtimes that run the same layouts fastest share one.
 
     Args:
-        settings: for which runtimes.
-        choose: the layouts that are fastest in a runtime.
-        build: the form in some layouts.
+        settings: the settings, with the runtimes.
+        choose: returns the fastest layouts in a runtime.
+        build: builds the form in given layouts.
 
     Raises:
         InputError: an option has no such value.
@@ -94,14 +94,14 @@ def deployed_forms(
 
 @dataclass
 class DeployResult(ABC, Generic[Compared]):
-    """What a deployment made and wrote; each type of network has a subclass.
+    """The results of a deployment; each type of network has a subclass.
 
     Attributes:
         forms: the deployed form for each runtime, by name.
-        example: the input that the training form and the deployed ones were compared on.
-        files: what was written.
+        example: the input on which training form and deployed forms were compared.
+        files: the written files.
         reports: the report of each exported file.
-        asleep: a sentence where the network's attention has hardly begun to speak, so that comparing the forms says little of it.
+        asleep: a sentence if attention hardly contributes yet, so that the comparison hardly tests it.
     """
 
     forms: Mapping[str, DeployedForm[Compared]]
@@ -123,14 +123,14 @@ class DeployResult(ABC, Generic[Compared]):
     @property
     @abstractmethod
     def compared(self) -> str:
-        """How far training form and deployed forms are from each other, in words."""
+        """The difference between training form and deployed forms, in words."""
 
     @abstractmethod
     def export(self, form: DeployedForm[Compared], path: Path) -> Any:
-        """Write a file by its ending with the metadata in it, run it, compare it, and answer the report of that."""
+        """Write a file with the metadata in the format of its ending, run it, compare the outputs, and return the report."""
 
     def notes(self) -> list[str]:
-        """What else there is to say about the files, in lines."""
+        """Further notes about the files, in lines."""
         return []
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ class DeployResult(ABC, Generic[Compared]):
         """Write weights (.safetensors) or an export, with the metadata in the file.
 
         Raises:
-            RunError: the file cannot be written, or what it computes differs.
+            RunError: the file cannot be written, or its outputs differ.
         """
         form = self.forms[runtime_of(path)]
         if path.suffix == WEIGHTS:
@@ -167,7 +167,7 @@ class DeployResult(ABC, Generic[Compared]):
 
 
 def runtime_of(path: Path) -> str:
-    """Name of the runtime that runs what a file holds; weights are run by torch.
+    """Name of the runtime for a file; weights are run by torch.
 
     Raises:
         ValueError: no runtime has such an ending.
@@ -177,7 +177,7 @@ def runtime_of(path: Path) -> str:
 
 @contextmanager
 def _reparameterizing() -> Iterator[None]:
-    """Turn what re-parameterization raises into a sentence."""
+    """Turn errors of re-parameterization into an InputError or a RunError."""
     try:
         yield
     except ReparameterizationError as error:

@@ -1,4 +1,4 @@
-"""The ways a command can end early, each with a sentence the user can act on and an exit code."""
+"""Errors that end a command early, each with a message for the user and an exit code."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import signal
 
 
 class InputError(ValueError):
-    """What was given cannot be used: a file, a flag, a data set."""
+    """A given file, flag or data set cannot be used."""
 
     exit_code = 2
 
 
 class RunError(RuntimeError):
-    """A run that began well failed: a loss that is no number, a full disk."""
+    """A run failed after it had started: for example, the loss became NaN, or the disk is full."""
 
     exit_code = 1
 
 
 class Interrupted(RunError):
-    """The run was asked to end, by Ctrl-C, SIGTERM or SIGHUP, and wrote a checkpoint.
+    """Ctrl-C, SIGTERM or SIGHUP stopped the run, which wrote a checkpoint.
 
     Args:
         message: where it stopped.

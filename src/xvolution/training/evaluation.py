@@ -1,4 +1,4 @@
-"""What every evaluation is asked and answers, and the device that it runs on."""
+"""The settings and results of every evaluation, and its device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xvolution.training.errors import InputError
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What an evaluation of any network is asked; the fields are arguments of `xvolution.training.evaluate`."""
+    """The settings of an evaluation; the fields are arguments of `xvolution.training.evaluate`."""
 
     data: str | os.PathLike[str]
     split: str
@@ -43,20 +43,20 @@ class EvaluationSettings:
 
 
 class Evaluation(ABC):
-    """What an evaluation found; as text, the lines that `xvolution evaluate` prints."""
+    """The results of an evaluation; as text, the lines that `xvolution evaluate` prints."""
 
     images: int
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The figures, without what was answered for each image, as plain JSON values."""
+        """The figures, without the predictions for single images, as plain JSON values."""
 
 
 def pick_device(name: str) -> torch.device:
-    """Answer the device of that name; `auto` is a GPU where there is one.
+    """The device with this name; `auto` is a GPU if there is one.
 
     Raises:
-        InputError: there is no such device here.
+        InputError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,12 +69,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a network's weights are; the CPU where it has none, as in ONNX Runtime."""
+    """The device of a network's weights; the CPU if it has none, as in ONNX Runtime."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, when everything that was asked of the device is done."""
+    """The time in seconds, after waiting for the device to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Exported files, run by the runtime of their ending; what they say of their network travels in them."""
+"""Exported files with the metadata of their network, run by the runtime of their ending."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xvolution.training.metadata import HEADER, SKIP_CHECKSUM, read_description
 
 
 def runtime_that_runs(path: str | os.PathLike[str]) -> Runtime[LoadedFile] | None:
-    """The runtime of an exported file, by its ending; None for a file of weights."""
+    """The runtime of an exported file, by its ending; None for a weights file."""
     return next((runtime for runtime in RUNTIMES.values() if Path(path).name.endswith(runtime.ending)), None)
 
 
@@ -49,12 +49,12 @@ def _unopened(path: str | os.PathLike[str], runtime: Runtime[LoadedFile], error:
 
 
 class ExportedNetwork(nn.Module):
-    """A network in an exported file, on the CPU, as if it were a module; a subclass says what its forward takes and returns.
+    """A network in an exported file, as a module on the CPU; a subclass defines the inputs and outputs of its forward.
 
     Args:
         path: the file.
-        runtime: that runs it.
-        checksum: compare the file with the checksum in it, where it has one.
+        runtime: the runtime that runs it.
+        checksum: check the file against the checksum stored in it, if it has one.
 
     Raises:
         InputError: there is no such file, it is damaged, or the runtime is missing or does not take it.

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and what to say where that fails."""
+"""Writing files completely or not at all, and error messages if that fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SHORT_WRITE = (
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`xvolution.files.written_whole`, with a sentence where a file cannot be written.
+    """`xvolution.files.written_whole`, with an error message if a file cannot be written.
 
     Raises:
         RunError: the disk is full, or the file cannot be written where it should be.
@@ -59,7 +59,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a full disk under a block that writes into `folder` by other libraries into a sentence.
+    """Turn the error of a full disk into a RunError, in a block in which other libraries write into `folder`.
 
     Raises:
         RunError: the disk is full or its limit is reached.
@@ -73,7 +73,7 @@ def write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def is_write_error(error: BaseException) -> bool:
-    """Whether an error says that a file could not be written: an OSError, or what torch and safetensors make of one."""
+    """Whether an error means that a file could not be written: an OSError, or an error that torch or safetensors made of one."""
     if isinstance(error, OSError):
         return True
     text = str(error)

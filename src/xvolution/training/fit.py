@@ -56,15 +56,15 @@ _CIRCUMSTANCES = ("output", "resume", "progress", "workers", "checkpoint_every")
 
 @dataclass
 class TrainResult:
-    """What a run left.
+    """The results of a run.
 
     Attributes:
         run_dir: the folder.
         checkpoint: `last.ckpt`, to resume from.
         weights: `model.safetensors`, of the best epoch.
         metrics: the history's row of the best epoch.
-        history: one row for each epoch: epoch, train_loss, what the task is judged by (val_loss, val_top1, val_top5; of a
-            detector val_box_ap, val_mask_ap and COCO's other figures; fractions), lr, seconds, skipped_images.
+        history: one row for each epoch: epoch, train_loss, the task's metrics (val_loss, val_top1, val_top5; for a detector
+            val_box_ap, val_mask_ap and COCO's other figures; fractions), lr, seconds, skipped_images.
     """
 
     run_dir: Path
@@ -82,20 +82,20 @@ def fit(
     resume: Path | None,
     described: Mapping[str, str],
 ) -> TrainResult:
-    """Train a module into the run's folder, from a checkpoint on where one is given.
+    """Train a module and write the results to the run's folder, starting from a checkpoint if one is given.
 
     Args:
         config: the run.
-        module: what is trained.
-        data: by what.
-        metadata: of the weights.
+        module: the module to train.
+        data: the data module.
+        metadata: metadata of the weights.
         resume: the checkpoint.
-        described: what there is to say of the data before the run, by name.
+        described: facts about the data for the run's announcement, by name.
 
     Raises:
-        InputError: the checkpoint is of another network, or of a run that this configuration cannot go on with; or Lightning
-            cannot use the machine as asked.
-        RunError: the loss became no number, or a file could not be written.
+        InputError: the checkpoint is of another network, or of a run that this configuration cannot continue; or Lightning
+            cannot use the machine with these settings.
+        RunError: the loss became NaN or infinite, or a file could not be written.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     if resume is not None:
@@ -123,7 +123,7 @@ def seed_run(seed: int) -> None:
 
 
 def resume_from(config: RunConfig) -> Path | None:
-    """Find the checkpoint to go on from, and see that a new run does not overwrite an old one."""
+    """Find the checkpoint to resume from, and refuse to overwrite an old run with a new one."""
     last = config.run_dir / "last.ckpt"
     if config.resume is None:
         if getattr(rank_zero_only, "rank", 0) == 0 and last.exists():
@@ -140,7 +140,7 @@ def resume_from(config: RunConfig) -> Path | None:
 
 
 def _require_resumable(path: Path, module: TrainingModule, metadata: Metadata, config: RunConfig) -> None:
-    """See that a checkpoint is of the same network and of a run that this configuration can go on with; say what changes."""
+    """Require that this configuration can continue a checkpoint's run, and print the settings that change."""
     checkpoint = read_checkpoint(path)
     stored = type(metadata).from_dict(checkpoint[HEADER])
     if stored.model.name != metadata.model.name:
@@ -175,7 +175,7 @@ def _require_resumable(path: Path, module: TrainingModule, metadata: Metadata, c
 
 
 def _config_of(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that a checkpoint was trained by; those of older versions have it beside them."""
+    """The configuration of a checkpoint's training; checkpoints of older versions have it in a file beside them."""
     values = checkpoint.get("config")
     if values is None:
         with suppress(OSError, ValueError):
@@ -195,7 +195,7 @@ def _require_unchanged(path: Path, before: dict[str, Any], now: dict[str, Any]) 
 
 
 def _defaults(config: RunConfig) -> dict[str, Any]:
-    """What a version did that had no such settings yet."""
+    """The values of versions that did not have these settings yet."""
     return {name: getattr(type(config), name, None) for name in _OF_THE_WHOLE_RUN}
 
 
@@ -209,13 +209,13 @@ def _listed(names: list[str]) -> str:
 
 @rank_zero_only
 def say(sentence: str) -> None:
-    """Print a sentence, on the first process alone."""
+    """Print a sentence, on the first process only."""
     print(sentence, flush=True)
 
 
 @rank_zero_only
 def _log_configuration(trainer: L.Trainer, config: RunConfig, judged_by: str) -> None:
-    """Tell TensorBoard the configuration, for its table of runs; the metric's values follow from training."""
+    """Log the configuration to TensorBoard's table of runs; training logs the metric's values."""
     kept = (int, float, str)
     plain = {name: value if type(value) in kept else json.dumps(value) for name, value in config.to_dict().items()}
     tensorboard: Any = trainer.loggers[0]
@@ -269,7 +269,7 @@ def _trainer(config: RunConfig, checkpoints: RunCheckpoints, described: Mapping[
 
 @rank_zero_only
 def announce(model: nn.Module, config: RunConfig) -> None:
-    """Print what was converted and what trains at another rate, where that is to be printed; on the first process alone."""
+    """Print the conversion and the learning rate of new parameters, unless progress is off; on the first process only."""
     if config.progress == "off":
         return
     if is_converted(model):

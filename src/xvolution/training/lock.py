@@ -18,13 +18,13 @@ from xvolution.training.files import why_unwritten
 
 @contextmanager
 def locked(folder: Path, name: str = ".lock", *, patience: float = 0.0) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made where it is missing, while the block runs.
+    """Lock a folder against other processes while the block runs; the folder is created if it does not exist.
 
-    The lock ends with the process, however that ends.
+    The lock ends when the process ends, for any reason.
 
     Args:
-        folder: what is locked.
-        name: of the lock's file in it; locks of other names do not keep each other out.
+        folder: the folder to lock.
+        name: name of the lock's file in it; locks with different names are independent.
         patience: seconds to wait for another process.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How much memory a process has needed."""
+"""The peak memory of a process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, and whose: the GPU's allocator, or the whole process."""
+    """Bytes, and what they measure: the GPU's allocator or the whole process."""
 
     bytes: int
     where: str
 
 
 def peak_memory() -> Memory:
-    """The most memory that this process has held so far: on the GPU where it used one, else in RAM."""
+    """The largest memory of this process so far: on the GPU if it used one, else in RAM."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return Memory(torch.cuda.max_memory_allocated(), "GPU")
     try:

@@ -1,4 +1,4 @@
-"""What a weights file says about itself: enough to build the network again and to prepare its images."""
+"""The metadata of a weights file, from which the network and its preprocessing can be rebuilt."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Spec(Protocol):
 
 @dataclass(kw_only=True)
 class Metadata(ABC):
-    """Kept in the header of every weights file and in every checkpoint; each type of network has a subclass.
+    """The metadata in the header of every weights file and in every checkpoint; each type of network has a subclass.
 
     Attributes:
         model: the network.
-        class_names: of what it tells apart.
-        data: what it was trained on.
+        class_names: names of its classes.
+        data: its training data.
         form: "training" or "deployed".
-        layouts: module name to layout, of the deployed form.
-        fold_norms: whether the other convolution and norm pairs are folded too, in the deployed form.
+        layouts: module name -> layout in the deployed form.
+        fold_norms: whether the deployed form also folds the other pairs of convolution and norm.
         provenance: versions, seed, command, commit.
     """
 
@@ -72,7 +72,7 @@ class Metadata(ABC):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`, of an older version too.
+        """The inverse of `to_dict`, also for older versions.
 
         Raises:
             InputError: something is missing, unknown or out of range, or it describes a network of another type.
@@ -92,17 +92,17 @@ class Metadata(ABC):
     @classmethod
     @abstractmethod
     def fields(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The fields of plain JSON values: the network's description and the like as objects."""
+        """The fields from plain JSON values, with objects such as the network's description."""
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
 
 
 def read_description(text: str) -> dict[str, Any]:
-    """What `Metadata.to_json` wrote.
+    """The values that `Metadata.to_json` wrote.
 
     Raises:
-        InputError: it is no JSON object.
+        InputError: it is not a JSON object.
     """
     try:
         values = json.loads(text)
@@ -114,7 +114,7 @@ def read_description(text: str) -> dict[str, Any]:
 
 
 def type_of(values: Mapping[str, Any]) -> str:
-    """The type of network that `Metadata.to_dict` described.
+    """The type of network in the values of `Metadata.to_dict`.
 
     Raises:
         InputError: these values describe no network.

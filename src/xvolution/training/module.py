@@ -1,4 +1,4 @@
-"""What training is for every task: optimizer, schedule, moving average, the history of the run."""
+"""The parts of training that all tasks share: optimizer, schedule, moving average, and the history of the run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from xvolution.training.metadata import HEADER
 
 @contextmanager
 def norms_of_one_value() -> Iterator[None]:
-    """Turn a batch norm's error over one value of a channel, which has no variance, into a sentence.
+    """Turn a batch norm's error for a single value of a channel into an InputError.
 
     Raises:
-        InputError: there was one.
+        InputError: the error occurred.
     """
     try:
         yield
@@ -42,12 +42,12 @@ def norms_of_one_value() -> Iterator[None]:
 
 
 class TrainingModule(L.LightningModule, ABC):
-    """Trains `model` and keeps its moving average, if any, and the history of the run; a task is a subclass.
+    """Trains `model` and keeps its moving average, if any, and the history of the run; each task has a subclass.
 
     Args:
-        model: what is trained.
+        model: the network to train.
         config: the run.
-        metadata: what a checkpoint says about its network; plain JSON values.
+        metadata: description of the network for checkpoints, as plain JSON values.
     """
 
     #: Column of the history by which the best epoch is chosen.
@@ -68,7 +68,7 @@ class TrainingModule(L.LightningModule, ABC):
 
     @property
     def judged(self) -> nn.Module:
-        """The network that is evaluated and exported: the moving average where there is one."""
+        """The network that is evaluated and exported: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     @property
@@ -78,7 +78,7 @@ class TrainingModule(L.LightningModule, ABC):
 
     @abstractmethod
     def line(self, row: dict[str, float]) -> str:
-        """What one epoch of the history says, in a line."""
+        """One epoch of the history, as a line of text."""
 
     def on_train_start(self) -> None:
         self._epoch_began = time.perf_counter()
@@ -86,7 +86,7 @@ class TrainingModule(L.LightningModule, ABC):
             self._follow_config()
 
     def _follow_config(self) -> None:
-        """Go on with the rates of this configuration: the checkpoint's optimizer has brought those of its own."""
+        """Use the learning rates of this configuration instead of those in the checkpoint's optimizer."""
         for group, configured in zip(self.trainer.optimizers[0].param_groups, self._groups, strict=True):
             group.update(configured)
         # The schedules are functions of the step.
@@ -105,7 +105,7 @@ class TrainingModule(L.LightningModule, ABC):
         """The loss, kept for the history.
 
         Raises:
-            RunError: it is no finite number.
+            RunError: the loss is NaN or infinite.
         """
         if not torch.isfinite(loss):
             raise RunError(

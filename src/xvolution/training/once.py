@@ -1,4 +1,4 @@
-"""`train_once` finds a finished training again, or goes on with it."""
+"""`train_once` reuses a finished training, or continues an interrupted one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Trained:
     """A finished training.
 
     Attributes:
-        checkpoint: of the last epoch. The best epoch would be chosen on the images that judge it.
+        checkpoint: checkpoint of the last epoch. The best epoch would be selected on the evaluation images.
         history: one row for each epoch.
         reused: whether an earlier call trained it.
     """
@@ -28,7 +28,7 @@ class Trained:
 
 
 def train_once(config: RunConfig) -> Trained:
-    """Train, go on with a training that was interrupted, or answer the one that is finished."""
+    """Train, continue an interrupted training, or return a finished one."""
     checkpoint, finished = config.run_dir / "last.ckpt", config.run_dir / "finished.json"
     if finished.is_file() and checkpoint.is_file():
         return Trained(checkpoint, json.loads(finished.read_text(encoding="utf-8")), reused=True)

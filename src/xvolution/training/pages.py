@@ -1,4 +1,4 @@
-"""Templates of pages, and the style sheet that all of them include."""
+"""Templates of pages, and their common style sheet."""
 
 from __future__ import annotations
 

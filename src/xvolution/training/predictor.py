@@ -1,4 +1,4 @@
-"""Networks that are ready for pictures, and what every run of one over files is asked and answers."""
+"""Networks that predict pictures, and the settings and results of a run over files."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Answer = TypeVar("Answer")
 
 
 class Predictor(ABC, Generic[Answer]):
-    """A network in eval mode with all that its pictures go through; called with prepared images, it returns its outputs.
+    """A network in eval mode with its preprocessing; called with preprocessed images, it returns its outputs.
 
     Attributes:
-        model: the network; it is called without gradients here, and may be called by itself with them.
-        metadata: what its file says of it.
-        max_pixels: the most that a picture may have; Pillow's own limit when None.
+        model: the network; the predictor calls it without gradients.
+        metadata: the metadata of its file.
+        max_pixels: largest number of pixels in a picture; Pillow's own limit if None.
     """
 
     def __init__(self, model: nn.Module, metadata: Metadata, max_pixels: int | None = None) -> None:
@@ -50,36 +50,36 @@ class Predictor(ABC, Generic[Answer]):
 
     @property
     def classes(self) -> list[str]:
-        """The names of what it tells apart, in the order of its outputs."""
+        """The names of the classes, in the order of its outputs."""
         return self.metadata.class_names
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device that runs it."""
         return device_of(self.model)
 
     @abstractmethod
     def preprocess(self, picture: Picture) -> Tensor:
-        """One picture as the network takes it, on the CPU.
+        """One preprocessed picture, on the CPU.
 
         Raises:
-            BadImage: it cannot be decoded.
+            BadImage: the image cannot be decoded.
         """
 
     @abstractmethod
     def predict(self, pictures: Picture | Sequence[Picture]) -> list[Answer]:
-        """What the network says of each picture.
+        """The prediction for each picture.
 
         Raises:
             BadImage: a picture cannot be decoded.
-            InputError: the network answers something else than it should.
+            InputError: the network's outputs do not have the expected form.
         """
 
     def read(self, picture: Picture, channels: int = 3) -> Image.Image:
         """One picture of mode RGB, or L with one channel, as a viewer shows it.
 
         Raises:
-            BadImage: it cannot be decoded.
+            BadImage: the image cannot be decoded.
         """
         if isinstance(picture, Image.Image):
             return read_picture(picture.copy, lambda: "the picture", channels, self.max_pixels)
@@ -88,11 +88,11 @@ class Predictor(ABC, Generic[Answer]):
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """What a run over files is asked, of any network.
+    """The settings of a run over files, for any network.
 
     Attributes:
-        on_bad_image: "error" ends at an unreadable picture, "skip" leaves it out.
-        batch_size: pictures that go through the network at a time, where it takes several.
+        on_bad_image: "error" stops at an unreadable picture, "skip" leaves it out.
+        batch_size: number of pictures in a batch, if the network accepts several.
     """
 
     on_bad_image: str = "error"
@@ -107,11 +107,11 @@ class PredictSettings:
 
 @dataclass
 class Predictions(ABC):
-    """What a run over files found and wrote; as text, the lines that `xvolution predict` prints.
+    """The results of a run over files; as text, the lines that `xvolution predict` prints.
 
     Attributes:
-        answers: of each picture that could be read, in the order in which they were given.
-        files: what was written.
+        answers: the prediction for each readable picture, in the given order.
+        files: the written files.
         skipped: pictures that could not be read and were left out.
     """
 
@@ -122,7 +122,7 @@ class Predictions(ABC):
     @property
     @abstractmethod
     def found(self) -> str:
-        """What was found, in lines, the last of which sums it up."""
+        """The predictions as lines; the last line is a summary."""
 
     def __str__(self) -> str:
         left_out = f", {counted(len(self.skipped), 'unreadable picture')} left out" if self.skipped else ""
@@ -130,28 +130,28 @@ class Predictions(ABC):
 
 
 def counted(number: int, noun: str) -> str:
-    """Such as "1 picture" and "2 pictures"."""
+    """A number with its noun, such as "1 picture" and "2 pictures"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def as_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture, or several, as several."""
+    """One or several pictures as a list."""
     return [pictures] if isinstance(pictures, str | os.PathLike | Image.Image) else list(pictures)
 
 
 def name_of(picture: Picture) -> str:
-    """The path of a picture that was given as a file or has been opened from one; else empty."""
+    """The path of a picture that is a file or was opened from one; else empty."""
     return str(getattr(picture, "filename", "")) if isinstance(picture, Image.Image) else os.fspath(picture)
 
 
 def readable(
     predictor: Predictor[Any], paths: Iterable[Path], settings: PredictSettings, skipped: list[Path]
 ) -> Iterator[tuple[int, Path, Tensor]]:
-    """Each file's position and path, and its picture as the network takes it; what is left out is added to ``skipped``.
+    """Each file's position, path and preprocessed picture; unreadable files are added to ``skipped``.
 
     Raises:
-        BadImage: one cannot be decoded, and ``on_bad_image`` is "error".
-        InputError: none can.
+        BadImage: a picture cannot be decoded, and ``on_bad_image`` is "error".
+        InputError: no picture can be decoded.
     """
     read = 0
     for position, path in enumerate(paths):
@@ -170,10 +170,10 @@ def readable(
 
 
 def picture_files(given: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The files that paths name: files, folders with all images in them and in folders below, and patterns such as ``*.jpg``.
+    """The picture files of paths: files, folders (with all images in them and below), and patterns such as ``*.jpg``.
 
     Raises:
-        InputError: a path names nothing, or there is no image in a folder.
+        InputError: a path does not exist, a pattern matches no file, or a folder has no image.
     """
     return [path for each in given for path in _files(Path(each))]
 

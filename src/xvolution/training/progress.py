@@ -1,4 +1,4 @@
-"""How far something is, on a terminal alone."""
+"""Progress bars, on a terminal only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Item = TypeVar("Item")
 
 
 def followed(items: Iterable[Item], total: int | None, what: str) -> Iterable[Item]:
-    """The items, with a bar on the standard errors while they are taken, where that is a terminal.
+    """Iterate over the items, with a progress bar on the standard error output if that is a terminal.
 
     Args:
-        items: what is taken one by one.
-        total: how many there are.
-        what: stands before the bar.
+        items: the items.
+        total: number of items.
+        what: text before the bar.
     """
     if not sys.stderr.isatty():
         return items
@@ -28,7 +28,7 @@ def followed(items: Iterable[Item], total: int | None, what: str) -> Iterable[It
 
 @contextmanager
 def counting(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A function to call after each of ``total`` parts, which moves a bar, where the standard errors are a terminal."""
+    """A function to call after each of ``total`` parts, which advances a bar if the standard error output is a terminal."""
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)

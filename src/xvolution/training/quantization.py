@@ -1,4 +1,4 @@
-"""`quantize`: a checkpoint in 8-bit integers, beside its plain twin where there is one."""
+"""`quantize`: a checkpoint in 8-bit integers, compared with its plain network if one is given."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from xvolution.training.tasks import CLASSIFY, task_of_file
 
 @dataclass(frozen=True)
 class Quantization:
-    """What was written, and what it cost.
+    """The written file, and the evaluations before and after.
 
     Attributes:
         path: the file.
-        networks: the network of the checkpoint, then its plain twin where one was given.
+        networks: the network of the checkpoint, then its plain network if one was given.
     """
 
     path: Path
@@ -82,30 +82,31 @@ def quantize(
     checksum: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Quantization:
-    """Write a classifier in 8-bit integers, and judge it before and after.
+    """Write a classifier in 8-bit integers, and evaluate it before and after.
 
     The deployed form, with every norm folded, is written in fp32 and quantized: weights per output channel, activations per
-    tensor, their ranges from training images.
+    tensor, with ranges from training images.
 
     Args:
         checkpoint: a .ckpt or .safetensors file of this library, or an fp32 .onnx file of `deploy`.
         output: ``.onnx`` or ``.xml``.
-        data: as in training; by default what the network was trained on.
-        plain: a checkpoint or file of the plain twin, which is judged before and after in the same way and not written.
-        images: of the training part, evenly spread, that set the ranges of the activations.
-        method: how a range is taken from what was seen: minmax, entropy or percentile.
-        equalized: give the parts of deployed operators ranges that one 8-bit scale can hold; see `xvolution.deploy.equalize`.
-        layout: of every operator, or auto for the fastest one in the output's runtime, in fp32.
-        split: train, val or test: what judges.
-        holdout: as in training: ``val`` is then this fraction of the training part, or a fold such as ``2/5``.
-        seed: of the held-out part.
+        data: as in training; by default the data that the network was trained on.
+        plain: a checkpoint or file of the plain network, which is evaluated before and after in the same way and not written.
+        images: number of training images for the calibration, evenly spread.
+        method: how the calibration computes the range of an activation: minmax, entropy or percentile.
+        equalized: rescale the parts of deployed operators so that one 8-bit scale covers their ranges; see
+            `xvolution.deploy.equalize`.
+        layout: layout of every operator, or auto for the fastest one in the output's runtime, in fp32.
+        split: part to evaluate on: train, val or test.
+        holdout: hold out this fraction of the training part as ``val``, or a fold such as ``2/5``, as in training.
+        seed: seed that chooses the held-out images.
         batch_size: images in a batch.
         workers: processes that load images.
-        limit_batches: judge by at most so many batches.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
-        outside_images: read images that tables name outside of the data's folder too.
-        checksum: compare the files with the checksums in them, where they have one.
-        progress: is told of each operator what was timed and chosen, and what comes next.
+        limit_batches: largest number of batches to evaluate on.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
+        outside_images: also read images outside the data folder that tables name.
+        checksum: check the files against the checksums stored in them, if they have one.
+        progress: called with a line for each timed operator and before each step.
 
     Raises:
         InputError: a file, the data or an option cannot be used.

@@ -1,7 +1,7 @@
-"""What a file may say about its network: types, ranges and names, held before anything is built.
+"""The allowed contents of a file's description of its network (types, ranges, names), checked before building it.
 
-A file may be a stranger's. The bounds are far above every network that is trained, and far below what takes minutes or all
-memory to refuse.
+A file may come from an untrusted source. The bounds are far above every real network, and small enough to refuse a file
+quickly and without much memory.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ class _File(_Described, kw_only=True):
 
 
 class ClassifierFile(_File, kw_only=True):
-    """What the file of a classifier may say."""
+    """The allowed description in a classifier's file."""
 
     model: _Classifier
     preprocessing: _Preprocessing
 
 
 class DetectorFile(_File, kw_only=True):
-    """What the file of a detector may say."""
+    """The allowed description in a detector's file."""
 
     model: _Detector
     category_ids: list[int]
@@ -123,7 +123,7 @@ Schema = type[ClassifierFile] | type[DetectorFile]
 
 
 def require_described(values: Mapping[str, Any], kind: Schema) -> None:
-    """See that plain JSON values, of this version's format, describe a network.
+    """Require that plain JSON values, in this version's format, describe a network.
 
     Raises:
         InputError: a field is missing, unknown, of another type or out of range; the message names it.
@@ -170,7 +170,7 @@ def _require_arguments(kwargs: Mapping[str, Any]) -> None:
 
 
 def _require_small(value: Any, name: str, depth: int = 0) -> None:
-    """See that a value of a library's own meaning holds no number or list that would take all memory."""
+    """Require that a value for another library has no number or list that would fill the memory."""
     if isinstance(value, int | float) and not abs(value) <= _LARGEST_NUMBER:
         raise ValueError(f"{name} is {value}; the largest allowed number is {_LARGEST_NUMBER}")
     if (isinstance(value, str | list | dict) and len(value) > _LONGEST) or depth > _DEEPEST:

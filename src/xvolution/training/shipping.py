@@ -1,4 +1,4 @@
-"""A trained classifier in every runtime that is installed, as one table."""
+"""A trained classifier in every installed runtime, as one table."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def deploy_to(
 
     Args:
         checkpoint: a .ckpt or .safetensors file of a classifier in training form.
-        runtimes: by name, or ``all`` for each that can write classifiers; those that are not installed are named in the table.
+        runtimes: names of runtimes, or ``all`` for each that can write classifiers; the table lists those not installed.
         output: the files' path without their endings; by default the checkpoint's.
         data: as in training: the images of its validation part whose predictions are compared; none when None.
-        images: how many of them at most.
-        int8: write a quantized file as well, called ``...-int8``, for each runtime that takes such files. Needs ``data``.
-        calibration_images: of the training part, which set the ranges of its activations.
+        images: largest number of these images.
+        int8: also write a quantized file, called ``...-int8``, for each runtime that takes such files. Needs ``data``.
+        calibration_images: number of images of the training part that set the ranges of its activations.
         layout, fold_norms, threads, progress, checksum, **options: as of `xvolution.training.deploy`. ``threads`` is also what
             latencies are measured with.
-        rounds: samples of each latency.
+        rounds: number of times each latency is measured.
 
     Returns:
-        The table. A runtime that cannot take the network has its reason in ``refused``, and the others have their files.
+        The table. For a runtime that cannot run the network, ``refused`` has the reason; the others have files.
 
     Raises:
         InputError: the checkpoint holds no classifier in training form, there is no such runtime, or an option cannot be used.
@@ -139,6 +139,6 @@ def _plain_twin(metadata: ClassifierMetadata) -> nn.Module:
 
 
 def _batches(source: ImageSource, metadata: ClassifierMetadata, images: int) -> list[Tensor]:
-    """So many images from all over a part, prepared as the network takes them."""
+    """This number of preprocessed images, evenly spread over a part."""
     loader = evaluation_loader(source.spread(images), metadata.preprocessing, _BATCH)
     return [batch["image"] for batch in loader]

@@ -1,4 +1,4 @@
-"""Files of older versions: what they say about their network and their training, as this version says it."""
+"""Conversion of files of older versions to this version's description of networks and trainings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OWN_DEFAULTS = {"num_conv_branches": 1, "norm_layer": "BatchNorm2d", "zero_init
 
 
 def upgrade(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What a weights file, a checkpoint or an ONNX file says about its network, in the format of this version.
+    """The description of a network in a weights file, a checkpoint or an ONNX file, in this version's format.
 
     Raises:
         InputError: a newer version wrote it.
@@ -52,7 +52,7 @@ def upgrade(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's configuration says, as the fields of this version's.
+    """The fields of a run's configuration in this version.
 
     In format 1 the operator's options stood in a flat configuration ``xvolution``, beside where it goes.
     """

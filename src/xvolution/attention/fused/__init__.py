@@ -1,4 +1,4 @@
-"""The training step of ``PixelShift`` as one operator of torch's dispatcher, where that was measured to be worth it."""
+"""The training step of ``PixelShift`` as one operator of torch's dispatcher, used where measurements show a gain."""
 
 from xvolution.attention.fused.step import add_branch, serves
 

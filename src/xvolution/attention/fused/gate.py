@@ -16,7 +16,7 @@ from xvolution.numerics import CONVOLVE, GATES, wants_single_precision
 
 @dataclass(frozen=True)
 class Gate:
-    """What a gate reads.
+    """The inputs of a gate.
 
     Args:
         query: (N, A, H', W'), at the centre of each window.
@@ -44,17 +44,17 @@ class Gate:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the products: a product of two features of magnitude 1e3 is beyond the range of fp16."""
+        """The dtype of the products: a product of two features of magnitude 1e3 is beyond the range of fp16."""
         return torch.float32 if self.query.dtype == torch.float16 else self.query.dtype
 
     @property
     def wide(self) -> torch.dtype:
-        """Of statistics."""
+        """The dtype of statistics."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
 
 class GateGradients(NamedTuple):
-    """Gradients of what a ``Gate`` reads, in its order; that of ``mean_weight`` is None without one."""
+    """Gradients of the inputs of a ``Gate``, in the same order; None for ``mean_weight`` if there is none."""
 
     query: Tensor
     key: Tensor
@@ -78,7 +78,7 @@ def products(gate: Gate) -> tuple[Tensor, Tensor, Tensor]:
 def gradients(
     gate: Gate, query_statistics: Tensor, sum_statistics: Tensor, product_gradient: Callable[[Tensor], Tensor]
 ) -> GateGradients:
-    """Gradients of what the gate reads; the products are computed again, from their statistics.
+    """Gradients of the gate's inputs; the products are recomputed from their statistics.
 
     Args:
         gate: the gate.

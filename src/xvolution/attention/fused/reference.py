@@ -1,4 +1,4 @@
-"""What the operators of ``xvolution::`` compute, in torch's own: the truth of their tests, and the second derivative."""
+"""The operators of ``xvolution::`` in torch's own functions: the reference of their tests, and the second derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a runtime is: a program that runs written networks. One file a runtime; the register knows them by name and by ending."""
+"""The interface of a runtime, a program that runs exported networks, and the register of runtimes by name and ending."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from xvolution.deploy.runtimes.labels import Labels
 
 
 class ExportError(RuntimeError):
-    """The model cannot be exported, or the exported file cannot be run or computes something else."""
+    """The model cannot be exported, or the exported file cannot be run or its outputs differ."""
 
 
 class LoadedFile(ABC):
-    """A written network, ready to run: called with its inputs in their order, it returns its outputs in theirs.
+    """An exported network, ready to run: it takes its inputs and returns its outputs, both in the order of the graph.
 
     Attributes:
-        runtime: that runs it.
+        runtime: the runtime that runs it.
         path: the file.
-        input_shapes: of the inputs, None for an open axis; empty where the runtime does not tell.
-        output_names: of the graph, in its order; empty where the runtime does not tell.
+        input_shapes: shapes of the inputs, None for a dynamic axis; empty if the runtime does not report them.
+        output_names: names of the outputs in the graph's order; empty if the runtime does not report them.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LoadedFile(ABC):
         """Run the network.
 
         Args:
-            inputs: tensors of the shapes and dtypes that the file takes.
+            inputs: tensors of the file's input shapes and dtypes.
 
         Returns:
             The outputs, on the CPU unless the runtime is torch itself.
@@ -71,14 +71,14 @@ class Runtime(ABC, Generic[FileT_co]):
     Subclasses import their packages inside their methods, so that xvolution itself needs torch alone.
 
     Attributes:
-        name: by which callers ask for it.
-        title: as its makers spell it, for sentences.
-        ending: of its files, with the dot.
-        packages: that run its files, by the name they are imported under.
-        writer_packages: that write them, beyond those.
-        extra: of xvolution, which installs them.
-        batched: whether a call takes a batch as it is; the others are given one image at a time, and written for one.
-        computes_in: dtype of a network to the dtype that the runtime computes it in; other dtypes are refused.
+        name: its name for callers.
+        title: its official spelling, for messages.
+        ending: ending of its files, with the dot.
+        packages: import names of the packages that run its files.
+        writer_packages: further packages that write them.
+        extra: extra of xvolution that installs them.
+        batched: whether a call takes a batch; otherwise files are written for one image and get one image at a time.
+        computes_in: dtype of a network -> dtype in which the runtime computes it; other dtypes are refused.
     """
 
     name: ClassVar[str]
@@ -97,12 +97,12 @@ class Runtime(ABC, Generic[FileT_co]):
         opset_version: int | None = None,
         labels: Labels | None = None,
     ) -> None:
-        """Write a program that ``torch.export`` captured.
+        """Write a program captured by ``torch.export``.
 
         Args:
             program: the captured network.
             path: the file, in a folder that exists; a runtime may put more files beside it, with the same stem or name.
-            opset_version: of ONNX, for runtimes that go through it; the exporter's own when None.
+            opset_version: ONNX opset, for runtimes that use ONNX; the exporter's own if None.
             labels: see `label`.
 
         Raises:
@@ -116,12 +116,12 @@ class Runtime(ABC, Generic[FileT_co]):
             self.label(path, labels)
 
     def label(self, path: str | os.PathLike[str], labels: Labels) -> None:
-        """Put names and properties into a written file; the properties take the place of those that it had.
+        """Put names and properties into a written file; they replace earlier properties.
 
-        A runtime whose files have no room for some of it leaves that out.
+        Names or properties that a runtime's files cannot store are left out.
 
         Raises:
-            ExportError: a missing package, a file that the runtime does not take, or names that do not fit its graph.
+            ExportError: a missing package, a file that the runtime cannot read, or names that do not fit its graph.
             OSError: the file cannot be read or written.
         """
         self.require_writer()
@@ -129,7 +129,7 @@ class Runtime(ABC, Generic[FileT_co]):
             self._label(Path(path), labels)
 
     def properties(self, path: str | os.PathLike[str]) -> dict[str, str]:
-        """The properties that `label` put into a file; empty where there are none.
+        """The properties that `label` put into a file; empty if there are none.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -140,7 +140,7 @@ class Runtime(ABC, Generic[FileT_co]):
             return self._properties(Path(path))
 
     def is_intact(self, path: str | os.PathLike[str]) -> bool | None:
-        """Whether a file's contents are those of the checksum in it; None where it has none.
+        """Whether a file matches the checksum stored in it; None if it has none.
 
         Raises:
             OSError: the file cannot be read.
@@ -154,13 +154,13 @@ class Runtime(ABC, Generic[FileT_co]):
         threads: int | None = None,
         input_shapes: Sequence[Sequence[int]] | None = None,
     ) -> FileT_co:
-        """Open a file and prepare it for being run.
+        """Open a file and prepare it to run.
 
         Args:
             path: a file of this runtime.
-            threads: of the CPU that one call may use; the runtime's default when None.
-            input_shapes: the only shapes that it will be called with, one for each input; a runtime that compiles for shapes
-                compiles for these, the others take any all the same.
+            threads: number of CPU threads that one call may use; the runtime's default if None.
+            input_shapes: the only shapes that it will be called with, one for each input. A runtime that compiles for fixed
+                shapes uses them; others accept any shape.
 
         Raises:
             ValueError: ``threads`` is below 1.
@@ -174,11 +174,11 @@ class Runtime(ABC, Generic[FileT_co]):
             return self._load(Path(path), threads, input_shapes)
 
     def files_of(self, path: Path) -> tuple[Path, ...]:
-        """A file of this runtime, and those that may be beside it with weights."""
+        """A file of this runtime, and possible weight files beside it."""
         return (path,)
 
     def require_writer(self) -> None:
-        """Raise ``ExportError`` with what to install unless files can be written here, and run to compare them."""
+        """Raise ``ExportError`` with the packages to install unless files can be written and run here."""
         self._require("exporting to", (*self.writer_packages, *self.packages))
 
     def _require_file(self, path: str | os.PathLike[str]) -> None:
@@ -202,7 +202,7 @@ class Runtime(ABC, Generic[FileT_co]):
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> FileT_co: ...
 
     def _label(self, path: Path, labels: Labels) -> None:
-        """See `label`; here the files have no room for anything."""
+        """See `label`; these files can store neither names nor properties."""
 
     def _properties(self, path: Path) -> dict[str, str]:
         return {}
@@ -232,7 +232,7 @@ def register(runtime_class: RuntimeClass) -> RuntimeClass:
 
 
 def runtime_for(path: str | os.PathLike[str]) -> Runtime[LoadedFile]:
-    """The runtime that the ending of a file's name stands for.
+    """The runtime for the ending of a file's name.
 
     Raises:
         ValueError: no runtime has such an ending.
@@ -247,10 +247,10 @@ def runtime_for(path: str | os.PathLike[str]) -> Runtime[LoadedFile]:
 
 @contextmanager
 def one_sentence(failed: str) -> Iterator[None]:
-    """Turn whatever an exporter or a runtime raises into an ``ExportError`` that begins with what failed.
+    """Turn any error of an exporter or a runtime into an ``ExportError`` that starts with the failed step.
 
-    Exporters and runtimes raise errors of many kinds, some in classes of their own. What the operating system says about
-    files (OSError) stays as it is.
+    Exporters and runtimes raise errors of many kinds, some in classes of their own. An OSError about
+    files is not changed.
     """
     try:
         yield
@@ -261,6 +261,6 @@ def one_sentence(failed: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; its class where it says nothing."""
+    """The first line of an error's message; its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -38,7 +38,7 @@ _alive: WeakSet[ExecutorchMethod] = WeakSet()
 
 
 def _set_threads(number: int) -> None:
-    """Give XNNPACK so many threads; they are one pool for the process."""
+    """Set the number of XNNPACK's threads; a process has one thread pool."""
     from executorch.extension.pybindings import portable_lib
 
     there = portable_lib._threadpool_get_thread_count()

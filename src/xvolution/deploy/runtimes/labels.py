@@ -1,4 +1,4 @@
-"""What a file says beside its graph."""
+"""Names and properties that a file stores beside its graph."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ AXES: Mapping[int, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What a file says beside its graph.
+    """Names and properties that a file stores beside its graph.
 
     Attributes:
-        input_names: of the graph; none keeps those of the exporter.
-        output_names: likewise.
-        axes: for each input the names of its axes; open ones are called so, and none keeps the exporter's.
-        properties: strings that travel in the file, by name.
+        input_names: names of the inputs; empty keeps the exporter's.
+        output_names: names of the outputs; empty keeps the exporter's.
+        axes: names of the dynamic axes of each input; empty keeps the exporter's.
+        properties: strings to store in the file, by name.
     """
 
     input_names: Sequence[str] = ()
@@ -30,7 +30,7 @@ class Labels:
     properties: Mapping[str, str] = field(default_factory=dict)
 
     def require_fitting(self, inputs: int, outputs: int) -> None:
-        """Raise ``ValueError`` unless there are as many names as inputs and outputs, or none, and all of them differ."""
+        """Raise ``ValueError`` unless the names are as many as inputs and outputs, or none, and all differ."""
         for kind, names, count in (("input", self.input_names, inputs), ("output", self.output_names, outputs)):
             if names and len(names) != count:
                 raise ValueError(f"{kind}_names has {len(names)} names, and the network has {count} {kind}s")

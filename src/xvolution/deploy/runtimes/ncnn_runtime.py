@@ -26,8 +26,8 @@ class NcnnNet(LoadedFile):
     """An ncnn network, which takes one image: a batch is run image by image.
 
     Attributes:
-        input_shapes: of the inputs, None for an open axis, of which the batch is one.
-        output_names: of the graph, in its order.
+        input_shapes: shapes of the inputs, None for a dynamic axis; the batch is dynamic.
+        output_names: names of the outputs, in the graph's order.
     """
 
     def __init__(self, runtime: Ncnn, path: Path, net: Net, param: str) -> None:
@@ -113,7 +113,7 @@ class Ncnn(Runtime[NcnnNet]):
 
 
 def _weights(path: Path) -> Path:
-    """The file beside a graph's that holds its weights."""
+    """The file with the weights beside a graph's file."""
     return path.with_name(path.name.removesuffix(".param") + ".bin")
 
 
@@ -121,7 +121,7 @@ def _shapes_in(program: ExportedProgram) -> list[tuple[int | None, ...]]:
     """The shapes of a program's inputs; None for an open axis.
 
     Raises:
-        ValueError: the program is of a batch of several images.
+        ValueError: the program takes a batch of several images.
     """
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs if isinstance(name, str)]
@@ -136,7 +136,7 @@ def _shapes_in(program: ExportedProgram) -> list[tuple[int | None, ...]]:
 
 
 def _trace(program: ExportedProgram, path: Path) -> tuple[Tensor, ...]:
-    """Write TorchScript, which pnnx reads; the images that it was traced with, one of each input."""
+    """Write TorchScript, which pnnx reads; returns the traced images, one for each input."""
     arguments, _ = program.example_inputs
     images = tuple(x[:1] for x in arguments)
     with torch.no_grad(), warnings.catch_warnings():
@@ -146,7 +146,7 @@ def _trace(program: ExportedProgram, path: Path) -> tuple[Tensor, ...]:
 
 
 def _convert(folder: Path, path: Path, traced: list[tuple[int, ...]], shapes: list[tuple[int | None, ...]]) -> None:
-    """Call pnnx, which leaves much beside what it is asked for, in the folder."""
+    """Call pnnx, which also writes further files into the folder."""
     import pnnx
 
     larger = [
@@ -175,7 +175,7 @@ def _spelled(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 def _with_sizes(param: str, shapes: Sequence[tuple[int | None, ...]]) -> str:
-    """The graph with the sizes of its inputs in it: ncnn itself reads over the end of an image of fewer channels."""
+    """The graph with the sizes of its inputs: ncnn itself would read beyond the end of an image with fewer channels."""
     sizes = {f"in{position}": shape for position, shape in enumerate(shapes)}
     lines = []
     for line in param.splitlines():
@@ -188,7 +188,7 @@ def _with_sizes(param: str, shapes: Sequence[tuple[int | None, ...]]) -> str:
 
 
 def _input_shapes(param: str) -> dict[str, tuple[int | None, ...]]:
-    """The shape of one image, by input; () where the graph does not say it."""
+    """The shape of one image for each input; () if the graph does not have it."""
     shapes: dict[str, tuple[int | None, ...]] = {}
     for words in map(str.split, param.splitlines()):
         if words and words[0] == "Input":

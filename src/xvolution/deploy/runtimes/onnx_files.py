@@ -1,4 +1,4 @@
-"""Making ONNX files, for the runtimes that read them: standard operators, the opset that was asked for, metadata."""
+"""Writing ONNX files with standard operators, the requested opset and metadata, for the runtimes that read them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OnnxReader(Runtime[FileT_co]):
     """A runtime whose files are ONNX files, or are made from them.
 
     Attributes:
-        takes_detectors: whether it has what a whole detector is made of, such as suppression and outputs of any length.
+        takes_detectors: whether it supports whole detectors, with suppression and outputs of any length.
         takes_int8: whether it computes a quantized ONNX file (QDQ) in 8-bit integers.
     """
 
@@ -41,7 +41,7 @@ class OnnxReader(Runtime[FileT_co]):
     takes_int8: ClassVar[bool] = True
 
     def write_from(self, write_onnx: OnnxWriter, path: str | os.PathLike[str]) -> None:
-        """Write a network that somebody else makes an ONNX file of.
+        """Write a network from an ONNX file that the caller writes.
 
         Args:
             write_onnx: writes the ONNX file.
@@ -117,7 +117,7 @@ def write_traced(
 def write_labels(path: str | os.PathLike[str], labels: Labels) -> None:
     """Put names into an ONNX file, strings into its metadata, in the place of what was there, and a checksum of the file.
 
-    A data file beside it, of weights above 2 GB, is left alone and not summed.
+    A data file beside it, for weights above 2 GB, is not changed and not part of the checksum.
 
     Raises:
         ExportError: onnx is missing, the file is no ONNX network, or the names do not fit its graph.
@@ -137,7 +137,7 @@ def write_labels(path: str | os.PathLike[str], labels: Labels) -> None:
 
 
 def is_intact(path: str | os.PathLike[str]) -> bool | None:
-    """Whether an ONNX file has the bytes that `write_labels` left; None where it has no checksum.
+    """Whether an ONNX file still has the bytes that `write_labels` wrote; None if it has no checksum.
 
     Raises:
         OSError: the file cannot be read.
@@ -155,7 +155,7 @@ def is_intact(path: str | os.PathLike[str]) -> bool | None:
 
 
 def _record(digest: str) -> bytes:
-    """The checksum as the last entry of the metadata: fields that are appended to a protobuf message join it."""
+    """The checksum as the last entry of the metadata; fields that are appended to a protobuf message become part of it."""
     key = CHECKSUM.encode()
     entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([64]) + digest.encode()
     return b"\x72" + bytes([2 + len(key) + 2 + 64]) + entry
@@ -191,7 +191,7 @@ def _check_graph(path: Path, opset_version: int | None) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters report on their progress by warnings, loggers and prints; what fails is raised or checked here."""
+    """Silence the progress messages of exporters; errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

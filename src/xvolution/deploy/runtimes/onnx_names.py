@@ -29,7 +29,7 @@ def rename(graph: GraphProto, labels: Labels) -> None:
 
 
 def _axes(graph: GraphProto, labels: Labels) -> dict[str, str]:
-    """The exporter's name of each open axis of an input to its new one; axes of one exporter's name are one axis."""
+    """The exporter's name of each dynamic axis -> its new name; axes with the same exporter's name are one axis."""
     found: dict[str, str] = {}
     for value, names in zip(graph.input, labels.axes, strict=False):
         for dim, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
@@ -40,7 +40,7 @@ def _axes(graph: GraphProto, labels: Labels) -> dict[str, str]:
 
 
 def _values(graph: GraphProto, labels: Labels) -> dict[str, str]:
-    """Every value's name that changes, to its new one."""
+    """The old and new names of all renamed values."""
     names: dict[str, str] = {}
     for values, wanted in ((graph.input, labels.input_names), (graph.output, labels.output_names)):
         names |= {value.name: name for value, name in zip(values, wanted, strict=False)}

@@ -1,7 +1,7 @@
-"""What is in a .pt2 archive, read without running any of it.
+"""Checks of a .pt2 archive's contents, without running any of it.
 
-``torch.export.load`` unpickles what an archive holds, evaluates the expressions of its shapes and takes any function of torch's
-modules for a step of its graph. An archive may be a stranger's, so each of these is looked at first.
+``torch.export.load`` unpickles the objects in an archive, evaluates the expressions of its shapes, and accepts any function of
+torch's modules as a step of its graph. An archive may come from an untrusted source, so all of these are checked first.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _TEXTS = re.compile(r"\w+|[-+\d.e]+")
 
 
 def require_plain(path: str | os.PathLike[str]) -> None:
-    """See that an archive holds weights as plain numbers, and a graph that computes and does nothing else.
+    """Require that an archive holds only weights as plain numbers and a graph of known tensor operators.
 
     Raises:
-        ExportError: it holds anything else, or is no archive of ``torch.export``.
+        ExportError: it holds anything else, or is not an archive of ``torch.export``.
         OSError: the file cannot be read.
     """
     with zipfile.ZipFile(path) as archive:
@@ -72,7 +72,7 @@ def require_plain(path: str | os.PathLike[str]) -> None:
 
 
 def write_extra_files(path: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
-    """Add texts to an archive; ``torch.export.load`` gives them as ``extra_files``."""
+    """Add texts to an archive; ``torch.export.load`` returns them as ``extra_files``."""
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].partition("/")[0]
         for name, text in texts.items():
@@ -91,11 +91,11 @@ def read_extra_files(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, str]:
-    """Every entry by its name inside of the archive's own folder.
+    """Every entry by its name inside the archive's own folder.
 
     Raises:
-        ExportError: torch may read another entry than the one that is looked at here: it knows no upper case, and takes the
-            folder of the first entry.
+        ExportError: torch might read other entries than the ones checked here, because it ignores case and uses the folder of
+            the first entry.
     """
     names = archive.namelist()
     if len({name.partition("/")[0] for name in names}) > 1 or len({name.lower() for name in names}) < len(names):
@@ -131,7 +131,7 @@ def _require_computing(model: Any) -> None:
 
 
 def _is_arithmetic(code: Any) -> bool:
-    """Whether an expression is made of numbers, sizes and known functions of them."""
+    """Whether an expression consists of numbers, sizes and known functions."""
     try:
         nodes = list(ast.walk(ast.parse(code, mode="eval")))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):

@@ -22,7 +22,7 @@ from xvolution.deploy.runtimes.pt2_files import read_extra_files, require_plain,
 
 
 class LoadedProgram(LoadedFile):
-    """A program of ``torch.export``; its outputs are where its weights are, nested ones in one list."""
+    """A program of ``torch.export``; its outputs are on the device of its weights, nested ones in one list."""
 
     def __init__(self, runtime: TorchExport, path: Path, program: ExportedProgram, threads: int | None) -> None:
         taken = program.graph_signature.user_inputs
@@ -41,7 +41,7 @@ class LoadedProgram(LoadedFile):
 
 @register
 class TorchExport(Runtime[LoadedProgram]):
-    """``.pt2`` files, which hold the program as data: one that could run other code when it is read is refused.
+    """``.pt2`` files, which hold the program as data. A file that could run other code when it is read is refused.
 
     Inputs are given by position and have no names; properties are extra files of the archive.
     """

@@ -1,1 +1,1 @@
-"""What the task classify does: training, judging and deploying image classifiers."""
+"""The task classify: training, evaluating and deploying image classifiers."""

@@ -1,4 +1,4 @@
-"""Annealing the gates of a network to their means: at the end each operator is one plain convolution, exactly."""
+"""Annealing the gates of a network to their means, so that each operator becomes exactly one plain convolution."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _MEMORY = 100
 
 
 class Annealing(nn.Module):
-    """Moves the gates of a network from what they say to their means, and keeps the network from before as its own teacher.
+    """Moves the gates of a network to their means, with the network before the annealing as teacher.
 
     A gate's logits q become ``(1 - s) q + s q̄``, where ``φ(q̄)`` is the running mean of ``φ(q)`` and s the share, from 0 to 1.
     Terms that depend on the image without a gate go to zero by the same share. ``settle`` then writes q̄ into the weights.
 
     Args:
-        model: with operators whose attention is a convolution once its gate is constant.
+        model: a network whose operators become convolutions when their gates are constant.
 
     Raises:
-        InputError: it has none, or others too.
+        InputError: it has no such operators, or also others.
     """
 
     begun: Tensor
@@ -54,9 +54,9 @@ class Annealing(nn.Module):
         self._listens = False
 
     def begin(self, model: nn.Module) -> None:
-        """Learn from the network as it is now, listen to its gates, and move them by ``share`` from now on.
+        """Use the current network as teacher, record its gates, and move them by ``share`` from now on.
 
-        What a resumed run has begun already goes on; settled gates stay what they are. Called again, it does nothing.
+        An annealing that a resumed run has begun continues; settled gates do not change. A second call has no effect.
         """
         if self._listens:
             return
@@ -74,7 +74,7 @@ class Annealing(nn.Module):
                     self._hooks.append(branch.get_submodule(gate).register_forward_hook(self._moved(name, gate)))
 
     def move_to(self, progress: float) -> None:
-        """Set the share by how much of the annealing is done, from 0 to 1; settle the gates where they have arrived."""
+        """Set the share from the progress of the annealing, from 0 to 1; settle the gates when the share is 1."""
         if self.settled:
             return
         self.share = min(1.0, progress / _MOVING)
@@ -85,7 +85,7 @@ class Annealing(nn.Module):
             self.settle()
 
     def settle(self) -> None:
-        """Write the means into the weights, and train what they are written to no further."""
+        """Write the means into the weights and exclude these weights from training."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self.share = [], 1.0

@@ -25,7 +25,7 @@ class ClassifierDeployment(DeployResult[float]):
     """`DeployResult` of a classifier.
 
     Attributes:
-        fixed_size: whether exported files take batches and images of the example's size alone.
+        fixed_size: whether exported files accept only batches and images of the example's size.
     """
 
     fixed_size: bool

@@ -1,4 +1,4 @@
-"""Learning from the logits of another network.
+"""Distillation: learning from the logits of another network.
 
 Distilling the Knowledge in a Neural Network (Hinton, Vinyals, Dean, arXiv 1503.02531, 2015).
 """
@@ -14,11 +14,11 @@ from xvolution.training.errors import InputError
 
 
 class Teacher(nn.Module):
-    """A frozen network in eval mode: (N, in_chans, H, W) images, as the student is given them, to (N, num_classes) logits.
+    """A frozen network in eval mode: the student's images (N, in_chans, H, W) to (N, num_classes) logits.
 
     Args:
-        network: of the same classes.
-        scale, shift: (in_chans,), by which images of the student's normalization become images of the teacher's.
+        network: a network with the same classes.
+        scale, shift: (in_chans,), from the student's normalization of images to the teacher's.
     """
 
     scale: Tensor
@@ -37,10 +37,10 @@ class Teacher(nn.Module):
 
 
 def teacher_of(path: str, network: nn.Module, metadata: ClassifierMetadata, student: ClassifierMetadata) -> Teacher:
-    """The network of a file as the teacher of another one, with the student's images in its own normalization.
+    """The network of a file as teacher, which converts the student's images to its own normalization.
 
     Raises:
-        InputError: it tells other classes apart, or takes images of other channels.
+        InputError: it has other classes, or takes images with another number of channels.
     """
     if metadata.class_names != student.class_names:
         raise InputError(

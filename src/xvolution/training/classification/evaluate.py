@@ -1,4 +1,4 @@
-"""Judging a classifier, in any form, by any data set."""
+"""Evaluating a classifier of any form on any data set."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from xvolution.training.progress import followed
 
 @dataclass
 class EvaluationResult(Evaluation):
-    """What an evaluation of a classifier found.
+    """The results of a classifier's evaluation.
 
     Attributes:
-        top1: fraction of images whose most likely class is theirs.
+        top1: fraction of images whose most likely class is correct.
         top5: fraction of images whose class is among the five most likely (or all, with fewer classes).
         loss: mean cross-entropy, in nats.
-        images: how many were counted.
-        images_per_second: of the network alone, without loading; the first batch is left out where there are more.
+        images: number of counted images.
+        images_per_second: speed of the network without loading; the first batch is left out if there are more.
         skipped: unreadable images that were left out.
         predictions: (images,) int64, the most likely class of each counted image, in the data's order.
-        indices: (images,) int64, which image of the data each prediction is of.
+        indices: (images,) int64, index of the image of each prediction in the data.
     """
 
     top1: float
@@ -83,10 +83,10 @@ def evaluate_classifier(
 
 
 def labelled_images(splits: DataSplits, split: str, metadata: ClassifierMetadata) -> ImageSource:
-    """The images of one part, their labels those of the classifier's outputs.
+    """The images of one part, with labels numbered like the classifier's outputs.
 
     Raises:
-        InputError: there is no such part, it has no labels, or they are of other classes.
+        InputError: there is no such part, it has no labels, or its classes differ from the classifier's.
     """
     source = align_labels(splits.part(split), metadata.class_names)
     require_labels(source, metadata.model.num_classes, splits.name)

@@ -9,10 +9,10 @@ from xvolution.training.exported_file import ExportedNetwork
 
 
 class ExportedClassifier(ExportedNetwork):
-    """(N, C, H, W) float32 images to (N, num_classes) logits, on the CPU; a file of a fixed batch takes them part by part.
+    """(N, C, H, W) float32 images to (N, num_classes) logits, on the CPU; a file with a fixed batch size gets them in parts.
 
     Raises:
-        InputError: a file of a fixed size is given images of another.
+        InputError: images of another size than the fixed size of the file.
     """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a classifier's file says about itself."""
+"""The metadata of a classifier's file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ClassifierMetadata(Metadata):
     """`Metadata` of a classifier.
 
     Attributes:
-        preprocessing: of its images.
+        preprocessing: preprocessing of its images.
     """
 
     type = "classify"
@@ -42,7 +42,7 @@ class ClassifierMetadata(Metadata):
         """Normal noise of the shape and scale of a batch, always the same: (batch_size, in_chans, H, W) float32.
 
         Raises:
-            InputError: no image has such a side, or there are none.
+            InputError: the image size or the batch size is not allowed.
         """
         if batch_size < 1:
             raise InputError(f"--batch-size is {batch_size}; it must be at least 1.")

@@ -15,7 +15,7 @@ class ClassificationMetrics(nn.Module):
     """Sums over images and, by torchmetrics, over processes. Padding and unreadable images do not count.
 
     Args:
-        num_classes: of the network; top-5 is top-n where there are n < 5 classes.
+        num_classes: number of classes; with n < 5 classes, top-5 is top-n.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -32,7 +32,7 @@ class ClassificationMetrics(nn.Module):
         self.skipped = 0
 
     def update(self, logits: torch.Tensor, batch: Batch) -> None:
-        """Take in logits (N, num_classes) of a batch of N images."""
+        """Add the logits (N, num_classes) of a batch of N images."""
         counted = batch["status"] == GOOD
         self.images += int(counted.sum())
         self.skipped += int((batch["status"] == BAD).sum())
@@ -44,7 +44,7 @@ class ClassificationMetrics(nn.Module):
         self.loss.update(losses.double())
 
     def compute(self) -> dict[str, float]:
-        """Answer {"loss", "top1", "top5"}, over all processes; accuracies as fractions."""
+        """Return {"loss", "top1", "top5"} over all processes; accuracies are fractions."""
         accuracy = self.accuracy.compute()
         return {"loss": float(self.loss.compute()), **{name: float(value) for name, value in accuracy.items()}}
 

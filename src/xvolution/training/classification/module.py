@@ -25,10 +25,10 @@ class Classification(TrainingModule):
 
     Args:
         model: (N, in_chans, H, W) images to (N, num_classes) logits.
-        num_classes: of the model.
+        num_classes: number of classes.
         config: the run.
-        metadata: what a checkpoint says about its network; plain JSON values.
-        teacher: whose logits it learns from too.
+        metadata: description of the network for checkpoints, as plain JSON values.
+        teacher: network from whose logits it also learns.
     """
 
     judged_by = "val_top1"
@@ -103,7 +103,7 @@ class Classification(TrainingModule):
         return self.current_epoch >= self.config.epochs - self.config.anneal_to_conv
 
     def _taught(self, images: torch.Tensor) -> torch.Tensor | None:
-        """The logits to learn from: of the network itself from before its annealing, once that has begun; else of the teacher."""
+        """The logits to learn from: those of the network before its annealing if that has begun, else those of the teacher."""
         if self.annealing is not None and self._is_annealed:
             return self.annealing.taught(images)
         for teacher in self._teacher:

@@ -21,13 +21,13 @@ _SIDE = 320
 def write_page(
     path: str | os.PathLike[str], predictor: ClassifierPredictor, found: ClassifierPredictions, pictures: int
 ) -> None:
-    """Write a page that needs no other file.
+    """Write a self-contained page.
 
     Args:
-        path: of the page.
-        predictor: that found it; reads the pictures again.
-        found: by a run over files.
-        pictures: how many are shown, the first ones.
+        path: path of the page.
+        predictor: the predictor, which reads the pictures again.
+        found: the predictions of a run over files.
+        pictures: number of pictures to show.
     """
     shown = [_row(predictor, answer) for answer in found.answers[:pictures]]
     template = environment("xvolution.training.classification").get_template("page.html.jinja")

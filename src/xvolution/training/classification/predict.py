@@ -1,4 +1,4 @@
-"""What a classifier says of pictures: the most probable classes, as lines, a table, JSON and a page."""
+"""Predictions of a classifier for pictures: the most probable classes as lines, a table, JSON and a page."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class ClassifiedPicture:
     """The most probable classes of a picture.
 
     Attributes:
-        picture: its path; empty where it has none.
-        classes: their names, the most probable one first.
-        probabilities: of each, by the softmax of all classes.
+        picture: path of the picture; empty if it has none.
+        classes: names of the classes, the most probable one first.
+        probabilities: probability of each, from the softmax over all classes.
     """
 
     picture: str
@@ -80,7 +80,7 @@ class ClassifierPredictor(Predictor[ClassifiedPicture]):
             (C, S, S) float32 on the CPU, S the network's image size.
 
         Raises:
-            BadImage: it cannot be decoded.
+            BadImage: the image cannot be decoded.
         """
         return self._transform(self.read(picture, self.metadata.preprocessing.channels))
 
@@ -94,17 +94,17 @@ class ClassifierPredictor(Predictor[ClassifiedPicture]):
 
         Args:
             pictures: a file, a Pillow image, or several.
-            top: how many classes; all of them where there are fewer.
+            top: number of classes; all if there are fewer.
 
         Raises:
             BadImage: a picture cannot be decoded.
-            InputError: ``top`` is below 1, or the network answers something else than a number for each class.
+            InputError: ``top`` is below 1, or the network does not return one finite number for each class.
         """
         prepared = ((name_of(picture), self.preprocess(picture)) for picture in as_list(pictures))
         return [answer for part in batched(prepared, _BATCH) for answer in self.classify(part, top)]
 
     def classify(self, prepared: Sequence[tuple[str, Tensor]], top: int) -> list[ClassifiedPicture]:
-        """`predict` of pictures that are prepared, as one batch, each with its path."""
+        """`predict` for preprocessed pictures, as one batch, each with its path."""
         if top < 1:
             raise InputError(f"--top is {top}; it must be at least 1.")
         logits = self(torch.stack([image for _, image in prepared])).float().cpu()
@@ -136,7 +136,7 @@ class ClassifierPredictions(Predictions):
 
     @property
     def summary(self) -> str:
-        """How many pictures there are, and of how many each class is the most probable one."""
+        """The number of pictures, and for each class the number of pictures of which it is the most probable class."""
         first = Counter(answer.classes[0] for answer in self.answers)
         named = ", ".join(f"{name} {count}" for name, count in first.most_common())
         return f"{counted(len(self.answers), 'picture')}: {named}"
@@ -171,7 +171,7 @@ def predict_classes(
 
 
 def batched(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of so many, the last one of what is left."""
+    """The items in lists of this length; the last list may be shorter."""
     while part := list(islice(items, size)):
         yield part
 

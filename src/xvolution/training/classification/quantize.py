@@ -1,4 +1,4 @@
-"""A classifier in 8-bit integers: calibrated on images of its own kind, judged before and after."""
+"""A classifier in 8-bit integers: calibrated on training images, evaluated before and after."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ ONNX = OnnxRuntime.ending
 
 @dataclass(frozen=True)
 class Calibration:
-    """How a network is made of 8-bit integers.
+    """The settings of a quantization to 8-bit integers.
 
     Attributes:
-        images: of the training part, evenly spread, that set the ranges of the activations.
-        method: how a range is taken from what was seen; see `xvolution.deploy.quantize`.
-        equalized: give the parts of deployed operators ranges that one scale can hold.
+        images: number of training images for the calibration, evenly spread.
+        method: how the calibration computes a range; see `xvolution.deploy.quantize`.
+        equalized: rescale the parts of deployed operators so that one scale covers their ranges.
     """
 
     images: int = 256
@@ -61,10 +61,10 @@ class QuantizedNetwork:
     """One network before and after.
 
     Attributes:
-        name: what it is called in a report.
-        before: its deployed form in fp32, judged.
-        after: the quantized file, judged by the same images.
-        report: of the quantization.
+        name: its name in a report.
+        before: evaluation of its deployed form in fp32.
+        after: evaluation of the quantized file on the same images.
+        report: the report of the quantization.
     """
 
     name: str
@@ -74,7 +74,7 @@ class QuantizedNetwork:
 
     @property
     def changed(self) -> int:
-        """Images whose most likely class is another one than before."""
+        """Number of images whose prediction changed."""
         return int((self.before.predictions != self.after.predictions).sum())
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,16 +134,16 @@ def quantize_classifier(
     calibration: Calibration,
     name: str,
 ) -> QuantizedNetwork:
-    """Write a classifier in 8-bit integers and judge it before and after.
+    """Write a classifier in 8-bit integers and evaluate it before and after.
 
     Args:
         source: a classifier in eval mode, in its training or its deployed form; or an fp32 ``.onnx`` file of `deploy`.
         metadata: of the classifier.
         path: ``.onnx``, or the ending of another runtime that reads ONNX, such as ``.xml``.
-        settings: of the judging; its data calibrate too.
+        settings: settings of the evaluation; its data are also used for the calibration.
         deploy: layouts and norms of the deployed form.
-        calibration: see there.
-        name: what the report calls it.
+        calibration: settings of the calibration.
+        name: its name in the report.
 
     Raises:
         InputError: the data or an option cannot be used.
@@ -164,7 +164,7 @@ def reader_of(path: Path) -> OnnxReader[LoadedFile]:
     """`xvolution.deploy.quantize.int8_runtime`, with an error of the command line.
 
     Raises:
-        InputError: the path's runtime takes no int8, or no runtime has such an ending.
+        InputError: the path's runtime has no int8 files, or no runtime has such an ending.
     """
     try:
         return int8_runtime(path)

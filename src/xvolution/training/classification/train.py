@@ -34,11 +34,11 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
 
     Args:
         config: the run.
-        teacher: the network of its teacher, where it has one.
+        teacher: the network of its teacher, if it has one.
 
     Raises:
         InputError: something in the configuration or the data cannot be used.
-        RunError: the loss became no number, or a file could not be written.
+        RunError: the loss became NaN or infinite, or a file could not be written.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     resume = resume_from(config)
@@ -74,7 +74,7 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
 
 
 def image_size(config: TrainConfig, splits: DataSplits) -> int:
-    """The side length to train at, in pixels; a warning where the data decide it and are of mixed sizes."""
+    """The side length to train at, in pixels; warns if it is chosen from the data and their sizes are mixed."""
     if config.image_size is not None:
         return config.image_size
     size, sides = splits.image_size, splits.survey.sides
@@ -89,7 +89,7 @@ def image_size(config: TrainConfig, splits: DataSplits) -> int:
 
 @rank_zero_only
 def _announce_size(size: int, sides: Sequence[int]) -> None:
-    """Print what the data decided; on the first process alone."""
+    """Print the image size that was chosen from the data, on the first process only."""
     median = statistics.median_low(sides)
     print(
         f"image size {size}: the median shorter side of {len(sides)} images is {median} pixels; --image-size "
@@ -98,7 +98,7 @@ def _announce_size(size: int, sides: Sequence[int]) -> None:
 
 
 def _described(splits: DataSplits, size: int) -> dict[str, str]:
-    """What the run's announcement says of the data."""
+    """The facts about the data for the run's announcement."""
     train, val = len(splits.train), len(splits.val)
     return {
         "data": f"{splits.name}: {train} images of {len(splits.train.class_names)} classes for training",
@@ -112,8 +112,8 @@ def model_spec(config: TrainConfig, num_classes: int, grey: bool = False) -> Mod
 
     Args:
         config: the run.
-        num_classes: of the data.
-        grey: whether the images of the data have one channel, which decides where the configuration says auto.
+        num_classes: number of classes in the data.
+        grey: whether the images of the data have one channel, for ``in_chans="auto"``.
     """
     return ModelSpec(
         name=config.model,
@@ -126,7 +126,7 @@ def model_spec(config: TrainConfig, num_classes: int, grey: bool = False) -> Mod
 
 
 def preprocessing_of(model: nn.Module, size: int, channels: int) -> Preprocessing:
-    """How the images of a timm network are prepared: squares of ``size`` pixels, with the mean and deviation of its weights."""
+    """The preprocessing for a timm network: squares of ``size`` pixels, with the mean and deviation of its weights."""
     settings = timm.data.resolve_model_data_config(model)
     mean, std = tuple(settings["mean"]), tuple(settings["std"])
     if channels == 1:  # timm's weights of a grey stem are the sum over the channels

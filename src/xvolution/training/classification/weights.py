@@ -1,4 +1,4 @@
-"""Beginning a training with the weights of a file."""
+"""Starting a training from the weights of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xvolution.training.fit import say
 
 
 def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
-    """Load the weights of a file into a new network, plain ones into a converted one too, and say what was new.
+    """Load the weights of a file into a new network, also plain weights into a converted one, and print which weights are new.
 
     Args:
         model: a timm classifier, converted or not.
@@ -23,7 +23,7 @@ def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
         spec: of the network.
 
     Raises:
-        InputError: the weights are of another network, or converted in another way.
+        InputError: the weights are of another network, or have another conversion.
     """
     tensors, header = read_tensors(path)
     if header is not None:
@@ -57,7 +57,7 @@ def _require_alike(stored: ClassifierMetadata, spec: ModelSpec, path: str) -> No
 
 
 def _other_classes(model: Any, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
-    """The weights of the classifier on top, where those of the file are for another number of classes."""
+    """The weights of the last layer, if those of the file have another number of classes."""
     head: nn.Module = model.get_classifier()
     names = [f"{name}.{part}" for name, module in model.named_modules() if module is head for part in head.state_dict()]
     return [name for name in names if name in tensors and tensors[name].shape != own[name].shape]

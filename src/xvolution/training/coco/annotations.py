@@ -1,4 +1,4 @@
-"""COCO's annotation files: what they must hold, and everything in one that is wrong or worth knowing."""
+"""Reading and checking COCO's annotation files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Annotations:
     """The contents of one file, checked.
 
     Attributes:
-        path: of the file, or the name of a data set.
+        path: path of the file, or the name of a data set.
         images: id, file_name, width and height of each, by id, in the order of the file.
         objects: of each image id, in the order of the file: id, image_id, category_id, bbox (x, y, width, height in pixels),
             area (pixels), iscrowd, and segmentation where there is one.
         categories: names by id, in the order of the ids.
-        problems: what was found.
+        problems: the problems in it.
     """
 
     path: Path
@@ -44,10 +44,10 @@ class Annotations:
     problems: list[Problem] = field(default_factory=list)
 
     def require_valid(self) -> Annotations:
-        """Itself.
+        """Return this object if it is valid.
 
         Raises:
-            InputError: something in it is refused; the message names the first and how many there are.
+            InputError: it has problems; the message names the first one and their number.
         """
         refused = [problem for problem in self.problems if problem.severity is Severity.REFUSED]
         if refused:
@@ -63,12 +63,12 @@ def read_annotations(
 
     Args:
         path: a COCO JSON file.
-        masks: every object must have one; otherwise those that are none are noted and left out.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
+        masks: every object must have a mask; otherwise invalid masks are noted and left out.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
         outside_images: allow images outside of the data's folder.
 
     Raises:
-        InputError: it is no file, no JSON, or not of COCO's structure at all.
+        InputError: there is no such file, it is not JSON, or does not have COCO's structure.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -82,10 +82,10 @@ def read_annotations(
 def check_content(
     content: Any, path: Path, masks: bool = False, max_pixels: int | None = None, outside_images: bool = False
 ) -> Annotations:
-    """Check what a COCO JSON file holds; the arguments are those of ``read_annotations``.
+    """Check the contents of a COCO JSON file; the arguments are those of ``read_annotations``.
 
     Raises:
-        InputError: it is not of COCO's structure at all.
+        InputError: it does not have COCO's structure.
     """
     for part in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
@@ -156,7 +156,7 @@ def _by_id(entries: list[Any], what: str, path: Path, problems: list[Problem]) -
 
 
 def _image_problem(image: Mapping[str, Any], max_pixels: int, outside_images: bool) -> tuple[str, str] | None:
-    """What is wrong with the entry of an image: the kind, and the end of a sentence."""
+    """The problem with the entry of an image: its kind, and the end of a sentence."""
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
         return "image", "has no file_name"
@@ -250,7 +250,7 @@ def _box_notes(box: list[float], image: Mapping[str, Any], where: str) -> Iterat
 
 
 def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: bool) -> str | None:
-    """What is wrong with a segmentation (polygons, uncompressed or compressed RLE), as the end of a sentence."""
+    """The problem with a segmentation (polygons, uncompressed or compressed RLE), as the end of a sentence."""
     if segmentation is None or segmentation == []:
         return "has no mask (segmentation)" if required else None
     if isinstance(segmentation, list):
@@ -279,7 +279,7 @@ def segmentation_problem(segmentation: Any, image: Mapping[str, Any], required: 
 
 
 def _outline_problem(polygon: list[float], image: Mapping[str, Any]) -> str | None:
-    """pycocotools takes memory for the outline, outside of the image too, and does not ask whether there is as much."""
+    """Check the length of an outline: pycocotools allocates memory for it, also outside of the image, without a limit."""
     xs, ys, width, height = polygon[::2], polygon[1::2], image["width"], image["height"]
     if min(xs) < -width or max(xs) > 2 * width or min(ys) < -height or max(ys) > 2 * height:
         return f"has a polygon that leaves its image ({width} x {height}) by more than the image's own size"
@@ -292,7 +292,7 @@ def _outline_problem(polygon: list[float], image: Mapping[str, Any]) -> str | No
 def run_lengths(counts: str | bytes) -> list[int]:
     """The runs of a compressed RLE mask, by column, beginning with zeros.
 
-    pycocotools decodes whatever it is given; runs that do not add up to the image's pixels are how damage is known.
+    pycocotools decodes damaged masks without an error; a wrong sum of the runs shows the damage.
 
     Source: the format of pycocotools (``rleFrString``): six bits in a character, from 48 on, five of them digits, the sixth says
     that more follow; from the fourth run on, the difference from the run before the last.
@@ -319,7 +319,7 @@ def run_lengths(counts: str | bytes) -> list[int]:
 
 
 def _completed(annotation: Mapping[str, Any], keep_mask: bool) -> dict[str, Any]:
-    """What COCO's evaluation reads, with what a file may leave out."""
+    """The fields that COCO's evaluation reads, with defaults for optional ones."""
     box = [float(value) for value in annotation["bbox"]]
     area: Any = annotation.get("area")
     completed = {

@@ -33,11 +33,11 @@ def open_detection(
         data: a folder in COCO's format (see ``open_part``), a folder of parquet files with the columns ``image`` and
             ``objects``, or the name of such a data set on the Hugging Face hub.
         masks: targets have masks, and every object needs one.
-        holdout: judge by this fraction of the training part instead of the validation part.
-        seed: of the fraction.
-        on_bad_image: "error" refuses images that are not on the disk, "skip" leaves that to who reads them.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
-        outside_images: read images that the annotations name outside of the folder too.
+        holdout: evaluate on this fraction of the training part instead of the validation part.
+        seed: seed that chooses the held-out images.
+        on_bad_image: "error" refuses missing images at once, "skip" leaves them to the reader.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
+        outside_images: also read images outside the folder that the annotations name.
 
     Raises:
         InputError: something is missing or refused; the message names the file and the id.
@@ -76,9 +76,9 @@ def open_part(
         data: see ``open_detection``.
         part: train, val or test.
         masks: targets have masks, and every object needs one.
-        on_bad_image: "error" refuses images that are not on the disk, "skip" leaves that to who reads them.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
-        outside_images: read images that the annotations name outside of the folder too.
+        on_bad_image: "error" refuses missing images at once, "skip" leaves them to the reader.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
+        outside_images: also read images outside the folder that the annotations name.
 
     Raises:
         InputError: something is missing or refused; the message names the file and the id.

@@ -1,4 +1,4 @@
-"""`xvolution data check`: everything about a folder in COCO's format at once."""
+"""`xvolution data check` for a folder in COCO's format."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from xvolution.training.errors import InputError
 
 @dataclass
 class PartReport:
-    """What one annotation file holds, and what is wrong with it.
+    """The contents of one annotation file, and its problems.
 
     Attributes:
         path: the file.
-        images, images_without_objects, objects, crowds, masks: how many there are.
-        categories: objects of each category, by name.
-        problems: what is refused and what is noted.
+        images, images_without_objects, objects, crowds, masks: number of each.
+        categories: number of objects of each category, by name.
+        problems: refused and noted problems.
     """
 
     path: Path
@@ -52,12 +52,12 @@ class PartReport:
 
 @dataclass
 class DataReport:
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
-        folder: what was checked.
-        parts: by name: train, val, test.
-        missing: why a part could not be read.
+        folder: the checked folder.
+        parts: the parts by name: train, val, test.
+        missing: reasons why parts could not be read.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class DataReport:
 
     @property
     def refused(self) -> int:
-        """How many problems training and evaluation would end with."""
+        """Number of problems that stop training and evaluation."""
         return len(self.missing) + sum(refused(part.problems) for part in self.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,10 +90,10 @@ def check_folder(
 
     Args:
         folder: see ``open_part``.
-        masks: every object needs a mask; otherwise masks that are none are noted.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
+        masks: every object needs a mask; otherwise invalid masks are noted.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
         outside_images: allow images that the annotations name outside of the folder.
-        watch: is told how far it is.
+        watch: called with the progress.
 
     Raises:
         InputError: there is no such folder, or it has no annotations at all.

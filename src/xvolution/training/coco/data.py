@@ -1,4 +1,4 @@
-"""The data module of detection: batches of images of like shape for training, every image once for evaluation."""
+"""The data module of detection: batches of images of similar shape for training, every image once for evaluation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from xvolution.training.errors import InputError
 class AspectBatches(EpochBatches):
     """Shuffled training batches of one process, each of images that are wide or of images that are high.
 
-    A detector pads the images of a batch to one size; images of like shape need less of it. All processes take batches of the
-    same kind at a time. The incomplete last batch of each kind is dropped.
+    A detector pads the images of a batch to one size; images of similar shape need less padding. All processes use batches of
+    the same kind at the same time. The incomplete last batch of each kind is dropped.
 
     Args:
         aspect_ratios: (n,) width over height of every image.
-        batch_size: of one process.
-        seed: of the order, with the epoch.
-        rank, world_size: which process of how many.
+        batch_size: batch size of one process.
+        seed: seed of the order, together with the epoch.
+        rank, world_size: index and number of processes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where a folder in COCO's format keeps its annotations and its images."""
+"""The locations of annotations and images in a folder in COCO's format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def annotation_file(folder: Path, part: str) -> Path:
     """The annotation file of one part.
 
     Raises:
-        InputError: there is none, or there are several.
+        InputError: there is no such file, or there are several.
     """
     patterns = []
     for name in PARTS[part]:
@@ -42,7 +42,7 @@ def annotation_file(folder: Path, part: str) -> Path:
 
 
 def image_root(folder: Path, path: Path, part: str, annotations: Annotations) -> Path:
-    """The folder that the file names of ``path`` are in: the first that has one of the first images, else the first there is."""
+    """The folder for the file names in ``path``: the first one that has one of the first images, else the first existing one."""
     suffix = path.stem.removeprefix("instances_")
     names = (suffix, part, "images", f"images/{suffix}", f"images/{part}")
     candidates = [root for root in (*(folder / name for name in names), folder, path.parent) if root.is_dir()]
@@ -54,15 +54,15 @@ def image_root(folder: Path, path: Path, part: str, annotations: Annotations) ->
 
 
 def missing_images(annotations: Annotations, root: Path) -> list[dict[str, Any]]:
-    """Entries of the images that are not on the disk."""
+    """Entries of the images whose files do not exist."""
     return [image for image in annotations.images.values() if not is_file(root / image["file_name"])]
 
 
 def require_images(annotations: Annotations, root: Path) -> None:
-    """See that all images are on the disk.
+    """Require that all image files exist.
 
     Raises:
-        InputError: one is not; the message names the first.
+        InputError: an image file does not exist; the message names the first.
     """
     missing = missing_images(annotations, root)
     if missing:
@@ -76,6 +76,6 @@ def open_image_file(root: Path, entry: dict[str, Any]) -> Image.Image:
     """Open the file that an image's entry names.
 
     Raises:
-        OSError: there is none, or it is no image.
+        OSError: there is no such file, or it is not an image.
     """
     return open_file(root / entry["file_name"])

@@ -26,7 +26,7 @@ IOU_TYPES = {"box": "bbox", "mask": "segm"}
 
 
 def shown(figure: float) -> str:
-    """One of COCO's figures in percent; ``none`` where there was nothing to find."""
+    """One of COCO's figures in percent; ``none`` if there were no objects."""
     return "none" if figure < 0 else f"{figure:.2%}"
 
 
@@ -59,11 +59,11 @@ def to_results(
 
 
 class CocoMetrics:
-    """Collects detections of a source's images and judges them.
+    """Collects detections of a source's images and evaluates them.
 
     Args:
-        source: the images with their truth.
-        masks: judge masks as well as boxes.
+        source: the annotated images.
+        masks: evaluate masks as well as boxes.
         category_ids: of the detector's labels 1, 2, ...; None for a class that the source does not have, whose detections are
             left out. Those of the source by default.
     """
@@ -77,14 +77,14 @@ class CocoMetrics:
         self.image_ids: list[int] = []
 
     def update(self, index: int, detections: Mapping[str, Tensor]) -> None:
-        """Take in the detections of the image at a position of the source (see ``to_results``)."""
+        """Add the detections of the image at a position of the source (see ``to_results``)."""
         image_id = self.source.image_id(index)
         self.image_ids.append(image_id)
         results = to_results(detections, image_id, self.category_ids)
         self.results += [result for result in results if result["category_id"] is not None]
 
     def gather(self) -> None:
-        """Collect what the other processes have; every process then has everything."""
+        """Collect the detections of all processes; every process then has all of them."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -93,11 +93,11 @@ class CocoMetrics:
         self.image_ids = [image_id for _, ids in parts for image_id in ids]
 
     def evaluation(self, kind: str) -> Any:
-        """pycocotools' ``COCOeval`` of what was collected, accumulated and summarized; kind is box or mask."""
+        """pycocotools' ``COCOeval`` of the collected detections, accumulated and summarized; kind is box or mask."""
         return evaluate_results(self.source.annotations, self.results, kind, self.image_ids)
 
     def compute(self) -> dict[str, float]:
-        """COCO's figures as fractions of 1, by names such as ``box_ap50``; -1 where there is nothing to find, as COCO says it."""
+        """COCO's figures as fractions of 1, by names such as ``box_ap50``; -1 if there are no objects, as in COCO."""
         figures = {}
         for kind in self.kinds:
             stats = self.evaluation(kind).stats
@@ -131,10 +131,10 @@ def evaluate_results(
     """pycocotools' evaluation of results in COCO's format.
 
     Args:
-        annotations: the truth.
+        annotations: the annotations.
         results: see ``to_results``.
         kind: box or mask.
-        image_ids: judge by these images; all of them by default.
+        image_ids: evaluate on these images; all by default.
 
     Returns:
         The ``COCOeval``, accumulated and summarized.
@@ -160,7 +160,7 @@ def evaluate_results(
 
 
 def _judged(annotation: dict[str, Any], kind: str, annotations: Annotations) -> dict[str, Any]:
-    """A copy, since pycocotools writes into what it is given."""
+    """A copy, because pycocotools changes its input."""
     copied = dict(annotation)
     if kind == "mask":
         copied["segmentation"] = checked_mask(annotation, annotations.images[annotation["image_id"]], annotations.path)

@@ -1,4 +1,4 @@
-"""Average precision on other samples of the judged images, from what pycocotools stored of each image."""
+"""Average precision on resampled evaluation images, from pycocotools' stored matches of each image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _AT_ONCE = 2**22  # numbers in one array, so that large data sets need no more m
 
 @dataclass(frozen=True)
 class _Category:
-    """What pycocotools matched in one category, all sizes of objects, the best scores first.
+    """pycocotools' matches in one category, for all sizes of objects, with the best scores first.
 
     Attributes:
-        image: (n,) which image each detection is of.
-        found, missed: (IoU thresholds, n) bool, whether it is an object's, or nobody's; what is to be ignored is neither.
-        objects: (images,) how many there are to be found.
+        image: (n,) image of each detection.
+        found, missed: (IoU thresholds, n) bool, whether it matches an object or none; ignored detections are neither.
+        objects: (images,) number of objects.
     """
 
     image: NDArray[np.int64]
@@ -29,17 +29,17 @@ class _Category:
 
 
 def resampled_precision(evaluation: Any, counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """COCO's average precision, over IoU 0.50 to 0.95, where each image is in the data so many times.
+    """COCO's average precision, over IoU 0.50 to 0.95, with each image counted several times.
 
-    Counting an image k times is what pycocotools computes of k copies of it, but for equal scores within an image: it puts all of
-    one copy before the next.
+    Counting an image k times equals pycocotools' result for k copies of it, except for equal scores within an image, where
+    pycocotools puts all detections of one copy before the next.
 
     Args:
         evaluation: a ``COCOeval`` that has evaluated.
         counts: (draws, images) how often each image is drawn, in the order of ``evaluation.params.imgIds``.
 
     Returns:
-        (draws,) fractions; NaN where a draw has nothing to find.
+        (draws,) fractions; NaN if a draw has no objects.
 
     Raises:
         ValueError: counts are not of these images.

@@ -25,7 +25,7 @@ class DetectionSource:
         annotations: checked.
         open_image: opens an image, given its entry.
         masks: whether targets have masks.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DetectionSource:
         return self._ids[index]
 
     def describe(self, index: int) -> str:
-        """Which image that is, for messages."""
+        """The name of an image, for messages."""
         name = printable(self.annotations.images[self._ids[index]]["file_name"])
         return f"image {self._ids[index]} ({name}) of {printable(self.annotations.path)}"
 
@@ -95,7 +95,7 @@ class DetectionSource:
         return image
 
     def look(self, index: int) -> Look:
-        """What there is to say about an image file.
+        """The properties of an image file.
 
         Raises:
             BadImage: it cannot be opened.
@@ -104,13 +104,13 @@ class DetectionSource:
         return look_at(partial(self._open_image, entry), partial(self.describe, index), self.max_pixels)
 
     def require_objects(self, images: int | None = None) -> None:
-        """See that there is something to find, without which there is no average precision.
+        """Require that there are objects, because average precision is undefined without them.
 
         Args:
-            images: in so many of the first images; in all of them when None.
+            images: check only this number of first images; all if None.
 
         Raises:
-            InputError: there is nothing but crowds.
+            InputError: there are no objects other than crowds.
         """
         chosen = self._ids[:images]
         if all(each["iscrowd"] for key in chosen for each in self.annotations.objects[key]):
@@ -121,7 +121,7 @@ class DetectionSource:
             )
 
     def target(self, index: int) -> dict[str, Tensor]:
-        """What a detector is trained on: objects that are no crowds, cut off at the border, with an area.
+        """The training target of an image: objects without crowds, clipped at the border, with an area above 0.
 
         Returns:
             boxes (n, 4) float32 as x1, y1, x2, y2 in pixels, labels (n,) int64, and masks (n, H, W) uint8 with ``masks``.
@@ -154,9 +154,9 @@ class DetectionSplits:
     """The parts of a data set.
 
     Attributes:
-        name: what it was opened by.
-        train, val: to train on and to judge by.
-        judged_by: where ``val`` comes from, in words.
+        name: the name with which it was opened.
+        train, val: images for training and evaluation.
+        judged_by: the source of ``val``, in words.
     """
 
     name: str

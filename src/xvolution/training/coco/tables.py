@@ -24,7 +24,7 @@ def open_table(
     """One part of a data set with the columns ``image`` and ``objects`` (bbox as COCO's, category; id, area where there are).
 
     Raises:
-        InputError: there is none, or its objects are no boxes.
+        InputError: there is no such part, or its objects are not boxes.
     """
     if masks:
         raise InputError(
@@ -71,11 +71,11 @@ def _load_rows(data: str | os.PathLike[str], part: str) -> Any:
 def _coco_content(
     rows: Any, open_row: Callable[[dict[str, Any]], Image.Image], name: str, max_pixels: int | None
 ) -> dict[str, Any]:
-    """What a COCO JSON file of the rows would hold.
+    """The rows as the contents of a COCO JSON file.
 
     Raises:
         BadImage: the size of an image cannot be read.
-        InputError: the column ``objects`` holds something else than boxes and categories.
+        InputError: the column ``objects`` does not hold boxes and categories.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

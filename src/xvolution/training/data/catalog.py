@@ -1,4 +1,4 @@
-"""From the one `--data` argument to a training and an evaluation part."""
+"""Opening the training and evaluation parts of the data set in `--data`."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ DIGITS_SIZE = 32  # in pixels; their own 8 are too few for the strides of a netw
 
 @dataclass
 class DataSplits:
-    """The parts of one data set; `val` is what training is judged by.
+    """The parts of one data set; training is evaluated on `val`.
 
     Attributes:
-        name: what was asked for.
-        train: images to learn from.
-        val: images to judge by: the data set's own validation (or test) part, or one held out of `train`.
-        test: the data set's test part where it has one beside `val`.
-        survey: a look at the training images.
-        judged_by: where ``val`` comes from, in words.
+        name: the name with which it was opened.
+        train: training images.
+        val: evaluation images: the data set's own validation (or test) part, or one held out of `train`.
+        test: the data set's test part if it has one beside `val`.
+        survey: properties of the training images.
+        judged_by: the source of ``val``, in words.
     """
 
     name: str
@@ -58,7 +58,7 @@ class DataSplits:
         return DIGITS_SIZE if self.name == "digits" else self.survey.image_size
 
     def part(self, split: str) -> ImageSource:
-        """Answer the part called `split`: train, val or test.
+        """Return the part called `split`: train, val or test.
 
         Raises:
             InputError: the data set has no such part.
@@ -85,11 +85,11 @@ def open_data(
         data: `digits`; a folder of class folders (in `train` and `val` or `test` folders, or not); a parquet file or a
             folder of them; a torchvision data set (`torchvision:CIFAR10` or `CIFAR10`, downloaded to `~/.cache/xvolution`
             or `$XVOLUTION_DATA`); any other name is a Hugging Face data set (`hf:uoft-cs/cifar10`).
-        holdout: fraction of the training part to judge by in the place of `val`, to tune without looking at `val`; or a fold
-            such as ``2/5``: training and validation part are joined and divided into five, and the second of them judges.
-        seed: of the split where one is made.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
-        outside_images: read images that a parquet file names outside of its folder too.
+        holdout: evaluate on this fraction of the training part instead of `val`, to tune settings without using `val`; or on a
+            fold such as ``2/5``: the second of five parts of training and validation part together.
+        seed: seed that chooses the held-out images.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
+        outside_images: also read images outside the folder that a parquet file names.
 
     Raises:
         InputError: there is no such data set, or it is not a classification data set.
@@ -188,7 +188,7 @@ def _open_parts(name: str, outside_images: bool) -> dict[str, ImageSource]:
 
 
 def _digits() -> dict[str, ImageSource]:
-    """scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth of every class to judge by."""
+    """scikit-learn's 1,797 handwritten digits, 8x8; a fixed fifth of every class is for evaluation."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -220,7 +220,7 @@ def holds_tables(path: Path) -> bool:
 
 
 def table_parts(path: Path, outside_images: bool = False) -> dict[str, ImageSource]:
-    """Parquet files, gathered into parts by how their names begin."""
+    """Parquet files, grouped into parts by the beginning of their names."""
     from datasets import load_dataset
 
     files: dict[str, list[str]] = {}
@@ -274,7 +274,7 @@ _BY_SPLIT = {"train": ("train", "trainval", "train-standard"), "val": ("val", "v
 
 
 def _torchvision(name: str) -> dict[str, ImageSource]:
-    """The parts of a torchvision data set, by what its constructor takes: ``train``, ``split`` or neither."""
+    """The parts of a torchvision data set, by its constructor's argument: ``train``, ``split`` or neither."""
     dataset = _torchvision_class(name)
     if dataset is None:
         raise InputError(f"torchvision has no data set called {name!r}.")

@@ -30,7 +30,7 @@ class Picture:
 
     Attributes:
         read: decodes it.
-        describe: names it the way its owner would look for it.
+        describe: returns its name for messages, such as its path.
         label: its class.
     """
 
@@ -41,14 +41,14 @@ class Picture:
 
 @dataclass
 class ClassPart:
-    """What one part of a data set holds.
+    """The contents of one part of a data set.
 
     Attributes:
-        images: how many pictures there are.
-        classes: of each class, by name.
-        sides: shorter sides of the readable ones, in pixels: smallest, median and largest; empty without any.
-        sizes: how many different sizes they have.
-        problems: what is refused and what is noted.
+        images: number of pictures.
+        classes: number of pictures of each class, by name.
+        sides: shorter sides of the readable pictures, in pixels: smallest, median and largest; empty if there are none.
+        sizes: number of different sizes.
+        problems: refused and noted problems.
     """
 
     images: int
@@ -74,12 +74,12 @@ class ClassPart:
 
 @dataclass
 class ClassReport:
-    """What a data set of classes holds.
+    """The contents of a classification data set.
 
     Attributes:
-        folder: what was checked.
-        parts: by name: train, val, test.
-        problems: what concerns several parts.
+        folder: the checked folder.
+        parts: the parts by name: train, val, test.
+        problems: problems across several parts.
     """
 
     folder: Path
@@ -88,7 +88,7 @@ class ClassReport:
 
     @property
     def refused(self) -> int:
-        """How many problems training and evaluation would end with."""
+        """Number of problems that stop training and evaluation."""
         return refused(self.problems) + sum(refused(part.problems) for part in self.parts.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,18 +112,18 @@ def check_classes(
     outside_images: bool = False,
     watch: Watch | None = None,
 ) -> ClassReport:
-    """Read every picture of class folders or parquet files, and say what is wrong, unusual or there twice.
+    """Read every picture of class folders or parquet files, and report errors, unusual pictures and duplicates.
 
-    Two pictures are the same when they have the same pixels once decoded, which files of the same bytes have.
+    Two pictures are duplicates if their decoded pixels are equal.
 
     Args:
         data: a folder of class folders, in folders of parts or not; a parquet file, or a folder of them.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
-        outside_images: read images that a parquet file names outside of its folder too.
-        watch: is told how far it is.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
+        outside_images: also read images outside the folder that a parquet file names.
+        watch: called with the progress.
 
     Raises:
-        InputError: there is no such file or folder, or it is no data set of classes.
+        InputError: there is no such file or folder, or it is not a classification data set.
     """
     require_max_pixels(max_pixels)
     path = Path(os.path.expanduser(data))
@@ -186,7 +186,7 @@ def _checked(
     seen: dict[bytes, list[tuple[str, Picture]]],
     watch: Watch | None,
 ) -> ClassPart:
-    """Read the pictures of a part; each is put among those of its pixels."""
+    """Read the pictures of a part, and group them by their pixels."""
     counts = Counter(picture.label for picture in pictures)
     part = ClassPart(len(pictures), {label: counts[label] for label in classes})
     sizes: Counter[tuple[int, int]] = Counter()
@@ -206,7 +206,7 @@ def _checked(
 
 
 def _class_problems(classes: Mapping[str, Mapping[str, int]], declared: bool) -> Iterator[Problem]:
-    """What is wrong with the classes of the parts, by part and name; those of a table are declared, and may be empty."""
+    """Problems with the classes of the parts, by part and name; classes of a table are declared and may be empty."""
     train = classes.get("train", {})
     if "train" not in classes:
         yield Problem(Severity.REFUSED, "no training part", f"there is no training part; found: {', '.join(classes)}.")
@@ -223,7 +223,7 @@ def _class_problems(classes: Mapping[str, Mapping[str, int]], declared: bool) ->
 
 
 def _note_same(same: Sequence[tuple[str, Picture]], report: ClassReport) -> None:
-    """Note that several pictures are one: in several classes, in several parts, or in one class of one part."""
+    """Note equal pictures: in several classes, in several parts, or in one class of one part."""
     if len(same) == 1:
         return
     names = " and ".join(picture.describe() for _, picture in same[:3]) + (
@@ -246,7 +246,7 @@ def _note_same(same: Sequence[tuple[str, Picture]], report: ClassReport) -> None
 
 
 def _counts(classes: Mapping[str, int]) -> str:
-    """How many pictures the classes have, in a line."""
+    """The numbers of pictures of the classes, in one line."""
     counts = sorted(classes.items(), key=lambda each: -each[1])
     if len(set(classes.values())) == 1:
         return f"{counts[0][1]} of each class"

@@ -25,11 +25,11 @@ class Crops(Protocol):
     held: int
 
     def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
-        """(count, ...): what decides the crops of as many images."""
+        """(count, ...): random numbers for the crops of this number of images."""
         ...
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """(N, held, held, 3) uint8 and what was drawn for them, (N, ...) -> (N, S, S, 3)."""
+        """(N, held, held, 3) uint8 and their random numbers, (N, ...) -> (N, S, S, 3)."""
         ...
 
 
@@ -65,7 +65,7 @@ class PaddedCrops:
 class ResizedCrops:
     """Boxes of random area and shape, resized to S and some of them mirrored: ``crop="rrc"``.
 
-    The images are held at twice the size, so that a crop of a quarter of the image or more is not magnified.
+    The images are held at twice the size, so that a crop of at least a quarter of the image is not magnified.
 
     Args:
         size: S, of the resized crops.
@@ -99,7 +99,7 @@ class ResizedCrops:
 
 
 def batch_crops(augmentation: Augmentation, size: int) -> Crops:
-    """What ``augmentation`` asks for, of images of side length ``size``."""
+    """The crops for ``augmentation`` of images with side length ``size``."""
     if augmentation.pads(size):
         return PaddedCrops(size, augmentation.padding(size), augmentation.hflip)
     return ResizedCrops(size, augmentation.crop_scale, augmentation.hflip)

@@ -1,4 +1,4 @@
-"""A source of images as batches of tensors: augmentation seeded for every image, bad images dealt with."""
+"""A source of images as tensors, with augmentation seeded for every image and handling of bad images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Batch = dict[str, torch.Tensor]
 
 
 class ClassificationDataset(Dataset[Batch]):
-    """Answers, for a `Draw`, {"image": (C, H, W) float32, "target": int64, "index": int64, "status": GOOD | PADDING | BAD}.
+    """Returns, for a `Draw`, {"image": (C, H, W) float32, "target": int64, "index": int64, "status": GOOD | PADDING | BAD}.
 
     Args:
         source: the images.
         transform: PIL image to tensor.
         seed: of the augmentation; each image's is seeded by (seed, epoch, index). None where the transform draws nothing.
-        on_bad_image: "error" raises `BadImage`. "skip" takes the next readable image in its place while training, and
-            leaves it out of the metrics in evaluation, with status BAD either way.
+        on_bad_image: "error" raises `BadImage`. "skip" uses the next readable image instead in training, and
+            leaves it out of the metrics in evaluation; the status is BAD in both cases.
         channels: C, 3 for colour or 1 for grey.
     """
 
@@ -76,7 +76,7 @@ class ClassificationDataset(Dataset[Batch]):
 
 
 def seed_generators(key: tuple[int, ...]) -> int:
-    """Seed Python's, NumPy's and torch's CPU generators from a tuple of counters; answers torch's seed."""
+    """Seed Python's, NumPy's and torch's CPU generators from a tuple of counters; returns torch's seed."""
     state = np.random.SeedSequence(key).generate_state(2, np.uint32)
     random.seed(int(state[0]))
     np.random.seed(int(state[0]))  # noqa: NPY002 - timm's transforms draw from this one

@@ -1,4 +1,4 @@
-"""Folders of images: what in them counts, which folders are parts of a data set and which are classes."""
+"""Folders of images: which files are images, and which folders are parts of a data set or classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_IMAGES = (".txt", ".md", ".json", ".csv", ".xml", ".yaml", ".yml", ".npy", "
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """The folders in a folder and links to folders, by name, without hidden ones, nobody's and links to where they are in."""
+    """The folders in a folder and links to folders, by name, without hidden ones, system folders and links to a parent."""
     found = []
     inside = _ancestors(folder)
     for entry in sorted(folder.iterdir()):
@@ -32,9 +32,10 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The image files under a folder, by path, and how many other files there are of each ending that may be of images.
+    """The image files under a folder, by path, and the number of other files for each ending of possible images.
 
-    Links are followed, each folder once. What has an image's ending and is no file is there too, so that reading names it.
+    Links are followed, each folder once. Entries with an image's ending that are not files are included, so that reading reports
+    them.
     """
     images, others = [], Counter[str]()
     seen = _ancestors(folder)
@@ -71,7 +72,7 @@ def _counts(name: str) -> bool:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether image files lie in a folder itself."""
+    """Whether a folder directly contains image files."""
     return any(
         entry.suffix.lower() in IMAGE_ENDINGS and not entry.name.startswith(".") and not entry.is_dir()
         for entry in folder.iterdir()
@@ -79,11 +80,11 @@ def holds_images(folder: Path) -> bool:
 
 
 def place_of_classes(folder: Path, known: Collection[str] = ()) -> Path:
-    """The folder itself, or the one folder in it where that is all there is and holds folders and no images.
+    """The folder itself, or the single folder in it if that contains folders and no images.
 
     Args:
-        folder: what was given, or a part of it.
-        known: names of classes, which are no wrapping.
+        folder: the given folder, or a part of it.
+        known: names of classes, which are not such a single folder.
     """
     inside = visible_folders(folder)
     if len(inside) != 1 or inside[0].name in known or part_of(inside[0].name) or holds_images(folder):
@@ -98,7 +99,7 @@ def place_of_classes(folder: Path, known: Collection[str] = ()) -> Path:
 
 
 def parts_in(folder: Path) -> dict[str, Path]:
-    """The folders of the parts train, val and test; none where the folders are classes.
+    """The folders of the parts train, val and test; empty if the folders are classes.
 
     Among other folders, one with a part's name that holds images itself, and no folders, is a class of that name.
 
@@ -166,7 +167,7 @@ def class_files(folder: Path) -> list[Path]:
     """The images of one class.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no images.
     """
     images, others = images_in(folder)
     if not images:

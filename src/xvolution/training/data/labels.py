@@ -1,4 +1,4 @@
-"""Making a data set's labels and a network's classes meet."""
+"""Matching a data set's labels with a network's classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def require_labels(source: ImageSource, num_classes: int, name: str) -> None:
     """Check every label before the first batch.
 
     Raises:
-        InputError: a label is negative or beyond the network's classes; the message names the first such image.
+        InputError: a label is outside of the network's classes; the message names the first such image.
     """
     wrong = (source.labels < 0) | (source.labels >= num_classes)
     if wrong.any():
@@ -27,7 +27,7 @@ def require_labels(source: ImageSource, num_classes: int, name: str) -> None:
 def align_labels(source: ImageSource, class_names: Sequence[str]) -> ImageSource:
     """Number the labels as the network does, by class name, where every class of the data is one of the network's.
 
-    A folder with some of the classes is thus evaluated rightly. Where names differ, the numbers stay as they are.
+    A folder with only some of the classes is thus evaluated correctly. If names differ, the numbers stay the same.
     """
     position = {name: label for label, name in enumerate(class_names)}
     if source.class_names == list(class_names) or not set(source.class_names) <= position.keys():

@@ -23,18 +23,18 @@ from xvolution.training.errors import InputError
 
 
 class ImagesInMemory(Dataset[Batch]):
-    """Answers, for the draws of a batch, the batch that `ClassificationDataset` describes, of images that were decoded once.
+    """Returns, for the draws of a batch, a batch as of `ClassificationDataset`, from images that were decoded once.
 
-    To train, every image is resized to a square once, and cropped and mirrored at random; what is drawn for it depends on seed,
-    epoch and index alone. To judge, images are those of ``evaluation_transform``.
+    To train, every image is resized to a square once, and cropped and mirrored at random; the random numbers depend only on seed,
+    epoch and index. For evaluation, images are those of ``evaluation_transform``.
 
     Args:
-        source: the images; S² bytes are held for each and each channel, and 4 S² for random crops of them.
+        source: the images; each takes S² bytes per channel, and 4 S² bytes per channel for random crops.
         preprocessing: side length S, mean and standard deviation.
-        augmentation: its crop and its mirroring; nothing else is computed in this way. None for images that judge.
+        augmentation: its crop and mirroring; other augmentations are not supported. None for evaluation.
         seed: of the augmentation.
         on_bad_image: "error" raises `BadImage`; "skip" takes the next readable image, with status BAD.
-        device: where the images are held and the batches computed.
+        device: device that holds the images and computes the batches.
 
     Raises:
         InputError: an augmentation that works on one image at a time.
@@ -83,7 +83,7 @@ class ImagesInMemory(Dataset[Batch]):
         }
 
     def _augmentation(self, epoch: int) -> Tensor:
-        """(n, ...): what is drawn for each image of the epoch."""
+        """(n, ...): the random numbers for each image of the epoch."""
         assert self.crops is not None
         if self._drawn is None or self._drawn[0] != epoch:
             drawn = self.crops.draw(np.random.default_rng((self.seed, epoch, 1)), len(self))
@@ -121,7 +121,7 @@ def _decode(
     on_bad_image: str,
     device: torch.device,
 ) -> tuple[Tensor, np.ndarray]:
-    """All images (n, S, S, channels) uint8, and the index (n,) of the one that each is: its own, or the next readable one's."""
+    """All images (n, S, S, channels) uint8, and the index (n,) of each: its own, or that of the next readable image."""
     n = len(source)
     readable = np.ones(n, dtype=bool)
     try:

@@ -1,4 +1,4 @@
-"""The data module: training and evaluation batches for this process, and where in the epoch a resumed run goes on."""
+"""The data module: training and evaluation batches for this process, and the position in the epoch for resumed runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xvolution.training.errors import InputError
 
 
 class ResumableData(L.LightningDataModule):
-    """Remembers in checkpoints where in the epoch training goes on: ``resume_at``, the epoch and its next batch."""
+    """Stores the position of training in checkpoints: ``resume_at``, the epoch and its next batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ClassificationData(ResumableData):
         seed: of order and augmentation.
         workers: processes that decode; 0 decodes in the training process.
         on_bad_image: "error" or "skip".
-        in_memory: hold the images as `ImagesInMemory` does, on the device that trains; no worker decodes them then.
+        in_memory: hold the images on the training device with `ImagesInMemory`; workers then decode no images.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ClassificationData(ResumableData):
         )
 
     def statistics_batches(self, images: int) -> DataLoader[Batch]:
-        """So many training images, the same at every call, as they are when the network is judged."""
+        """This number of training images with the evaluation's preprocessing, the same at every call."""
         drawn = np.random.default_rng((self.seed, images)).permutation(len(self.splits.train))[:images]
         return self._judging_batches(self.splits.train.subset(drawn))
 
@@ -127,5 +127,5 @@ class ClassificationData(ResumableData):
 
 
 def default_workers(splits: DataSplits) -> int:
-    """None for images in memory that are tiny anyway, else one for each core but the one that trains, at most 8."""
+    """0 for digits, whose images are tiny and in memory, else the number of cores minus one, at most 8."""
     return 0 if splits.name == "digits" else max(0, min(8, (os.cpu_count() or 1) - 1))

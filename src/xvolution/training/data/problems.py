@@ -1,4 +1,4 @@
-"""What is wrong with a data set, or unusual in it: sentences of kinds, and how a report has them."""
+"""Problems of a data set, and their lines in a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 5
 
 
 class Severity(Enum):
-    """What becomes of something unusual."""
+    """The consequence of a problem."""
 
     #: Training and evaluation end with it.
     REFUSED = "refused"
@@ -28,12 +28,12 @@ class Severity(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong, or unusual, in a data set.
+    """Something wrong or unusual in a data set.
 
     Attributes:
-        severity: what becomes of it.
-        kind: what it is in a few words, to count by.
-        sentence: what and where, naming the file.
+        severity: its consequence.
+        kind: a few words, by which problems are counted.
+        sentence: the problem and the file.
     """
 
     severity: Severity
@@ -49,7 +49,7 @@ class Problem:
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """The lines of a printed report: what is refused first, by kind, the first few of each."""
+    """The lines of a printed report: refused problems first, by kind, with the first few of each."""
     lines = []
     for severity in Severity:
         chosen = [problem for problem in problems if problem.severity is severity]
@@ -63,12 +63,12 @@ def problem_lines(problems: Sequence[Problem]) -> list[str]:
 
 
 def refused(problems: Iterable[Problem]) -> int:
-    """How many of them training and evaluation end with."""
+    """Number of problems that stop training and evaluation."""
     return sum(problem.severity is Severity.REFUSED for problem in problems)
 
 
 def watched(items: Sequence[Item], part: str, watch: Watch | None) -> Iterator[Item]:
-    """Go through the pictures of a part, and tell ``watch``, if there is one, how far it is."""
+    """Iterate over the pictures of a part, and call ``watch``, if given, with the progress."""
     for number, item in enumerate(items, 1):
         yield item
         if watch is not None:

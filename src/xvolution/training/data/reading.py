@@ -1,4 +1,4 @@
-"""Reading pictures: the one place where an image file becomes pixels, and a look at what a data set's pictures are."""
+"""Reading pictures: decoding image files, and a survey of a data set's pictures."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class BadImage(InputError):
 
 @dataclass(frozen=True)
 class Look:
-    """What there is to say about one image file.
+    """The properties of one image file.
 
     Attributes:
-        size: width and height in pixels, turned as its EXIF orientation says.
+        size: width and height in pixels, after rotation by its EXIF orientation.
         grey: whether it has one channel.
-        notes: what is unusual in it, by the keys of ``NOTES``.
+        notes: unusual properties, as keys of ``NOTES``.
     """
 
     size: tuple[int, int]
@@ -66,7 +66,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Survey:
-    """A look at some images of a data set."""
+    """The properties of some images of a data set."""
 
     looks: tuple[Look, ...]
 
@@ -82,12 +82,12 @@ class Survey:
 
     @property
     def image_size(self) -> int:
-        """A side length that suits the median image: its own where it is small, else that of photographs."""
+        """A side length for the median image: its own if it is small, else that of photographs."""
         return _suitable(statistics.median_low(self.sides)) if self.looks else PHOTOGRAPH_SIDE
 
     @property
     def mixed(self) -> bool:
-        """Whether other side lengths would suit some of the images."""
+        """Whether different images would need different side lengths."""
         return len({_suitable(side) for side in self.sides}) > 1
 
     def sentences(self, name: str) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _suitable(side: int) -> int:
 
 
 def survey(length: int, look: Callable[[int], Look]) -> Survey:
-    """Look at images that are spread evenly over a source; unreadable ones are left to who reads them."""
+    """Survey images that are spread evenly over a source; unreadable ones are ignored here and reported when they are read."""
     looks = []
     for index in np.unique(np.linspace(0, length - 1, min(length, SURVEYED)).round().astype(int)):
         try:
@@ -112,10 +112,10 @@ def survey(length: int, look: Callable[[int], Look]) -> Survey:
 
 
 def open_file(path: str | os.PathLike[str]) -> Image.Image:
-    """Open an image file; decoding waits.
+    """Open an image file without decoding it.
 
     Raises:
-        OSError: it is no regular file (a named pipe would wait for a writer for ever), or none that Pillow knows.
+        OSError: it is not a regular file (a named pipe would block), or Pillow does not know its format.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("it is a folder, a pipe or a device, not a regular file")
@@ -123,22 +123,22 @@ def open_file(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file's name points out of the folder that it is to be in."""
+    """Whether a file's name points outside of its folder."""
     return PurePath(name).is_absolute() or ".." in PurePath(name).parts
 
 
 def open_stored(value: Mapping[str, Any] | None, folder: Path | None, outside_images: bool) -> Image.Image:
-    """Open an image that a table holds, or that it names.
+    """Open an image that a table contains or refers to.
 
     Args:
         value: ``bytes`` of the file, or its ``path``.
-        folder: that the path is in; None where a library has put the file somewhere.
+        folder: folder of the path; None if a library stores the file elsewhere.
         outside_images: allow paths that leave the folder.
 
     Raises:
         BadImage: the path leaves the folder.
-        OSError: it is no image.
-        ValueError: there is neither.
+        OSError: it is not an image.
+        ValueError: it has neither bytes nor a path.
     """
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ValueError("the row holds no image")
@@ -155,7 +155,7 @@ def open_stored(value: Mapping[str, Any] | None, folder: Path | None, outside_im
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file; a name that no file can have is none."""
+    """Whether a path is a regular file; False for invalid names."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -165,11 +165,11 @@ def is_file(path: Path) -> bool:
 def read_picture(
     open_image: Callable[[], Image.Image], describe: Callable[[], str], channels: int = 3, max_pixels: int | None = None
 ) -> Image.Image:
-    """Decode an image as a viewer shows it: turned by its EXIF orientation, 16 bits scaled to 8, transparency laid on white.
+    """Decode an image as a viewer shows it: rotated by its EXIF orientation, 16 bits scaled to 8, transparent pixels on white.
 
     Args:
-        open_image: opens it.
-        describe: names it in messages.
+        open_image: opens the image.
+        describe: returns its name for messages.
         channels: 3 for RGB, 1 for grey.
         max_pixels: see ``require_max_pixels``.
 
@@ -185,7 +185,7 @@ def read_picture(
 
 
 def look_at(open_image: Callable[[], Image.Image], describe: Callable[[], str], max_pixels: int | None = None) -> Look:
-    """Say what an image is by its header, and by its pixels where it has 16 bits.
+    """The properties of an image from its header, and from its pixels if it has 16 bits.
 
     Raises:
         BadImage: it cannot be opened; the message names it.
@@ -245,7 +245,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Laid on white where it is transparent: the colours of transparent pixels are nobody's."""
+    """The picture on white: the colours of transparent pixels are undefined."""
     if not picture.has_transparency_data:
         return picture
     over = picture.convert("RGBA")
@@ -253,20 +253,20 @@ def _opaque(picture: Image.Image) -> Image.Image:
 
 
 def require_max_pixels(max_pixels: int | None) -> None:
-    """See that the largest number of pixels that an image may have is one.
+    """Check the largest number of pixels of an image.
 
     Args:
-        max_pixels: None for Pillow's own limit, against files that decode to more than the memory holds.
+        max_pixels: None for Pillow's own limit, so that no file fills the memory.
 
     Raises:
-        InputError: it is less than 1, or more than masks can have.
+        InputError: it is below 1, or above the limit for masks.
     """
     if max_pixels is not None and not 1 <= max_pixels <= MOST_MAX_PIXELS:
         raise InputError(f"--max-pixels is {max_pixels}; it must be 1 to {MOST_MAX_PIXELS}.")
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""A file's name for messages and tables; bytes that are no UTF-8 are written as \xe9."""
+    r"""A file's name for messages and tables; bytes that are not UTF-8 are written as \xe9."""
     text = os.fspath(name)
     try:
         encoded = text.encode("utf-8", "surrogateescape")

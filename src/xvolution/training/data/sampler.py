@@ -1,4 +1,4 @@
-"""Which images come in which batch: pure functions of the seed and the epoch, so that a resumed run sees what it would have."""
+"""The images of each batch, as pure functions of seed and epoch, so that a resumed run sees the same batches."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class EpochBatches(Sampler[list[Draw]]):
 
 
 class EvaluationBatches(Sampler[list[Draw]]):
-    """Every image once, in order, dealt out to the processes; all processes get equally many batches of equal length.
+    """Every image once, in order, distributed over the processes; all processes get equally many batches of equal length.
 
-    Processes synchronize by the batch, so the shorter ones get padding, which the metrics leave out.
+    Processes synchronize after each batch, so shorter batches are padded; metrics ignore the padding.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

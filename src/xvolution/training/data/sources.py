@@ -1,4 +1,4 @@
-"""Where images come from. A source knows its labels at once and decodes one image at a time."""
+"""Sources of images. A source has all labels and decodes one image at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ImageSource(ABC):
         labels: (n,) int64, the class of each image.
         class_names: one name for each class.
         flips: whether a mirrored image still shows its class.
-        max_pixels: the most that an image may have; Pillow's own limit when None.
+        max_pixels: largest number of pixels in an image; Pillow's own limit if None.
     """
 
     flips = True
@@ -50,7 +50,7 @@ class ImageSource(ABC):
         return len(self.labels)
 
     def image(self, index: int, channels: int = 3) -> Image.Image:
-        """Decode image `index` as RGB, or as grey where `channels` is 1; see `read_picture`.
+        """Decode image `index` as RGB, or as grey if `channels` is 1; see `read_picture`.
 
         Raises:
             BadImage: it cannot be decoded; the message names it.
@@ -58,7 +58,7 @@ class ImageSource(ABC):
         return read_picture(partial(self._open, index), partial(self.describe, index), channels, self.max_pixels)
 
     def survey(self) -> Survey:
-        """What some of the images are, evenly spread over the source."""
+        """The properties of some images, evenly spread over the source."""
         return survey(len(self), self._look)
 
     def _look(self, index: int) -> Look:
@@ -70,13 +70,13 @@ class ImageSource(ABC):
 
     @abstractmethod
     def describe(self, index: int) -> str:
-        """Name image `index` the way its owner would look for it."""
+        """The name of image `index` for messages, such as its path."""
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
         return Subset(self, indices)
 
     def spread(self, count: int) -> ImageSource:
-        """At most so many images, evenly spread: a part is often sorted by class."""
+        """At most this number of images, evenly spread, because a part is often sorted by class."""
         return self.subset(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
 
 
@@ -136,8 +136,8 @@ class FolderImages(ImageSource):
     """A folder with one folder of images for each class.
 
     Args:
-        folder: with the folders.
-        class_names: of the training part, where this is another part.
+        folder: folder of the class folders.
+        class_names: class names of the training part, if this is another part.
 
     Raises:
         InputError: a class holds no images, or the training part does not have it.
@@ -170,14 +170,14 @@ class TableImages(ImageSource):
     """A Hugging Face data set with a column of images and one of labels.
 
     Args:
-        name: of the table, for messages.
+        name: name of the table, for messages.
         table: a ``datasets.Dataset``.
-        class_names: of the training part, where this is another part; labels that are words are then of these.
-        folder: that images are in which the table names and does not hold; None where a library has put them somewhere.
-        outside_images: read those that it names outside of the folder too.
+        class_names: class names of the training part, if this is another part; labels in words must then be among them.
+        folder: folder of images that the table names without containing them; None if a library stores them elsewhere.
+        outside_images: also read images outside the folder.
 
     Raises:
-        InputError: there are no such columns, or they hold something else; the message says what.
+        InputError: there are no such columns, or they hold other values; the message names them.
     """
 
     def __init__(
@@ -257,12 +257,12 @@ def _column(table: Any, what: str, fits: Any, usual_names: Sequence[str], name: 
 
 
 def _kind(feature: Any) -> str:
-    """What a column holds, in a word."""
+    """The kind of a column's values, in a word."""
     return "struct" if isinstance(feature, dict) else str(getattr(feature, "dtype", type(feature).__name__))
 
 
 def _require_values(values: Any, where: str) -> None:
-    """See that no label is missing."""
+    """Require that no label is missing."""
     for row, value in enumerate(values):
         if value is None or value != value:
             raise InputError(f"{where}: row {row} has no label ({value}); give it one, or leave the row out.")
@@ -293,7 +293,7 @@ def _counted(values: Any, where: str) -> tuple[np.ndarray, list[str]]:
 
 
 class TorchvisionImages(ImageSource):
-    """A torchvision classification data set, which answers (PIL image, label).
+    """A torchvision classification data set, which returns (PIL image, label).
 
     Raises:
         InputError: it is another kind of data set.

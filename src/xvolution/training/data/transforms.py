@@ -21,7 +21,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What every image goes through before the network: resize, centre crop, normalize. Plain values, kept with the weights.
+    """The preprocessing of every image: resize, centre crop, normalize. Plain values, stored with the weights.
 
     Attributes:
         image_size: side length in pixels.
@@ -46,10 +46,10 @@ class Preprocessing:
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def resized(self, image_size: int | None) -> Preprocessing:
-        """The same for another side length; None keeps it.
+        """The preprocessing for another side length; None keeps it.
 
         Raises:
-            InputError: no image has such a side.
+            InputError: the side length is not allowed.
         """
         if image_size is not None and not SMALLEST_SIDE <= image_size <= LARGEST_SIDE:
             raise InputError(f"--image-size is {image_size}; it must be {SMALLEST_SIDE} to {LARGEST_SIDE} pixels.")
@@ -62,7 +62,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training images go through besides; timm's names and meanings."""
+    """The augmentation of training images, with timm's names and meanings."""
 
     crop: str = "auto"
     crop_scale: float = 0.08
@@ -72,7 +72,7 @@ class Augmentation:
     random_erase: float = 0.0
 
     def pads(self, size: int) -> bool:
-        """Whether images of this side length are padded and shifted, and not cropped and resized."""
+        """Whether images of this side length are padded and shifted instead of cropped and resized."""
         return self.crop == "pad" or (self.crop == "auto" and size <= SMALL_SIDE)
 
     @staticmethod

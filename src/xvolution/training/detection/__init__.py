@@ -1,1 +1,1 @@
-"""What the tasks detect and segment do: training, judging and deploying detectors, and drawing what they find."""
+"""The tasks detect and segment: training, evaluating and deploying detectors, and drawing their detections."""

@@ -28,7 +28,7 @@ class DetectorDeployment(DeployResult[Agreement]):
 
     @property
     def agreement(self) -> Agreement:
-        """Of what the training form and the deployed form for the first output's runtime find on the example image."""
+        """Agreement of the detections of training form and first deployed form on the example image."""
         return next(iter(self.forms.values())).compared
 
     @property

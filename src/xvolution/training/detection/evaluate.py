@@ -1,4 +1,4 @@
-"""Judging a detector, in any form, by COCO's metrics."""
+"""Evaluating a detector of any form with COCO's metrics."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from xvolution.training.progress import followed
 
 @dataclass
 class DetectionEvaluation(Evaluation):
-    """What an evaluation of a detector found.
+    """The results of a detector's evaluation.
 
     Attributes:
         figures: COCO's figures as fractions of 1, by names such as box_ap and mask_ap50; see ``CocoMetrics.compute``.
         categories: for each its name, objects and AP of each kind.
-        images: how many were judged.
-        seconds_per_image: of the detector alone, without loading; the first image is left out where there are more.
-        peak_memory: the most that the process has held so far, on the GPU where it used one, else in RAM; in bytes.
-        judged: the detections that the figures are computed from.
+        images: number of evaluated images.
+        seconds_per_image: time of the detector without loading; the first image is left out if there are more.
+        peak_memory: largest memory of the process so far in bytes, on the GPU if it used one, else in RAM.
+        judged: the detections from which the figures are computed.
     """
 
     figures: dict[str, float]

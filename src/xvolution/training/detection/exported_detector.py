@@ -17,7 +17,7 @@ class ExportedDetector(ExportedNetwork):
     """Images, each (3, H, W) float32 in [0, 1], to detections as torchvision's detectors give them, on the CPU.
 
     Raises:
-        InputError: the file holds a feature pyramid alone.
+        InputError: the file holds only a feature pyramid.
     """
 
     def __init__(self, path: str | os.PathLike[str], runtime: Runtime[LoadedFile], checksum: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What a detector's file says about itself."""
+"""The metadata of a detector's file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xvolution.training.schema import DetectorFile
 
 @dataclass(kw_only=True)
 class DetectorMetadata(Metadata):
-    """`Metadata` of a detector, which prepares its images itself.
+    """`Metadata` of a detector, which preprocesses its images itself.
 
     Attributes:
-        category_ids: in the data, of the labels 1, 2, ...
+        category_ids: category ids in the data of the labels 1, 2, ...
     """
 
     type = "detect"

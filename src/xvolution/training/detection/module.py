@@ -15,13 +15,13 @@ from xvolution.training.module import TrainingModule, norms_of_one_value
 
 
 class Detection(TrainingModule):
-    """Trains a detector of torchvision's interface by the sum of its losses.
+    """Trains a detector with torchvision's interface on the sum of its losses.
 
     Args:
         model: images and targets to a dictionary of losses; in eval mode, images to detections.
-        source: the images it is judged by.
+        source: the evaluation images.
         config: the run.
-        metadata: what a checkpoint says about its network; plain JSON values.
+        metadata: description of the network for checkpoints, as plain JSON values.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Detections drawn on their images, and a page of them beside the truth."""
+"""Detections drawn on their images, and a page of them beside the annotations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PAGE_SIDE = 480
 
 @dataclass(frozen=True)
 class Pictured:
-    """One image on a page: its name, and it drawn with the truth and with what was found."""
+    """One image on a page: its name, and drawings of its annotations and its detections."""
 
     name: str
     truth: Image.Image
@@ -44,7 +44,7 @@ def draw(
         objects: boxes (n, 4), labels (n,), and where there are any scores (n,) and masks, (n, 1, H, W) as probabilities or
             (n, H, W) as 0 and 1.
         class_names: of the labels 1, 2, ...
-        threshold: what scores less is left out.
+        threshold: lowest score of a drawn object.
     """
     picture = (image.cpu() * 255).round().to(torch.uint8)
     kept = (
@@ -77,7 +77,7 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
     """(3, H, W) float32 in [0, 1]; see ``read_picture``.
 
     Raises:
-        BadImage: it cannot be decoded.
+        BadImage: the image cannot be decoded.
     """
     return as_tensor(read_picture(partial(open_file, path), partial(printable, path), max_pixels=max_pixels))
 
@@ -88,13 +88,13 @@ def as_tensor(picture: Image.Image) -> Tensor:
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture in the format of its ending, whole or not at all."""
+    """Write a picture in the format of its ending, completely or not at all."""
     with atomic_path(path) as temporary:
         picture.save(temporary)
 
 
 def write_page(path: str | os.PathLike[str], title: str, figures: str, pictured: Sequence[Pictured]) -> None:
-    """Write a page that needs no other file: truth on the left, what was found on the right."""
+    """Write a self-contained page: annotations on the left, detections on the right."""
     from jinja2 import Environment
 
     rows = [{"name": each.name, "truth": _embedded(each.truth), "found": _embedded(each.found)} for each in pictured]

@@ -1,4 +1,4 @@
-"""What a detector finds on pictures: drawn, and in COCO's format."""
+"""Predictions of a detector for pictures: drawn, and in COCO's format."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from xvolution.training.predictor import (
 
 @dataclass(frozen=True)
 class DetectedPicture:
-    """The objects that were found on a picture, the best one first.
+    """The detected objects on a picture, the best one first.
 
     Attributes:
-        picture: its path; empty where it has none.
-        classes: of each object, by name.
-        scores: of each, from 0 to 1.
+        picture: path of the picture; empty if it has none.
+        classes: class name of each object.
+        scores: score of each object, from 0 to 1.
         boxes: (n, 4) float32, x1, y1, x2, y2 in pixels.
-        masks: (n, 1, H, W) float32 probabilities; None where the detector finds none.
+        masks: (n, 1, H, W) float32 probabilities; None if the detector has no masks.
     """
 
     picture: str
@@ -55,13 +55,13 @@ class DetectorPredictor(Predictor[DetectedPicture]):
     metadata: DetectorMetadata
 
     def preprocess(self, picture: Picture) -> Tensor:
-        """One picture, turned as its EXIF orientation says.
+        """One picture, rotated by its EXIF orientation.
 
         Returns:
             (3, H, W) float32 in [0, 1] on the CPU.
 
         Raises:
-            BadImage: it cannot be decoded.
+            BadImage: the image cannot be decoded.
         """
         return as_tensor(self.read(picture))
 
@@ -75,11 +75,11 @@ class DetectorPredictor(Predictor[DetectedPicture]):
 
         Args:
             pictures: a file, a Pillow image, or several.
-            score_threshold: what scores less is left out.
+            score_threshold: lowest score of a returned object.
 
         Raises:
             BadImage: a picture cannot be decoded.
-            InputError: no object scores by the threshold.
+            InputError: the threshold is not from 0 to 1.
         """
         require_score(score_threshold)
         found = []
@@ -89,7 +89,7 @@ class DetectorPredictor(Predictor[DetectedPicture]):
         return found
 
     def named(self, picture: str, objects: dict[str, Tensor]) -> DetectedPicture:
-        """What a detector answered for a picture, with the names of the classes."""
+        """The detections on a picture, with class names."""
         classes = tuple(self.classes[label - 1] for label in objects["labels"].tolist())
         scores, masks = tuple(objects["scores"].tolist()), objects.get("masks")
         return DetectedPicture(picture, classes, scores, objects["boxes"].cpu(), None if masks is None else masks.cpu())
@@ -100,9 +100,9 @@ class DetectorPredictions(Predictions):
     """`Predictions` of a detector; ``answers`` are `DetectedPicture` without masks.
 
     Attributes:
-        folder: of the pictures and of results.json.
-        score_threshold: what scored less was left out.
-        best_score: of anything that was found on any picture, left out or not; 0 where nothing was.
+        folder: folder of the pictures and of results.json.
+        score_threshold: lowest score of a kept object.
+        best_score: highest score on any picture, also below the threshold; 0 without detections.
     """
 
     answers: list[DetectedPicture]
@@ -154,7 +154,7 @@ def draw_detections(
 
 
 def require_score(score_threshold: float) -> None:
-    """See that a threshold is one that scores can have.
+    """Require that a threshold is a possible score.
 
     Raises:
         InputError: it is below 0 or above 1.
@@ -169,7 +169,7 @@ def _above(objects: dict[str, Tensor], score_threshold: float) -> dict[str, Tens
 
 
 def _picture_name(path: Path, taken: Sequence[Path]) -> str:
-    """Images of one name from several folders get pictures of their own."""
+    """A unique name for the drawn picture, also for images with the same name in several folders."""
     names = {each.name for each in taken}
     name, number = f"{path.stem}.png", 2
     while name in names:

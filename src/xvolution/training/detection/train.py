@@ -33,7 +33,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
     Raises:
         InputError: something in the configuration or the data cannot be used.
         ModelError: no such detector can be built.
-        RunError: the loss became no number, or a file could not be written.
+        RunError: the loss became NaN or infinite, or a file could not be written.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
     """
     resume = resume_from(config)
@@ -74,10 +74,10 @@ def train_detector(config: DetectionConfig) -> TrainResult:
 
 
 def require_norms(config: DetectionConfig) -> None:
-    """See that no norm is to keep statistics that it does not have.
+    """Require that frozen norms have statistics.
 
     Raises:
-        InputError: one is.
+        InputError: they have none.
     """
     if config.norm == "frozen" and not config.begins_trained:
         raise InputError(
@@ -89,7 +89,7 @@ def require_norms(config: DetectionConfig) -> None:
 
 @rank_zero_only
 def _announce_start(config: DetectionConfig) -> None:
-    """Print what a backbone without a classifier's weights means for the training; on the first process alone."""
+    """Print how a backbone with random weights is trained, on the first process only."""
     if config.begins_trained:
         return
     norms = "its norms are trained (--norm batch)" if config.norm is None else f"--norm is {config.norm}"
@@ -105,7 +105,7 @@ def _announce_start(config: DetectionConfig) -> None:
 
 
 def opened(config: DetectionConfig) -> DetectionSplits:
-    """The data that a configuration asks for; see `open_detection`."""
+    """The data of a configuration; see `open_detection`."""
     return open_detection(
         config.data,
         config.task == "segment",
@@ -118,11 +118,11 @@ def opened(config: DetectionConfig) -> DetectionSplits:
 
 
 def new_detector(config: DetectionConfig, categories: int) -> tuple[nn.Module, DetectorSpec]:
-    """Build the detector that a configuration asks for, on the CPU, in training mode.
+    """Build the detector of a configuration, on the CPU, in training mode.
 
     Args:
         config: the run.
-        categories: of the data, without background.
+        categories: number of categories in the data, without background.
 
     Raises:
         InputError: the backbone's weights cannot be read.
@@ -136,11 +136,11 @@ def new_detector(config: DetectionConfig, categories: int) -> tuple[nn.Module, D
 def detector_spec(
     config: DetectionConfig, categories: int, normalization: dict[str, Any] | None = None
 ) -> DetectorSpec:
-    """Describe the detector that a configuration asks for.
+    """Describe the detector of a configuration.
 
     Args:
         config: the run.
-        categories: of the data, without background.
+        categories: number of categories in the data, without background.
         normalization: ``image_mean`` and ``image_std`` that the backbone was trained with.
     """
     assert config.architecture is not None
@@ -160,7 +160,7 @@ def detector_spec(
 
 
 def _backbone_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file, and the mean and deviation of its images where it says them."""
+    """The tensors of a file, and the mean and deviation of its images if the file has them."""
     tensors, header = read_tensors(path)
     if header is None or "preprocessing" not in (described := upgrade(header)):
         return tensors, {}
@@ -169,7 +169,7 @@ def _backbone_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _jitter_scale(model: Any, config: DetectionConfig) -> None:
-    """Let torchvision's resizing draw the shorter side in training; evaluation takes the last of its sizes."""
+    """Make torchvision's resizing draw the shorter side at random in training; evaluation uses the last size."""
     low, high = config.scale_jitter
     if low < high:
         sizes = torch.linspace(low, high, _SIZES) * config.min_size

@@ -1,1 +1,1 @@
-"""What the commands' parsers are made of, without torch: flags and their texts, groups, help, and sentences about mistakes."""
+"""The parsers of the commands, without torch: flags and their texts, groups, help, and error messages."""

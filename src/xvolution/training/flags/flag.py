@@ -1,6 +1,6 @@
-"""A flag as the code describes it: a field of a dataclass or an argument, with what the docstring says of it.
+"""A flag from code: a field of a dataclass or an argument, with its text in the docstring.
 
-The flags of what needs torch are kept in files of this package as well, so that a parser need not import it.
+The flags of modules that need torch are also stored in files of this package, so that a parser does not import torch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Flag:
     """A flag of a command.
 
     Attributes:
-        name: of the field or argument.
+        name: name of the field or argument.
         type: Python annotation of its values.
-        default: where nothing is said.
+        default: its default.
         help: one sentence.
     """
 
@@ -53,7 +53,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Described:
-    """What flags belong to, such as an operator.
+    """The owner of flags, such as an operator.
 
     Attributes:
         summary: one sentence.
@@ -65,7 +65,7 @@ class Described:
 
 
 def read_flags(package: str, name: str) -> dict[str, Described]:
-    """What a file in a package of this library says, by name."""
+    """The owners of flags in a file of a package of this library, by name."""
     values = json.loads((files(package) / name).read_text(encoding="utf-8"))
     return {key: Described(each["summary"], tuple(map(Flag.from_dict, each["flags"]))) for key, each in values.items()}
 
@@ -96,14 +96,14 @@ def flags_of_fields(described: Any) -> tuple[Flag, ...]:
 
 
 def documentation(documented: Any) -> dict[str, str]:
-    """What a class and its bases, or a function, say of their fields or arguments, each in one line."""
+    """The docstrings of a class's fields (with those of its bases) or of a function's arguments, each in one line."""
     classes = reversed(documented.__mro__) if isinstance(documented, type) else [documented]
     found = [param for each in classes for param in docstring_parser.parse(each.__doc__ or "").params]
     return {param.arg_name: " ".join((param.description or "").replace("``", "").split()) for param in found}
 
 
 def writable(hint: Any) -> Any:
-    """A type without its functions: the command line has no way to write one."""
+    """A type without functions, which cannot be written on the command line."""
     members = typing.get_args(hint)
     if not any(typing.get_origin(member) is collections.abc.Callable for member in members):
         return hint

@@ -1,4 +1,4 @@
-"""Sentences about what is wrong with a command line."""
+"""Error messages for a wrong command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_YAML = re.compile(r"Problems parsing config: (?P<reason>[^\n]*)")
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"``, or nothing where nothing is like it."""
+    """``"; did you mean X?"``, or an empty text if there is no similar name."""
     near = get_close_matches(given, list(known), n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else "."
 
@@ -41,7 +41,7 @@ def unknown_flag(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> s
 
 
 def sentence(parser: argparse.ArgumentParser, message: str) -> str:
-    """What a parser's message says, as a sentence that one can act on."""
+    """A parser's message as a sentence for the user."""
     actions = {action.dest: action for action in parser._actions}
     if found := _NO_FILE.search(message):
         return f"there is no file {found['path']}, which {flag_of(found['dest'])} names."

@@ -1,8 +1,8 @@
-"""Every operator by name, with its options as flags, for parsers: from the register where that is loaded, else from a file.
+"""Every operator by name, with its options as flags, for parsers: from the register if it is loaded, else from a file.
 
-The register says what an operator is, and needs torch. `operators.json` holds what it says of the operators of this package;
-`python -m xvolution.training.flags.operators` writes it, and a test holds it against the register. Whoever has imported an
-operator of another package has the register too, which is then asked.
+The register of operators needs torch. `operators.json` has its entries for the operators of this package;
+`python -m xvolution.training.flags.operators` writes it, and a test compares it with the register. If an operator of another
+package has been imported, the register is loaded and used.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def summary_of(name: str) -> str:
 
 
 def all_registered() -> dict[str, Described]:
-    """What the register says now, which loads it."""
+    """All entries of the register; loads it."""
     from xvolution.conversion import register
 
     return {name: _registered(name) for name in register.operator_names()}
 
 
 def _is_loaded() -> bool:
-    """Whether something may be registered that the file does not have: every way to register begins with this import."""
+    """Whether the register may have entries that the file does not have; registering always starts with this import."""
     return "xvolution.attention" in sys.modules
 
 

@@ -1,4 +1,4 @@
-"""The parser of every command: help says in groups what matters first, and a mistake is answered with one sentence."""
+"""The parser of every command, with flags in groups, the most important first, and one sentence for a mistake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xvolution.training.flags.values import LEGEND, short, shown
 
 #: The groups that flags of every command belong to, in the order of help.
 GROUPS = ("comparison", "data", "network", "operator", "recipe", "measurement", "machine", "output")
-#: What the help of a flag ends with that must be given; the parser clears its own mark of it.
+#: The end of a required flag's help; the parser clears its own mark.
 _REQUIRED = " (required)"
 
 
@@ -25,12 +25,12 @@ class Parser(ArgumentParser):
     """jsonargparse's parser with this library's help.
 
     Args:
-        command: what stands behind ``xvolution``.
+        command: the words after ``xvolution``.
         description: what the command does.
-        epilog: printed behind the flags.
+        epilog: text after the flags.
 
     Raises:
-        InputError: by `parse_args`, a flag is unknown or missing, or its value of another type.
+        InputError: raised by `parse_args` for an unknown or missing flag, or a value of another type.
     """
 
     def __init__(self, command: str, description: str, epilog: str = "") -> None:
@@ -48,7 +48,7 @@ class Parser(ArgumentParser):
         self.add_argument("--help-all", action=_Help, const=True, help="print every flag.")
 
     def group(self, title: str) -> Any:
-        """The group of flags with a title, which is made where there is none."""
+        """The group of flags with this title, created if necessary."""
         for group in self._action_groups:
             if group.title == title:
                 return group
@@ -63,8 +63,8 @@ class Parser(ArgumentParser):
             group: its title.
             flag: the flag.
             aliases: further option strings.
-            rare: leave it to ``--help-all``.
-            options: of ``add_argument``, in the place of the type, such as ``choices``.
+            rare: show it only with ``--help-all``.
+            options: options of ``add_argument`` instead of the type, such as ``choices``.
         """
         if not options:
             options = {"action": ActionYesNo(no_prefix="no-")} if flag.type is bool else {"type": flag.type}
@@ -84,7 +84,7 @@ class Parser(ArgumentParser):
         raise InputError(sentence(self, message)) from ex
 
     def format_usage(self) -> str:
-        """The command, what it must be given, and where flags go."""
+        """The command with its required arguments."""
         words = [_invocation(a) for a in self._actions if not a.option_strings or (a.help or "").endswith(_REQUIRED)]
         return " ".join(["usage:", self.prog, *words, "[flags]"]) + "\n"
 
@@ -117,7 +117,7 @@ def _place(group: Any) -> tuple[int, int]:
 
 
 class _Help(argparse.Action):
-    """Prints help and leaves; ``const`` says whether all of it."""
+    """Prints help and exits; ``const`` is whether to print every flag."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, const: bool = False, **options: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, default=argparse.SUPPRESS, **options)
@@ -128,7 +128,7 @@ class _Help(argparse.Action):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Types as people write them, and a default behind every sentence that has none."""
+    """Readable types, and a default after every sentence that has none."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         width = min(shutil.get_terminal_size().columns - 2, 110)
@@ -149,7 +149,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _invocation(action: argparse.Action) -> str:
-    """How an argument is written: its flags, and what follows them."""
+    """An argument as it is written: its flags and its value."""
     if not action.option_strings:
         return short(action) if action.nargs is None else f"{action.dest.upper()}..."
     names = [name for name in action.option_strings if not name.endswith("+")]

@@ -14,7 +14,7 @@ from xvolution.training.tasks import TASKS
 
 ALIASES = {"model": ("--backbone",)}
 
-#: The fields of every configuration by their group; first those that matter first, then those of `--help-all`.
+#: The fields of every configuration by group: first the important ones, then those that only `--help-all` shows.
 FIELDS: dict[str, tuple[str, str]] = {
     "data": (
         "data holdout image_size min_size max_size crop hflip auto_augment on_bad_image",
@@ -38,12 +38,12 @@ FIELDS: dict[str, tuple[str, str]] = {
     ),
     "output": ("output resume progress", "checkpoint_every"),
 }
-#: Options that all forms of X-volution have, which few change.
+#: Options of all forms of X-volution that are rarely changed.
 _RARE_OPTIONS = ("num_conv_branches", "norm_layer", "zero_init", "kernel_size", "pooled_key_init", "pooled_value_init")
 
 
 def add_run_flags(parser: Parser, defaults: RunConfig, leave_out: Collection[str] = ()) -> None:
-    """Add `--config`, `--task` and a flag for each other field of a configuration but those to be left out."""
+    """Add `--config`, `--task` and a flag for each other field of a configuration, except those in ``leave_out``."""
     config = "YAML file with any of these settings; flags after it take precedence."
     parser.group("recipe").add_argument("--config", action="config", metavar="FILE", help=config)
     tasks = (
@@ -60,7 +60,7 @@ def fields_of(defaults: RunConfig) -> list[str]:
 
 
 def add_field_flags(parser: Parser, defaults: RunConfig, names: Collection[str]) -> None:
-    """Add a flag for each of some fields of a configuration, in its group."""
+    """Add a flag for each of these fields of a configuration, in its group."""
     fields = {flag.name: flag for flag in flags_of_fields(defaults) if flag.name in names}
     for group, (first, rare) in FIELDS.items():
         for name in (*first.split(), *rare.split()):
@@ -115,7 +115,7 @@ def names_in(arguments: Sequence[str]) -> list[str]:
 
 
 def _foreign(parser: Parser, operator: str, arguments: Sequence[str]) -> list[str]:
-    """The options among the arguments that other operators have and this one has not."""
+    """The options among the arguments that other operators have but this one does not."""
     own = {option.name for option in flags_of(operator)}
     others = {option.name for name in operator_names() for option in flags_of(name)} - own
     known = {string for action in parser._actions for string in action.option_strings}

@@ -23,7 +23,9 @@ def add_judging(parser: Parser) -> None:
     """Add the flags that choose the images of an evaluation."""
     split = Flag("split", str, "val", "part of the data to evaluate on.")
     parser.add_flag("data", split, choices=["train", "val", "test"])
-    holdout = "hold out as val, as in training: a fraction of the training part, or a fold such as 2/5; none by default."
+    holdout = (
+        "hold out as val, as in training: a fraction of the training part, or a fold such as 2/5; none by default."
+    )
     parser.add_flag("data", Flag("holdout", float | str | None, None, holdout))
     parser.add_flag("data", Flag("seed", int, 0, "seed that chooses the held-out images."))
     batches = "largest number of batches to evaluate on; all by default."

@@ -1,4 +1,4 @@
-"""Flags of what some tasks alone take."""
+"""Flags of options that only some tasks have."""
 
 from __future__ import annotations
 

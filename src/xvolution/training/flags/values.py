@@ -1,4 +1,4 @@
-"""What a flag takes, for people: short in help, in words in a sentence."""
+"""The values of a flag as text: a short form for help, and words for sentences."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from jsonargparse import ActionYesNo
 
-#: Explains what `short` writes.
+#: Explains the words of `short`.
 LEGEND = "N is a whole number, X a number, [N,...] a list such as [3,4], JSON an object such as '{\"name\": 1}'."
 _SHORT = {int: "N", float: "X", Path: "FILE", bool: "true|false", dict: "JSON", Any: "JSON"}
-#: Of words that are places.
+#: Placeholders of paths.
 _PLACES = {
     **dict.fromkeys(
         ("json", "predictions", "results", "page", "image", "weights", "backbone_weights", "teacher", "plain"), "FILE"
@@ -38,7 +38,7 @@ _PLURAL = {
 
 
 def kind_of(action: argparse.Action) -> Any:
-    """The Python annotation of what an argument takes."""
+    """The Python annotation of an argument's values."""
     if action.choices is not None:
         return Literal[tuple(action.choices)]
     if isinstance(action, ActionYesNo):
@@ -47,7 +47,7 @@ def kind_of(action: argparse.Action) -> Any:
 
 
 def short(action: argparse.Action) -> str:
-    """What stands behind a flag in help, such as ``N`` or ``{auto,bar,off}``."""
+    """The placeholder after a flag in help, such as ``N`` or ``{auto,bar,off}``."""
     if isinstance(action.metavar, str) and "null" not in action.metavar:
         return action.metavar
     members = _members(kind_of(action))
@@ -59,13 +59,13 @@ def short(action: argparse.Action) -> str:
 
 
 def in_words(action: argparse.Action) -> str:
-    """What is allowed, such as "a whole number"."""
+    """The allowed values in words, such as "a whole number"."""
     found = list(dict.fromkeys(word for member in _members(kind_of(action)) for word in _words(member)))
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
 
 
 def choices_of(action: argparse.Action) -> list[str]:
-    """The words that an argument takes, where it takes words of its own."""
+    """The fixed words that an argument accepts, if any."""
     return [
         str(value)
         for member in _members(kind_of(action))

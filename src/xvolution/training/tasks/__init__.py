@@ -1,4 +1,4 @@
-"""What differs between tasks, once: one object for each, in a register by name. To add a task, add its object to `TASKS`."""
+"""The register of tasks, with one object for each task. To add a task, add its object to `TASKS`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ TASKS: dict[str, Task[Any, Any]] = {task.name: task for task in (CLASSIFY, DETEC
 
 
 def task_called(name: str) -> Task[Any, Any]:
-    """The task of a name.
+    """The task with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such task.
     """
     if name not in TASKS:
         raise InputError(f"--task is {name}; the tasks are {', '.join(TASKS)}.")
@@ -43,7 +43,7 @@ def task_called(name: str) -> Task[Any, Any]:
 
 
 def task_of(config: RunConfig) -> Task[Any, Any]:
-    """The task of a training."""
+    """The task of a training's configuration."""
     return task_called(config.task)
 
 
@@ -51,7 +51,7 @@ def task_of_file(path: str | os.PathLike[str]) -> Task[Any, Any]:
     """The task of the network in a file of this library, of any ending.
 
     Raises:
-        InputError: it is none, or no task here knows its network.
+        InputError: this library did not write the file, or the type of its network is unknown.
     """
     from xvolution.training.checkpoint import read_header
     from xvolution.training.metadata import type_of
@@ -65,7 +65,7 @@ def task_of_file(path: str | os.PathLike[str]) -> Task[Any, Any]:
 
 
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
-    """The configuration, of whichever task, that ``to_dict`` made these values of."""
+    """The configuration of any task from the values of its ``to_dict``."""
     return task_called(values.get("task", CLASSIFY.name)).config(values)
 
 
@@ -75,15 +75,15 @@ def owners_of(command: str, option: str) -> list[str]:
 
 
 def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, those that are None left out.
+    """The given options without those that are None.
 
     Args:
-        task: whose they must be.
+        task: the task that must have them.
         command: evaluate, deploy or predict.
-        given: by name.
+        given: values of the options by name.
 
     Raises:
-        InputError: one belongs to another task, or to none.
+        InputError: an option belongs to another task, or to none.
     """
     own = {option.name for option in task.options.get(command, ())}
     options = {name: value for name, value in given.items() if value is not None}

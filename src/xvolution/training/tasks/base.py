@@ -1,4 +1,4 @@
-"""What differs between tasks, as one interface: each task is one object of the register."""
+"""The interface of a task; each task is one object in the register."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Option:
 
     Attributes:
         name: the keyword.
-        type: of its values.
-        help: what the command line says of it.
+        type: type of its values.
+        help: its text on the command line.
     """
 
     name: str
@@ -44,21 +44,21 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """On the command line."""
+        """The flag on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
 
 class Task(ABC, Generic[Config, Meta]):
-    """How networks of one kind are configured, trained, stored, judged and deployed.
+    """Configures, trains, stores, evaluates and deploys networks of one kind.
 
-    The register is there before any training library is: what needs one is imported in the first lines of a method, so that
-    the command line answers `--help` quickly, and a task whose libraries are missing leaves the others alone.
+    The register is loaded before any training library. A method imports the libraries that it needs in its first lines, so
+    that `--help` is fast, and a task with missing libraries does not affect the others.
 
     Attributes:
-        name: what `--task` calls it.
-        options: by command, `evaluate`, `deploy` or `predict`, what this task takes beside what every task does.
-        endings: of the files that its networks are deployed to.
-        evaluation_batch: images in a batch of an evaluation, where nothing is said.
+        name: its name for `--task`.
+        options: options of this task for each command (`evaluate`, `deploy`, `predict`), besides those of every task.
+        endings: endings of the files to which its networks are deployed.
+        evaluation_batch: default number of images in a batch of an evaluation.
     """
 
     name: str
@@ -68,19 +68,19 @@ class Task(ABC, Generic[Config, Meta]):
 
     @abstractmethod
     def defaults(self) -> Config:
-        """The configuration of a training that nothing was said about."""
+        """The configuration of a training with all defaults."""
 
     def config(self, values: dict[str, Any]) -> Config:
-        """The configuration that ``to_dict`` made these values of."""
+        """The configuration from the values of its ``to_dict``."""
         return type(self.defaults()).from_dict(values)
 
     @property
     @abstractmethod
     def metadata(self) -> type[Meta]:
-        """What its files say about their networks."""
+        """The metadata of its files."""
 
     def recognizes(self, header: Mapping[str, Any]) -> bool:
-        """Whether ``to_dict`` of the metadata of this task's network made these values."""
+        """Whether these are the values of ``to_dict`` of this task's metadata."""
         from xvolution.training.metadata import type_of
 
         return type_of(header) == self.metadata.type
@@ -97,10 +97,10 @@ class Task(ABC, Generic[Config, Meta]):
     def exported_network(
         self, path: str | os.PathLike[str], runtime: Runtime[LoadedFile], checksum: bool = True
     ) -> ExportedNetwork:
-        """The network in an exported file, which answers what the network itself does; the file compared with its checksum.
+        """The network in an exported file, with the same outputs as the network; the file is checked against its checksum.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no such file.
         """
 
     def load(
@@ -109,7 +109,7 @@ class Task(ABC, Generic[Config, Meta]):
         """See `xvolution.training.load_model`.
 
         Raises:
-            InputError: as there, and where the file holds a network of another type.
+            InputError: as there, or the file holds a network of another type.
         """
         from xvolution.training.building import build_for
         from xvolution.training.checkpoint import load_weights, read_weights
@@ -135,7 +135,7 @@ class Task(ABC, Generic[Config, Meta]):
 
     @abstractmethod
     def figures(self, metrics: Mapping[str, float]) -> str:
-        """What one row of a training's history found, as the last line of `xvolution train` says it."""
+        """The metrics in one row of a training's history, for the last line of `xvolution train`."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, metadata: Meta, settings: EvaluationSettings, **options: Any) -> Evaluation:
@@ -149,12 +149,12 @@ class Task(ABC, Generic[Config, Meta]):
         """See `xvolution.load`.
 
         Raises:
-            InputError: a network of this task takes no pictures.
+            InputError: networks of this task cannot predict pictures.
         """
         raise InputError(f"{metadata.noun} cannot predict single pictures; give a classifier or a detector.")
 
     def predict(
         self, predictor: Predictor[Any], pictures: Sequence[Path], settings: PredictSettings, **options: Any
     ) -> Predictions:
-        """See `xvolution.training.predict`; ``options`` are the task's own, and ``predictor`` is what `predictor` made."""
+        """See `xvolution.training.predict`; ``options`` are the task's own, and ``predictor`` is the result of `predictor`."""
         raise NotImplementedError
