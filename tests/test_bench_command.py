@@ -354,7 +354,7 @@ def test_the_page_does_without_the_operator(tmp_path: Path) -> None:
     write_page(tmp_path, tmp_path / "performance.md")
     text = (tmp_path / "performance.md").read_text()
     assert "| 64 x 56x56, batch 1, threads 1 | 1.00 | 4.00 |" in text
-    assert "Where it loses" not in text
+    assert "Highest cost" not in text
 
 
 def test_all_threads_are_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

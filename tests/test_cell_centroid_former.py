@@ -136,7 +136,7 @@ def test_x_volution_in_the_neck_changes_nothing_and_merges():
 def test_bad_input_is_a_sentence():
     with pytest.raises(ModelError, match="timm cannot build the features of 'no_such_net'"):
         CellCentroidFormer("no_such_net")
-    with pytest.raises(ModelError, match=r"vit_small_patch32_224 has features at 1/32.*1/16 is needed"):
+    with pytest.raises(ModelError, match=r"vit_small_patch32_224 has features at 1/32.*features at 1/16"):
         CellCentroidFormer("vit_small_patch32_224")
     with pytest.raises(ValueError, match="give two numbers for the neck and three for the heads"):
         CellCentroidFormer("resnet10t", neck_channels=(8,))

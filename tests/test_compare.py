@@ -211,7 +211,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
     flags += ["--limit-train-batches", "4", "--accelerator", "cpu", "--latency-rounds", "0", "--seeds", "1"]
     assert main(["compare", "--operators", "conv,xvolution,conv-conv", *flags, "--output", str(tmp_path)]) == 1
     captured = capsys.readouterr()
-    assert "1 of 3 cells failed (xvolution seed 0: the loss became nan.)" in captured.err
+    assert "1 of 3 trainings failed (xvolution seed 0: the loss became nan.)" in captured.err
     assert "xvolution seed 0: failed: the loss became nan." in captured.out
     figures = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [row["score"] is None for row in figures["variants"]] == [False, True, False]
@@ -293,7 +293,7 @@ def test_two_comparisons_do_not_write_to_one_folder(tmp_path: Path, monkeypatch:
         compare(configured(tmp_path))
 
     monkeypatch.setattr(run.Reporter, "run", nested)
-    with pytest.raises(RunError, match=r"another process writes to .* \(process \d+ on "):
+    with pytest.raises(RunError, match=r"another process is writing to .* \(process \d+ on "):
         compare(configured(tmp_path))
 
 
@@ -386,7 +386,7 @@ def test_attention_that_has_hardly_begun_to_speak_is_said_of_its_variant(tmp_pat
     assert {label: sentence is not None for label, sentence in sentences.items()} == {
         "conv": False, "xvolution": True, "awake": False, "older": False
     }  # fmt: skip
-    assert "it is 0.0002 of the variance" in sentences["xvolution"]
+    assert "it is at most 0.0002 of the variance" in sentences["xvolution"]
     assert figures["variants"][1]["verdict"].endswith("; its attention hardly contributes yet")
     assert figures["asleep"] == [f"xvolution: {sentences['xvolution']}"]
     page = Text()

@@ -117,8 +117,8 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         (["--operators", "acmics"], "there is no operator 'acmics'; the operators are "),
         (["--operators", "xvolution:windows=5"], "the variant 'xvolution:windows=5' cannot be used"),
         (["--operators", "window=5,xvolution"], "has no operator before it"),
-        (["--operators", "xvolution,xvolution"], "'xvolution' is there twice"),
-        (["--operators", "conv"], "there is only 'conv' to compare"),
+        (["--operators", "xvolution,xvolution"], "two variants have the label 'xvolution'"),
+        (["--operators", "conv"], "there is only the baseline 'conv'"),
         (["--operators", "xvolution", "--baseline", "plain"], "the baseline is 'plain'"),
         (["--operators", "xvolution", "--seeds", "none"], "--seeds is none"),
         (["--operators", "xvolution", "--seeds", "1000000000"], "--seeds is 1000000000; give a number from 1 to 1000"),
@@ -166,7 +166,7 @@ def test_a_flag_that_is_not_there_exits_with_2(
 
 def test_a_preset_that_is_something_else(tmp_path: Path) -> None:
     for text, message in (
-        ("a: [", "is no YAML"),
+        ("a: [", "is not valid YAML"),
         ("- conv", "has list"),
         ("epochs: 3", "has epochs; allowed are"),
         ("recipe: fast", "recipe of the preset .* is 'fast'"),
@@ -211,7 +211,7 @@ def test_a_dry_run_prints_the_commands(tmp_path: Path, capsys: pytest.CaptureFix
     flags = ["--operators", "xvolution", "--seeds", "2", "--output", str(output), "--dry-run"]
     assert main(["compare", *flags]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("4 cells: 2 variants x 2 seeds")
+    assert printed.startswith("4 trainings: 2 variants x 2 seeds")
     assert printed.count("xvolution train ") == 4
     assert "# xvolution seed 1 (new)" in printed
     assert not output.exists()

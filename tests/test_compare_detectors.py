@@ -147,12 +147,12 @@ def test_a_deployed_form_that_differs_is_not_timed(
     compared: Path, blocks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def differs(*_: Any, **__: Any) -> None:
-        raise ReparameterizationError("the deployed detector finds something else")
+        raise ReparameterizationError("the deployed detector differs from the trained one")
 
     monkeypatch.setattr(detect, "deploy_detector", differs)
     config = configured(blocks, compared, latency_rounds=3)
     with pytest.raises(
-        RunError, match=r"finds something else\. The report has all other results; give --latency-rounds 0"
+        RunError, match=r"differs from the trained one\. The report has all other results; give --latency-rounds 0"
     ):
         latencies(config, cells(config))
 

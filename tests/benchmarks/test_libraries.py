@@ -40,7 +40,7 @@ def test_a_network_is_converted_deployed_and_compared():
     ("build", "status", "sentence"),
     [
         (lambda: nn.Sequential(nn.Conv2d(3, 3, 3)), "nothing to convert", "selects no convolution"),
-        (ReadsWeight, "refused", "computes with layer1.conv1.weight"),
+        (ReadsWeight, "refused", "reads layer1.conv1.weight"),
         (lambda: nn.Sequential(nn.Linear(3, 3)), "unusable", "mat1 and mat2"),
         (lambda: torch.no_such_network, "unusable", "no attribute 'no_such_network'"),
     ],

@@ -56,7 +56,7 @@ def test_reports_are_whole_documents_with_their_pictures(pages):
 def test_an_explanation_without_its_network_leaves_those_pictures_out(pages):
     text = (pages / "reports" / "tiny-imagenet-explain.html").read_text(encoding="utf-8")
     assert "Which operators matter" in text
-    assert "Where attention speaks" not in text
+    assert "Where attention is active" not in text
 
 
 def test_other_records_have_no_page():

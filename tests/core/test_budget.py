@@ -91,7 +91,7 @@ def test_a_budget_is_more_than_the_plain_network(budget):
 
 def test_where_nothing_fits_the_cheapest_is_named():
     with pytest.raises(
-        ValueError, match=r"no convolution fits into budget=1.000001: the cheapest, \d, is estimated at 1\.\d+"
+        ValueError, match=r"no convolution fits into budget=1.000001: the cheapest one, \d, is estimated at 1\.\d+"
     ):
         convert(network(), budget=1.000001, example_inputs=X)
 

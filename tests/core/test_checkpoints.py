@@ -156,10 +156,10 @@ def test_what_is_missing_is_told_under_one_name():
     missing, _ = converted.load_state_dict(checkpoint, strict=False)
     assert "backbone.0.conv1.conv_norm.weight" in missing
     with pytest.raises(
-        ValueError, match=r"the checkpoint lacks backbone\.0\..* and \d more; give one of the network before"
+        ValueError, match=r"the checkpoint lacks backbone\.0\..* and \d more; give a checkpoint of the network before"
     ):
         load_unconverted(converted, checkpoint)
-    with pytest.raises(ValueError, match=r"the checkpoint has head\.weight too; give one"):
+    with pytest.raises(ValueError, match=r"the checkpoint has head\.weight too; give a checkpoint"):
         load_unconverted(converted, {**plain.state_dict(), "head.weight": torch.ones(1)})
     with pytest.raises(RuntimeError, match=r"size mismatch for backbone\.0\.norm1\.weight"):
         load_unconverted(converted, {**plain.state_dict(), "backbone.0.norm1.weight": torch.ones(3)})

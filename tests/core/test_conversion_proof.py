@@ -142,12 +142,12 @@ def assert_untouched(model, before, state, expected, images):
 @pytest.mark.parametrize(
     ("model", "config", "error", "message"),
     [
-        (Tied, None, ConversionError, "outputs differ by .*; leave it out"),
+        (Tied, None, ConversionError, "outputs differ by .*; leave that convolution out"),
         (
             lambda: Tied(reads_weight=True),
             None,
             ConversionError,
-            r"the network computes with stem\.weight|the network computes with conv\.weight",
+            r"the network reads stem\.weight|the network reads conv\.weight",
         ),
         (Mixed, FailsHalfWay(), ValueError, "no replacement for this one"),
         (SmallNet, OperatorConfig(operator="lesa", options={"num_heads": 3}), ValueError, "num_heads is 3"),

@@ -89,7 +89,7 @@ def test_what_was_left_alone_is_listed_with_the_reason():
         "stem": "the stem",
         "layer1.1": "a kernel of one pixel",
         "layer2.0": "its projection layer2.1 is replaced instead",
-        "squared": "Squared computes no plain convolution of its input",
+        "squared": "Squared does not compute a plain convolution of its input",
         "lazy": "LazyConv2d has no weights yet",
         "signal": "it does not have 2 dimensions as the stem has",
         "up": "a transposed convolution",
@@ -107,7 +107,7 @@ def test_what_was_left_alone_is_listed_with_the_reason():
     chosen = conversion_summary(convert(model, filter_fn=lambda _, name: name == "stem", example_inputs=images))
     assert "excluded by filter_fn" in {row.reason for row in chosen.left}
     with pytest.raises(
-        ValueError, match=r"its convolutions are: stem 3x3.*; not converted: squared \(Squared computes no plain"
+        ValueError, match=r"its convolutions are: stem 3x3.*; not converted: squared \(Squared does not compute a plain"
     ):
         convert(model, names=["squared"], example_inputs=images)
 

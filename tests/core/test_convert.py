@@ -160,7 +160,7 @@ def test_requests_that_mean_nothing_are_sentences(network):
         convert(network, stages=3)
     with pytest.raises(ValueError, match=r"names is 'layer2'; give a list or tuple, such as \('layer2',\)"):
         convert(network, names="layer2")
-    with pytest.raises(ValueError, match="kernel_sizes is 3; give several"):
+    with pytest.raises(ValueError, match="kernel_sizes is 3; give a list"):
         convert(network, kernel_sizes=3)
     with pytest.raises(ValueError, match=r"operator is 'linaer'; allowed are .*'linear', .*'acmix'") as refusal:
         convert(network, "linaer")

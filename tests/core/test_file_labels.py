@@ -161,7 +161,7 @@ def pickled_weights(entries):
         (pickled("data/sample_inputs/model.pt"), "holds pickled objects other than tensors"),
         (pickled("data/constants/opaque_obj_0"), "is code or a pickled object"),
         (pickled("data/aotinductor/model/model.so"), "is code or a pickled object"),
-        (pickled_weights, "names pickled weights"),
+        (pickled_weights, "refers to pickled weights"),
         (again_as("archive/Models/model.json"), "several entries have the same name"),
         (again_as("other/models/model.json"), "several entries have the same name"),
         (lambda entries: entries.pop("archive/models/model.json"), "holds no program of torch.export"),

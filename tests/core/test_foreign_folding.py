@@ -157,9 +157,9 @@ def test_a_norm_that_did_not_move_is_no_identity(network):
     operator = convert(network)[1].conv
     norm = randomize(nn.BatchNorm2d(6)).double().eval()
     for fold in (assigned, parametrized, multiplied):
-        with pytest.raises(ConversionError, match=r"computes with 1\.conv\.weight"):
+        with pytest.raises(ConversionError, match=r"reads 1\.conv\.weight"):
             fold(operator, norm)
-    with pytest.raises(ConversionError, match=r"computes with 1\.conv\.bias"):
+    with pytest.raises(ConversionError, match=r"reads 1\.conv\.bias"):
         operator.bias = nn.Parameter(torch.ones(6))
 
 
@@ -183,7 +183,7 @@ def test_a_norm_that_did_not_move_is_no_identity(network):
 )
 def test_a_weight_has_no_values(changes):
     operator = XVolution2d(4, 6, 3)
-    with pytest.raises(ConversionError, match=r"computes with a XVolution2d\.weight"):
+    with pytest.raises(ConversionError, match=r"reads a XVolution2d\.weight"):
         changes(operator.weight)
 
 

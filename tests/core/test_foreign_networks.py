@@ -125,7 +125,7 @@ def test_an_operator_that_never_runs_is_named(config, images):
     model = Hidden().eval()
     with pytest.raises(ConversionError, match=r"the network does not call the operator that replaced conv"):
         convert(model, config, example_inputs=images)
-    with pytest.raises(ConversionError, match="never runs"):
+    with pytest.raises(ConversionError, match="does not call the operator"):
         convert(model, config, example_inputs=images, inplace=True)
     assert type(model.conv) is nn.Conv2d
 
@@ -308,7 +308,7 @@ def test_computing_with_the_weight_is_an_error_that_names_it(computes, images):
         convert(model, example_inputs=images)
     operator = convert(Net().eval(), example_inputs=images).conv
     for net in (operator, reparameterize(operator)):
-        with pytest.raises(ConversionError, match=r"computes with conv\.weight"):
+        with pytest.raises(ConversionError, match=r"reads conv\.weight"):
             computes(net.weight, images)
         with pytest.raises(AttributeError):
             _ = net.weight.no_attribute_of_tensors

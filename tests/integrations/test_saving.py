@@ -91,10 +91,10 @@ def test_a_converted_model_takes_weights_from_before(images):
 
 def test_what_cannot_be_kept_is_said():
     with pytest.raises(
-        TypeError, match=r"SmallNet keeps no configuration.*class Mine\(SmallNet, PyTorchModelHubMixin\)"
+        TypeError, match=r"SmallNet has no stored configuration.*class Mine\(SmallNet, PyTorchModelHubMixin\)"
     ):
         convert_pretrained(SmallNet().eval())
-    with pytest.raises(ValueError, match="is converted already"):
+    with pytest.raises(ValueError, match="is already converted"):
         convert_pretrained(convert_pretrained(HubNet().eval()))
     with pytest.raises(ValueError, match="is a function, which cannot be stored"):
         convert_pretrained(HubNet().eval(), XVolutionConfig(norm_layer=lambda channels: nn.GroupNorm(2, channels)))

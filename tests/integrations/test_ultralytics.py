@@ -117,7 +117,7 @@ def test_what_cannot_be_converted_is_said():
     fused = named("yolo11n.yaml").model.eval().fuse(verbose=False)
     with pytest.raises(ValueError, match="the network is fused and has no norms any more"):
         convert_yolo(fused)
-    with pytest.raises(ValueError, match="is converted already"):
+    with pytest.raises(ValueError, match="is already converted"):
         convert_yolo(convert_yolo(named("yolo11n.yaml"), names=["model.3.conv"]))
 
 

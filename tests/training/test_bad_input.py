@@ -89,7 +89,7 @@ def test_a_checkpoint_of_another_architecture(
     trained: TrainResult, tiny: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     wider = {"layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64]}
-    with pytest.raises(InputError, match="another architecture"):
+    with pytest.raises(InputError, match="do not fit the network"):
         train(tiny(resume=str(trained.checkpoint), model_kwargs=wider))
     with pytest.raises(InputError, match="checkpoint of resnet18, not of resnet34"):
         train(tiny(resume=str(trained.checkpoint), model="resnet34"))
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_architecture(
     weights.pop("fc.weight")
     stranger = tmp_path / "stranger.safetensors"
     save_file(weights, stranger, metadata={"xvolution": metadata.to_json()})
-    with pytest.raises(InputError, match=r"another architecture: 1 weights are missing \(fc.weight"):
+    with pytest.raises(InputError, match=r"do not fit the network: 1 weights are missing \(fc.weight"):
         load_model(stranger)
 
 

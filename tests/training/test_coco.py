@@ -112,7 +112,7 @@ def test_what_is_broken_is_refused_by_file_and_id(folder: Path, what: str) -> No
 
 def test_ids_that_are_there_twice_or_missing_are_refused(folder: Path) -> None:
     change(folder, lambda data: data["annotations"].append(data["annotations"][0]))
-    with pytest.raises(InputError, match=r"annotation 1000 of .* is there twice"):
+    with pytest.raises(InputError, match=r"has the annotation 1000 twice"):
         open_detection(folder)
     change(folder, lambda data: data["images"][0].pop("id"))
     with pytest.raises(InputError, match=r"image number 0 .* has an id that is not a whole number"):
@@ -183,7 +183,7 @@ def test_the_check_tells_everything_at_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("{", "no JSON"), ("[]", "no list 'images'"), ('{"images": 3}', "no list 'images'")]
+    ("text", "sentence"), [("{", "not a JSON"), ("[]", "no list 'images'"), ('{"images": 3}', "no list 'images'")]
 )
 def test_files_that_are_not_coco_are_refused(folder: Path, text: str, sentence: str) -> None:
     (folder / "annotations" / "instances_train.json").write_text(text)

@@ -107,7 +107,7 @@ def test_a_weights_file_that_does_not_say_its_network_is_told_it(tmp_path: Path)
     convert_network(str(weights), path, config, model="resnet18")
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(load_model(path)[0](images), network(images), rtol=1e-5, atol=1e-5)
-    with pytest.raises(InputError, match=r"weights of .* are of another architecture"):
+    with pytest.raises(InputError, match=r"weights of .* do not fit the network"):
         convert_network(str(weights), path, config, model="resnet50")
 
 
@@ -144,9 +144,9 @@ def test_converted_and_deployed_networks_are_not_converted(
         convert_network(str(converted), None, TrainConfig())
     deployed = tmp_path / "deployed.safetensors"
     deploy(trained.weights, [deployed], layout="split")
-    with pytest.raises(InputError, match="is in its deployed form; give a file of the plain network"):
+    with pytest.raises(InputError, match="is in deployed form; give a file of the plain network"):
         convert_network(str(deployed), None, TrainConfig())
-    with pytest.raises(InputError, match="holds the deployed form, which is not trained"):
+    with pytest.raises(InputError, match="is in deployed form, which cannot be trained"):
         begins(*_new(10), deployed)
 
 

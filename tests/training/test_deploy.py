@@ -107,7 +107,7 @@ def test_what_cannot_be_deployed(trained: TrainResult, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="layout"):
         deploy(trained.weights, [tmp_path / "model.safetensors"], layout="cubic")
     deploy(trained.weights, [tmp_path / "deployed.safetensors"])
-    with pytest.raises(InputError, match="deployed form already"):
+    with pytest.raises(InputError, match="already in deployed form"):
         deploy(tmp_path / "deployed.safetensors", [tmp_path / "again.safetensors"])
 
 

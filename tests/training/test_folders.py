@@ -60,8 +60,8 @@ def test_images_that_lie_in_a_part_without_a_class_are_left_out(tmp_path: Path) 
 UNCLEAR: dict[str, tuple[dict[str, int], str]] = {
     "one class": ({"cats": 3}, r"needs at least two class folders.*it has the folder cats and 3 images"),
     "one class in a part": ({"train/cats": 3}, "has only one class, cats; give data with at least two classes"),
-    "no classes in the parts": ({"train": 3, "val": 3}, r"no training part.*found: train \(0 class folders\), val \(0"),
-    "no training part": ({"val/cats": 3, "test/cats": 3}, r"no training part.*found: test \(1 class folders\)"),
+    "no classes in the parts": ({"train": 3, "val": 3}, r"no training part.*Found: train \(0 class folders\), val \(0"),
+    "no training part": ({"val/cats": 3, "test/cats": 3}, r"no training part.*Found: test \(1 class folders\)"),
     "two parts of a kind": ({"train/a": 2, "train/b": 2, "val/a": 2, "valid/b": 2}, "two folders of the part val"),
     "parts in classes": ({"cats/train": 2, "cats/val": 2, "dogs/train": 2}, "the parts train, val inside of cats"),
     "part or class": ({"train/ice": 2, "train/tgv": 2, "bus": 2}, "unclear whether it is the training part or a class"),
@@ -239,7 +239,7 @@ def test_torchvision_sets_that_cannot_be_used_are_told(monkeypatch: pytest.Monke
             raise TypeError("a fault of its own")
 
     for constructor, sentence in (
-        (Needs, "STL10 needs annFile, frames, which --data cannot say"),
+        (Needs, "STL10 needs annFile, frames, which --data cannot pass"),
         (Boxes, "give a data set for classification"),
         (Attributes, "give a data set for classification"),
         (Fails, "cannot be downloaded to .*a fault of its own"),

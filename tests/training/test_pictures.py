@@ -203,7 +203,7 @@ def test_large_pictures_need_a_flag_that_the_message_names(tmp_path: Path, monke
     with pytest.raises(BadImage, match=r"larger than the limit of .* pixels .*; give a larger --max-pixels"):
         open_data(folder).train.image(0)
     assert open_data(folder, max_pixels=480).train.image(0).size == (24, 20)
-    with pytest.raises(BadImage, match=r"larger than the 479 pixels .*24 x 20 pixels"):
+    with pytest.raises(BadImage, match=r"larger than the limit of 479 pixels .*24 x 20 pixels"):
         open_data(folder, max_pixels=479).train.image(0)
     for wrong in (0, 2**31):
         with pytest.raises(InputError, match=f"--max-pixels is {wrong}"):

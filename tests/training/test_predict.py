@@ -69,7 +69,7 @@ def test_every_form_answers_the_same(
     assert again.loss == pytest.approx(judged.loss, rel=1e-4)
     with pytest.raises(InputError, match=r"is in deployed form.*training form"):
         explain(exported[ending])
-    with pytest.raises(InputError, match="deployed form already"):
+    with pytest.raises(InputError, match="already in deployed form"):
         deploy(exported[ending], [tmp_path / "again.safetensors"])
 
 

@@ -47,7 +47,7 @@ CRAFTED: list[tuple[str, Any, str]] = [
     ("model.kwargs.layers", [10**9] * 4, "the largest allowed number"),
     ("model.kwargs.layers", [10**6, 1, 1, 1], "its description does not fit its weights"),
     ("model.kwargs.layers", 3, "cannot be built"),
-    ("model.kwargs.channels", [8, 8, 16, 10**6], "its description does not fit its weights|another architecture"),
+    ("model.kwargs.channels", [8, 8, 16, 10**6], "its description does not fit its weights|do not fit the network"),
     ("model.kwargs.checkpoint_path", "/etc/passwd", "would read other files"),
     ("model.kwargs.deep", [[[[[[[[[[[1]]]]]]]]]]], "longer or more deeply nested"),
     ("model.conversion.operator.type", "magic", "Invalid value 'magic'"),
@@ -61,7 +61,7 @@ CRAFTED: list[tuple[str, Any, str]] = [
     (
         "model.conversion.operator.attention.attention_ratio",
         1e6,
-        "its description does not fit its weights|another arch",
+        "its description does not fit its weights|do not fit the network",
     ),
     ("model.conversion.operator.attention.attention_ratio", "much", r"Expected `float \| null`, got `str`"),
     ("model.conversion.operator.attention.magic", 1, "has no option 'magic'"),

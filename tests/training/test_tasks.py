@@ -104,7 +104,7 @@ def test_a_network_of_another_type_is_refused(name: str, tmp_path: Path) -> None
     save_weights(path, nn.Identity(), METADATA[name]())
     for task in TASKS.values():
         if task.metadata is not type(METADATA[name]()):
-            with pytest.raises(InputError, match=f"where {task.metadata.noun} is needed"):
+            with pytest.raises(InputError, match=f"give a file of {task.metadata.noun}"):
                 task.load(path)
 
 

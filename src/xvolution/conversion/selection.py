@@ -135,7 +135,7 @@ def _criteria(model: nn.Module, where: Placement, filtered: bool) -> list[tuple[
         )
     if where.stages is not None:
         prefixes = _prefixes(model, where.stages)
-        said = f"it is outside of the stages {', '.join(map(str, where.stages))}"
+        said = f"outside of the stages {', '.join(map(str, where.stages))}"
         criteria.append((lambda name, conv: f"{name}.".startswith(prefixes), said))
     elif where.names is None and not filtered:
         stem = _stem(model)

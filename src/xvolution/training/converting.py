@@ -149,7 +149,7 @@ def _of_file(name: str, model: str | None, config: TrainConfig, checksum: bool) 
         )
     plain, metadata = CLASSIFY.load(name, checksum=checksum)
     if metadata.form == "deployed" or metadata.model.conversion is not None:
-        found = "in its deployed form" if metadata.form == "deployed" else "already converted"
+        found = "in deployed form" if metadata.form == "deployed" else "already converted"
         raise InputError(f"the network of {name} is {found}; give a file of the plain network.")
     return plain, metadata
 

@@ -222,7 +222,7 @@ def _opened(
     except BadImage:
         raise
     except FileNotFoundError as error:
-        raise BadImage(f"{describe()} does not exist.") from error
+        raise BadImage(f"{describe()} is not on the disk.") from error
     except Image.DecompressionBombError as error:
         raise BadImage(
             f"{describe()} is larger than the limit of {max_pixels or MAX_PIXELS} pixels "
