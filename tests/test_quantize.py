@@ -79,7 +79,7 @@ def test_norms_on_the_window_sum_are_left_alone() -> None:
 
 
 def test_equalization_needs_images() -> None:
-    with pytest.raises(ValueError, match="calibration holds no batch"):
+    with pytest.raises(ValueError, match="calibration is empty"):
         equalize(unbalanced("single", PixelShift()), [])
 
 

@@ -235,7 +235,7 @@ def kernel_of(conv: Any) -> Kernel:
                 )
     raise NoConvolutionError(
         f"{type(conv).__name__} does not compute a plain convolution of its input",
-        "and cannot be merged; leave it out by names or filter_fn",
+        " and cannot be merged; leave it out by names or filter_fn",
     )
 
 

@@ -53,7 +53,7 @@ def test_collapse_of_a_network(network, images):
     assert not any(isinstance(module, XVolution2d) for module in static.modules())
     assert set(report.layers) == {"layer1.conv1", "layer1.conv2", "layer2.conv1", "layer2.conv2"}
     assert "model output" in str(report)
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(ValueError, match="calibration is empty"):
         collapse(network, [])
     with pytest.raises(ValueError, match="no X-volution"):
         collapse(SmallNet().eval(), [images])

@@ -152,10 +152,10 @@ def test_causal_videos_and_signals():
 
 
 def test_a_padding_that_is_no_mode_of_torch_is_left_alone():
-    with pytest.raises(ValueError, match="Around computes no plain convolution"):
+    with pytest.raises(ValueError, match="Around does not compute a plain convolution"):
         kernel_of(Around(4, 8, 3, widths=(1, 1, 1, 1), value=-1.0))
     # zeros on some sides and repeated pixels on others
-    with pytest.raises(ValueError, match="Around computes no plain convolution"):
+    with pytest.raises(ValueError, match="Around does not compute a plain convolution"):
         kernel_of(Around(4, 8, 3, widths=(2, 0, 0, 0), mode="replicate", padding=(1, 0)))
 
 
@@ -208,7 +208,7 @@ def test_weights_that_hooks_compute_follow_the_dtype(computes_weights, run_befor
 @pytest.mark.parametrize("kind", [Squared, Twice])
 def test_anything_else_is_left_alone(kind):
     assert not is_convolution(kind(4, 8, 3, padding=1))
-    with pytest.raises(ValueError, match=f"{kind.__name__}.* computes no plain convolution"):
+    with pytest.raises(ValueError, match=f"{kind.__name__}.* does not compute a plain convolution"):
         kernel_of(kind(4, 8, 3, padding=1))
     with pytest.raises(ValueError, match=r"has no convolution that can be|selects no convolution"):
         convert(network(kind(4, 8, 3, padding=1)))

@@ -70,7 +70,7 @@ def test_the_configuration_says_it():
 
 
 def test_what_cannot_become_one_is_refused():
-    with pytest.raises(ValueError, match=r"cannot merge with a GroupNorm .* without diverse_branches"):
+    with pytest.raises(ValueError, match=r"cannot merge with a GroupNorm, .* without diverse_branches"):
         XVolution2d(8, 16, 3, norm_layer=lambda channels: nn.GroupNorm(2, channels), diverse_branches=True)
     with pytest.raises(ValueError, match=r"reads the outputs of one convolution, but there are 4; use .* without"):
         XVolution2d(8, 16, 3, attention="gated_depthwise", diverse_branches=True)

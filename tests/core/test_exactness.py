@@ -181,7 +181,7 @@ TAMPERED = {
     "query is no convolution": (exchange("attention.query", lambda old: nn.Identity()), "cannot be"),
     "key with bias": (
         exchange("attention.key", lambda old: nn.Conv2d(4, 2, 1)),
-        r"Likely cause: attention\.key is Conv2d\(4, 2, kernel_size=\(1, 1\), stride=\(1, 1\)\), where",
+        r"Likely cause: attention\.key is Conv2d\(4, 2, kernel_size=\(1, 1\), stride=\(1, 1\)\), but",
     ),
     "key with a window": (exchange("attention.key", lambda old: nn.Conv2d(4, 2, 3, padding=1)), "cannot be merged"),
     "value with bias": (exchange("attention.value", lambda old: nn.Conv2d(2, 8, 1)), r"attention\.value is Conv2d"),
@@ -205,7 +205,7 @@ TAMPERED = {
     "window that is wrapped": (lambda trained: trained.attention.windows.append(nn.ReLU()), "cannot be"),
     "window left out": (
         lambda trained: setattr(trained.attention, "windows", nn.ModuleList()),
-        r"attention\.windows\.0 is None, where Conv2d",
+        r"attention\.windows\.0 is None, but Conv2d",
     ),
     "a second window": (
         lambda trained: trained.attention.windows.append(nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False).double()),

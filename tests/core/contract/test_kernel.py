@@ -65,7 +65,7 @@ def test_what_has_no_kernel_at_a_pixel_is_refused_with_a_sentence(branch):
 
 @pytest.mark.parametrize("branch", sorted(set(CASES) - set(WITH_KERNEL)))
 def test_a_branch_without_one_says_so(branch):
-    with pytest.raises(ValueError, match="no dynamic convolution over a window"):
+    with pytest.raises(ValueError, match="not a dynamic convolution over a window"):
         dynamic_kernel(XVolution2d(4, 4, 3, attention=branch).eval(), torch.randn(1, 4, 7, 7), (0, 0))
 
 
@@ -75,7 +75,7 @@ def test_a_branch_without_one_says_so(branch):
         (XVolution2d(4, 4, 3, attention=None), "its kernel is the same at every pixel"),
         (
             XVolution2d(4, 4, 3, attention=nn.Conv2d(4, 4, 3)),
-            "the branch Conv2d is no dynamic convolution over a window",
+            "the branch Conv2d is not a dynamic convolution over a window",
         ),
         (nn.Conv2d(4, 4, 3), "takes an XVolution, got Conv2d"),
     ],
