@@ -81,8 +81,8 @@ def pad(x: Tensor, pairs: PaddingPairs, mode: str = "zeros") -> Tensor:
             cropped = -min(before, 0) - min(after, 0)
             if x.shape[dim] <= cropped:
                 raise ValueError(
-                    f"the input has {x.shape[dim]} pixels, fewer than the window, which crops {cropped} at "
-                    "the border; use larger images or more padding"
+                    f"the input of {x.shape[dim]} pixels is smaller than the window, which crops {cropped} "
+                    "at the border; use larger images or more padding"
                 )
             x = x.narrow(dim, max(-before, 0), x.shape[dim] + min(before, 0) + min(after, 0))
     return x
