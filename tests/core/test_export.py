@@ -113,7 +113,12 @@ def test_nothing_stays_when_the_file_computes_something_else(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("name", "inputs", "error", "sentence"),
     [
-        ("model.tflite", torch.zeros(1, 3, 8, 8), ValueError, "must end in .mnn, .ncnn.param, .onnx, .pt2, .pte, .xml"),
+        (
+            "model.h5",
+            torch.zeros(1, 3, 8, 8),
+            ValueError,
+            "must end in .mnn, .ncnn.param, .onnx, .pt2, .pte, .tflite, .xml",
+        ),
         ("model.onnx", {"x": torch.zeros(1, 3, 8, 8)}, ValueError, "a tensor or a tuple of tensors"),
         ("model.onnx", (), ValueError, "a tensor or a tuple of tensors"),
     ],

@@ -26,7 +26,7 @@ def needs(runtime):
         pytest.importorskip(package)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export", "litert"])
 def test_properties_travel_in_the_file(tmp_path, network, name):
     runtime = RUNTIMES[name]
     needs(runtime)

@@ -212,8 +212,8 @@ def test_an_empty_batch_is_timed_on_noise(runtime):
     ("options", "sentence"),
     [
         (
-            {"runtime": "tensorrt"},
-            "runtime is 'tensorrt'; allowed are 'torch', 'executorch', 'mnn', 'ncnn', 'onnxruntime',",
+            {"runtime": "tvm"},
+            "runtime is 'tvm'; allowed are 'torch', 'executorch', 'litert', 'mnn', 'ncnn', 'onnxruntime',",
         ),
         ({"threads": 0}, "threads is 0; give at least 1"),
     ],
@@ -254,7 +254,7 @@ def test_the_training_form_is_exported_in_the_layouts_of_its_runtime(tmp_path, r
         export(network.train(), tmp_path / "train.slow", x)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "litert"])
 def test_real_runtimes_time_and_run_the_training_form(tmp_path, name):
     runtime = RUNTIMES[name]
     for package in (*runtime.packages, *runtime.writer_packages):

@@ -15,7 +15,7 @@ from xvolution.deploy.runtimes import RUNTIMES, Labels, LoadedFile, OnnxRuntime,
 from xvolution.deploy.runtimes.onnx_files import write_labels
 
 #: The runtimes that are registered; those whose packages are missing are skipped.
-WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch"]
+WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch", "litert"]
 
 
 def installed(name):
@@ -82,8 +82,10 @@ def test_a_runtime_is_its_class_and_its_registration(tmp_path, toy, network, x):
     torch.testing.assert_close(y, network(x))
     with pytest.raises(ExportError, match="Toy cannot run float16"):
         export(network.half(), tmp_path / "half.toy", x.half())
-    with pytest.raises(ValueError, match=r"must end in \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.toy, \.xml"):
-        export(network, tmp_path / "model.tflite", x)
+    with pytest.raises(
+        ValueError, match=r"must end in \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.tflite, \.toy, \.xml"
+    ):
+        export(network, tmp_path / "model.h5", x)
 
 
 def test_names_and_endings_differ(toy):
@@ -240,14 +242,14 @@ def test_deployed_networks_compute_the_same(tmp_path, name, layout):
     deployed = reparameterize(trained, layout=layout)
     example = torch.randn(3, 3, 16, 20)
     report = export(deployed, tmp_path / f"model{runtime.ending}", example)
-    fixed = name == "executorch"
+    fixed = name in ("executorch", "litert")
     assert report.dynamic == ("none" if fixed else "batch and image size")
     x = torch.randn_like(example) if fixed else torch.randn(2, 3, 24, 17)
     (y,) = runtime.load(report.path)(x)
     torch.testing.assert_close(y, trained(x).detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ncnn", "mnn", "executorch"])
+@pytest.mark.parametrize("name", ["ncnn", "mnn", "executorch", "litert"])
 def test_layouts_are_timed_in_it(name):
     installed(name)
     torch.manual_seed(0)
@@ -283,7 +285,8 @@ def test_ncnn_files_say_the_sizes_of_their_inputs(tmp_path, network, x):
 
 
 @pytest.mark.parametrize(
-    ("name", "ending"), [("ncnn", ".ncnn.param"), ("executorch", ".pte"), ("torch_export", ".pt2")]
+    ("name", "ending"),
+    [("ncnn", ".ncnn.param"), ("executorch", ".pte"), ("litert", ".tflite"), ("torch_export", ".pt2")],
 )
 def test_an_opset_is_refused_where_there_is_none(tmp_path, network, x, name, ending):
     installed(name)

@@ -32,8 +32,8 @@ class ExportReport:
 
     Attributes:
         path: the file.
-        format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"``, ``"mnn"`` or
-            ``"pte"``.
+        format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"``, ``"mnn"``,
+            ``"pte"`` or ``"tflite"``.
         dynamic: the dynamic axes: ``"batch and image size"``, ``"batch"`` or ``"none"``.
         max_difference: largest absolute difference of any output, over all tested shapes.
         relative_error: the same relative to the largest magnitude of the output.
@@ -79,8 +79,8 @@ def export(
 
     ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
     ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param`` (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn,
-    one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch. The graph of an ONNX
-    file holds standard operators only. No file is left if the outputs differ. Dynamic axes of images are called ``batch``,
+    one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch; ``.tflite`` by
+    litert-torch, run in LiteRT. The graph of an ONNX file holds standard operators only. No file is left if the outputs differ. Dynamic axes of images are called ``batch``,
     ``height`` and ``width``; an ``.xml`` file has the layout NCHW.
 
     Args:
@@ -97,7 +97,7 @@ def export(
         input_names: names of the graph's inputs; by default those of ``forward``. A ``.pt2`` file has none.
         output_names: names of the graph's outputs; by default the exporter's. A ``.pt2`` file has none.
         properties: strings to store in the file: metadata of ``.onnx``, runtime information of ``.xml``, extra files of
-            ``.pt2``.
+            ``.pt2`` and ``.tflite``.
         rtol: allowed difference relative to the largest magnitude of the output; by default what rounding explains in the
             dtype that the runtime computes the model in: 1e-4 in float32, 2e-2 in float16, 1e-10 in float64.
         atol: allowed absolute difference, however small the outputs are.

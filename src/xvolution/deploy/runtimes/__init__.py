@@ -6,6 +6,7 @@ To add one: a subclass of ``Runtime`` in a file of its own, decorated with ``reg
 from xvolution.deploy.runtimes.base import RUNTIMES, ExportError, LoadedFile, Runtime, register, runtime_for
 from xvolution.deploy.runtimes.executorch_runtime import ExecuTorch
 from xvolution.deploy.runtimes.labels import Labels
+from xvolution.deploy.runtimes.litert_runtime import LiteRt
 from xvolution.deploy.runtimes.mnn_runtime import Mnn
 from xvolution.deploy.runtimes.ncnn_runtime import Ncnn
 from xvolution.deploy.runtimes.onnx_files import OnnxReader
@@ -18,6 +19,7 @@ __all__ = [
     "ExecuTorch",
     "ExportError",
     "Labels",
+    "LiteRt",
     "LoadedFile",
     "Mnn",
     "Ncnn",
