@@ -431,11 +431,11 @@ def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
         (["networks", "--image-size", "31"], "--image-size is 31; it must be at least 32"),
         (
             ["operators", "--runtimes", "ncnn9"],
-            "--runtimes is ncnn9; allowed are torch, executorch, litert, mnn, ncnn, onnxruntime",
+            "--runtimes is ncnn9; allowed are torch, coreml, executorch, litert, mnn, ncnn, onnxruntime",
         ),
         (
             ["options", "--runtimes", "training"],
-            "--runtimes is training; allowed are torch, executorch, litert, mnn, ncnn, onnxruntime",
+            "--runtimes is training; allowed are torch, coreml, executorch, litert, mnn, ncnn, onnxruntime",
         ),
         (["scaling", "--sides", "1"], "at least 3"),
         (["page", "--results", "nowhere"], "run `xvolution bench` first"),

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+#: Endings of folders that are one file to those who use them, and are replaced as one.
+_FOLDERS = (".mlpackage",)
 #: Temporaries on another machine are swept when nothing has touched them for so many seconds.
 _FORGOTTEN = 24 * 3600
 #: A temporary's name: what is written, then machine, process and something random.
@@ -108,6 +110,8 @@ def _is_special(path: str | os.PathLike[str]) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     if stat.S_ISDIR(found.st_mode):
+        if Path(path).suffix in _FOLDERS:
+            return False
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return not stat.S_ISREG(found.st_mode) or any(os.path.samestat(found, other) for other in _outputs())
 
@@ -136,14 +140,20 @@ def _move(folder: Path, target: Path) -> None:
         _flush(file)
     places = [target.with_name(file.name) for file in written]
     for place in places:
-        if place.is_dir():
+        if place.is_dir() and place.suffix not in _FOLDERS:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
     if len(written) > 1:
         _target(target).unlink(missing_ok=True)
+    if target.is_dir():
+        os.replace(target, folder / "replaced")
     for file, place in zip(written, places, strict=True):
         os.replace(file, _target(place))
 
 
 def _flush(path: Path) -> None:
+    if path.is_dir():
+        for inner in path.iterdir():
+            _flush(inner)
+        return
     with open(path, "rb") as file:
         os.fsync(file.fileno())

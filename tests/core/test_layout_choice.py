@@ -213,7 +213,7 @@ def test_an_empty_batch_is_timed_on_noise(runtime):
     [
         (
             {"runtime": "tvm"},
-            "runtime is 'tvm'; allowed are 'torch', 'executorch', 'litert', 'mnn', 'ncnn', 'onnxruntime',",
+            "runtime is 'tvm'; allowed are 'torch', 'coreml', 'executorch', 'litert', 'mnn', 'ncnn', 'onnxruntime',",
         ),
         ({"threads": 0}, "threads is 0; give at least 1"),
     ],

@@ -15,13 +15,15 @@ from xvolution.deploy.runtimes import RUNTIMES, Labels, LoadedFile, OnnxRuntime,
 from xvolution.deploy.runtimes.onnx_files import write_labels
 
 #: The runtimes that are registered; those whose packages are missing are skipped.
-WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch", "litert"]
+WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch", "litert", "coreml"]
 
 
 def installed(name):
     runtime = RUNTIMES[name]
     for package in (*runtime.packages, *runtime.writer_packages):
         pytest.importorskip(package)
+    if runtime.unrunnable():
+        pytest.skip(runtime.unrunnable())
     return runtime
 
 
@@ -83,7 +85,7 @@ def test_a_runtime_is_its_class_and_its_registration(tmp_path, toy, network, x):
     with pytest.raises(ExportError, match="Toy cannot run float16"):
         export(network.half(), tmp_path / "half.toy", x.half())
     with pytest.raises(
-        ValueError, match=r"must end in \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.tflite, \.toy, \.xml"
+        ValueError, match=r"must end in \.mlpackage, \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.tflite, \.toy, \.xml"
     ):
         export(network, tmp_path / "model.h5", x)
 
@@ -242,7 +244,7 @@ def test_deployed_networks_compute_the_same(tmp_path, name, layout):
     deployed = reparameterize(trained, layout=layout)
     example = torch.randn(3, 3, 16, 20)
     report = export(deployed, tmp_path / f"model{runtime.ending}", example)
-    fixed = name in ("executorch", "litert")
+    fixed = name in ("executorch", "litert", "coreml")
     assert report.dynamic == ("none" if fixed else "batch and image size")
     x = torch.randn_like(example) if fixed else torch.randn(2, 3, 24, 17)
     (y,) = runtime.load(report.path)(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,12 +34,14 @@ class ExportReport:
     Attributes:
         path: the file.
         format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"``, ``"mnn"``,
-            ``"pte"`` or ``"tflite"``.
+            ``"pte"``, ``"tflite"`` or ``"mlpackage"``.
         dynamic: the dynamic axes: ``"batch and image size"``, ``"batch"`` or ``"none"``.
         max_difference: largest absolute difference of any output, over all tested shapes.
         relative_error: the same relative to the largest magnitude of the output.
         reason: why fewer axes are dynamic than requested; empty if all are.
         layouts: layout of every deployed operator in the file, by module name.
+        not_run: why the file was not run on this machine, but read back and checked; the differences are then nan. Empty if it
+            was run and compared.
         choice: how the layouts were chosen; None where the model was deployed before, or the layouts were given.
     """
 
@@ -50,6 +53,7 @@ class ExportReport:
     reason: str = ""
     layouts: Mapping[str, str] = field(default_factory=dict)
     choice: LayoutChoice | None = None
+    not_run: str = ""
 
     @property
     def timed_in(self) -> str:
@@ -80,8 +84,10 @@ def export(
     ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
     ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param`` (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn,
     one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch; ``.tflite`` by
-    litert-torch, run in LiteRT. The graph of an ONNX file holds standard operators only. No file is left if the outputs differ. Dynamic axes of images are called ``batch``,
-    ``height`` and ``width``; an ``.xml`` file has the layout NCHW.
+    litert-torch, run in LiteRT; ``.mlpackage``, of a fixed size, by coremltools, run in CoreML on macOS, and elsewhere only read
+    back, with its inputs, outputs and convolutions checked. The graph of an ONNX file holds standard operators only. No file is
+    left if the outputs differ. Dynamic axes of images are called ``batch``, ``height`` and ``width``; an ``.xml`` file has the
+    layout NCHW.
 
     Args:
         model: a network in eval mode, in its training form or from ``reparameterize``.
@@ -130,7 +136,9 @@ def export(
             failure = refusal
         else:
             errors, reason = (error.absolute, error.relative), str(failure or "")
-            return ExportReport(path, runtime.ending[1:], name, *errors, reason, layouts_of(model), choice)
+            return ExportReport(
+                path, runtime.ending[1:], name, *errors, reason, layouts_of(model), choice, runtime.unrunnable()
+            )
     raise ExportError(f"{failure}; nothing was written{_advice(_dtypes(model, inputs))}") from failure
 
 
@@ -192,6 +200,9 @@ def _write(
     program = capture(model, inputs, axes)
     with written_whole(path) as temporary:
         runtime.write(program, temporary, opset_version, labels)
+        if runtime.unrunnable():
+            runtime.check(temporary, program)
+            return Difference(math.nan, math.nan)
         errors = _compared(runtime, temporary, trials, expected, allowed)
     return Difference(max(error.absolute for error in errors), max(error.relative for error in errors))
 

@@ -153,7 +153,7 @@ class LayoutTimer:
             RUNTIMES[self.runtime].require_writer()
         except ExportError as error:
             return str(error)
-        return ""
+        return RUNTIMES[self.runtime].unrunnable()
 
     def _times(self, candidates: Mapping[str, DeployedOperator], x: Tensor) -> dict[str, float]:
         """Seconds by layout: the shortest sample, because other processes can only add time."""

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from xvolution.conversion.modules import call
 from xvolution.conversion.outputs import tensors_in
-from xvolution.deploy.export import ExportError, ExportReport, export
+from xvolution.deploy.export import ExportReport, export
 from xvolution.deploy.latency import measure_latency
 from xvolution.deploy.quantize import quantize
 from xvolution.deploy.runtimes import RUNTIMES, LoadedFile, runtime_for
@@ -123,13 +123,8 @@ class ShippingTable:
 
 def absent_runtimes(names: Iterable[str]) -> dict[str, str]:
     """Those of these runtimes that are not installed, with the command that installs each."""
-    absent = {}
-    for name in names:
-        try:
-            RUNTIMES[name].require_writer()
-        except ExportError:
-            absent[name] = f'pip install "xvolution[{RUNTIMES[name].extra}]"'
-    return absent
+    absent = [RUNTIMES[name] for name in names if not RUNTIMES[name].is_installed()]
+    return {runtime.name: f'pip install "xvolution[{runtime.extra}]"' for runtime in absent}
 
 
 def compare_file(

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from xvolution.deploy.runtimes import RUNTIMES, ExportError, LoadedFile, Runtime
+from xvolution.deploy.runtimes import ExportError, LoadedFile, Runtime
+from xvolution.deploy.runtimes.base import find_runtime
 from xvolution.training.errors import InputError
 from xvolution.training.metadata import HEADER, SKIP_CHECKSUM, read_description
 
 
 def runtime_that_runs(path: str | os.PathLike[str]) -> Runtime[LoadedFile] | None:
     """The runtime of an exported file, by its ending; None for a weights file."""
-    return next((runtime for runtime in RUNTIMES.values() if Path(path).name.endswith(runtime.ending)), None)
+    return find_runtime(path)
 
 
 def read_exported_header(path: str | os.PathLike[str], runtime: Runtime[LoadedFile]) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def deploy_to(
         rounds: number of times each latency is measured.
 
     Returns:
-        The table. For a runtime that cannot run the network, ``refused`` has the reason; the others have files.
+        The table. For a runtime that does not run on this machine, or that cannot run the network, ``refused`` has the
+        reason; the others have files.
 
     Raises:
         InputError: the checkpoint holds no classifier in training form, there is no such runtime, or an option cannot be used.
@@ -95,6 +96,10 @@ def deploy_to(
     refused: dict[str, str] = {}
     for runtime in asked:
         if runtime.name in absent:
+            continue
+        unrunnable = runtime.unrunnable()
+        if unrunnable:
+            refused[runtime.name] = unrunnable
             continue
         path = stem.with_name(f"{stem.name}{runtime.ending}")
         with _noted(refused, runtime.name):

@@ -4,6 +4,7 @@ To add one: a subclass of ``Runtime`` in a file of its own, decorated with ``reg
 """
 
 from xvolution.deploy.runtimes.base import RUNTIMES, ExportError, LoadedFile, Runtime, register, runtime_for
+from xvolution.deploy.runtimes.coreml_runtime import CoreMl
 from xvolution.deploy.runtimes.executorch_runtime import ExecuTorch
 from xvolution.deploy.runtimes.labels import Labels
 from xvolution.deploy.runtimes.litert_runtime import LiteRt
@@ -16,6 +17,7 @@ from xvolution.deploy.runtimes.torch_export import TorchExport
 
 __all__ = [
     "RUNTIMES",
+    "CoreMl",
     "ExecuTorch",
     "ExportError",
     "Labels",

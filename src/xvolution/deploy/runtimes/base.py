@@ -77,6 +77,8 @@ class Runtime(ABC, Generic[FileT_co]):
         packages: import names of the packages that run its files.
         writer_packages: further packages that write them.
         extra: extra of xvolution that installs them.
+        folders: whether its files are folders, which users handle as one file.
+        checked_unrun: whether files are also written on machines that cannot run them, and checked by being read back.
         batched: whether a call takes a batch; otherwise files are written for one image and get one image at a time.
         computes_in: dtype of a network -> dtype in which the runtime computes it; other dtypes are refused.
     """
@@ -87,6 +89,8 @@ class Runtime(ABC, Generic[FileT_co]):
     packages: ClassVar[tuple[str, ...]]
     writer_packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
+    folders: ClassVar[bool] = False
+    checked_unrun: ClassVar[bool] = False
     batched: ClassVar[bool] = True
     computes_in: ClassVar[Mapping[torch.dtype, torch.dtype]]
 
@@ -165,29 +169,56 @@ class Runtime(ABC, Generic[FileT_co]):
         Raises:
             ValueError: ``threads`` is below 1.
             FileNotFoundError: there is no such file.
-            ExportError: a missing package, or a file that the runtime does not take.
+            ExportError: a missing package, a machine that cannot run it, or a file that the runtime does not take.
         """
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; give at least 1, or None for the runtime's default")
         self._require_file(path)
+        self._require_runnable()
         with one_sentence(f"{self.title} cannot open {Path(path).name}"):
             return self._load(Path(path), threads, input_shapes)
+
+    def unrunnable(self) -> str:
+        """Why this machine cannot run its files, where their packages are installed; empty where it can."""
+        return ""
+
+    def check(self, path: str | os.PathLike[str], program: ExportedProgram) -> None:
+        """Read back a file that this machine cannot run, and compare its parts with those of the network.
+
+        Raises:
+            ExportError: something is missing or too much, or the runtime cannot be checked in this way.
+        """
+        if not self.checked_unrun:
+            self._require_runnable()
+        with one_sentence(f"{Path(path).name} is not the network that was captured"):
+            self._check(Path(path), program)
 
     def files_of(self, path: Path) -> tuple[Path, ...]:
         """A file of this runtime, and possible weight files beside it."""
         return (path,)
 
     def require_writer(self) -> None:
-        """Raise ``ExportError`` with the packages to install unless files can be written and run here."""
+        """Raise ``ExportError`` with what is missing unless files can be written here, and run or read back to check them."""
         self._require("exporting to", (*self.writer_packages, *self.packages))
+        if not self.checked_unrun:
+            self._require_runnable()
+
+    def _require_runnable(self) -> None:
+        reason = self.unrunnable()
+        if reason:
+            raise ExportError(f"{self.title} cannot run here: {reason}")
 
     def _require_file(self, path: str | os.PathLike[str]) -> None:
-        if not Path(path).is_file():
+        if not (Path(path).is_file() or (self.folders and Path(path).is_dir())):
             raise FileNotFoundError(f"there is no file {path}")
         self._require("opening", self.packages)
 
+    def is_installed(self) -> bool:
+        """Whether the packages that write and run its files are here."""
+        return not _missing((*self.writer_packages, *self.packages))
+
     def _require(self, what: str, packages: tuple[str, ...]) -> None:
-        missing = [package for package in packages if find_spec(package) is None]
+        missing = _missing(packages)
         if missing:
             raise ExportError(f"{what} {self.ending} needs {', '.join(missing)}; install xvolution[{self.extra}]")
 
@@ -200,6 +231,9 @@ class Runtime(ABC, Generic[FileT_co]):
 
     @abstractmethod
     def _load(self, path: Path, threads: int | None, input_shapes: Sequence[Sequence[int]] | None) -> FileT_co: ...
+
+    def _check(self, path: Path, program: ExportedProgram) -> None:
+        """See `check`; here nothing can be read back."""
 
     def _label(self, path: Path, labels: Labels) -> None:
         """See `label`; these files can store neither names nor properties."""
@@ -231,18 +265,29 @@ def register(runtime_class: RuntimeClass) -> RuntimeClass:
     return runtime_class
 
 
+def find_runtime(path: str | os.PathLike[str]) -> Runtime[LoadedFile] | None:
+    """The runtime that the ending of a file's name stands for, the longest where several fit; None where none does."""
+    name = Path(path).name
+    fitting = [runtime for runtime in RUNTIMES.values() if name.endswith(runtime.ending)]
+    return max(fitting, key=lambda runtime: len(runtime.ending), default=None)
+
+
 def runtime_for(path: str | os.PathLike[str]) -> Runtime[LoadedFile]:
-    """The runtime for the ending of a file's name.
+    """`find_runtime`, with a sentence where there is none.
 
     Raises:
         ValueError: no runtime has such an ending.
     """
     name = Path(path).name
-    for runtime in RUNTIMES.values():
-        if name.endswith(runtime.ending):
-            return runtime
+    runtime = find_runtime(path)
+    if runtime is not None:
+        return runtime
     endings = sorted(runtime.ending for runtime in RUNTIMES.values())
     raise ValueError(f"cannot export to {name!r}; the name must end in {', '.join(endings)}")
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    return [package for package in packages if find_spec(package) is None]
 
 
 @contextmanager

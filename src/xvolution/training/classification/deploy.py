@@ -41,7 +41,11 @@ class ClassifierDeployment(DeployResult[float]):
 
     def notes(self) -> list[str]:
         fixed = [report for report in self.reports if not self.fixed_size and report.dynamic != _OPEN]
-        return [f"{each.path} takes images of the example's size only: {each.reason}" for each in fixed]
+        unseen = [report for report in self.reports if report.not_run]
+        return [
+            *(f"{each.path} takes images of the example's size only: {each.reason}" for each in fixed),
+            *(f"{each.path} was read back and checked, and not run: {each.not_run}" for each in unseen),
+        ]
 
     def export(self, form: DeployedForm[float], path: Path) -> ExportReport:
         return export(
