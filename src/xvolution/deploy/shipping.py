@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from xvolution.conversion.modules import call
 from xvolution.conversion.outputs import tensors_in
+from xvolution.copying import copied
 from xvolution.deploy.export import ExportReport, export
 from xvolution.deploy.latency import measure_latency
 from xvolution.deploy.quantize import quantize
@@ -159,7 +160,7 @@ def compare_file(
     fixed = None if report.dynamic != "none" else example.shape[0]
     agreement = None if predictions is None else _agreement(runtime.load(report.path), batches, predictions, fixed)
     with tempfile.TemporaryDirectory() as folder:
-        beside = Path(folder) / f"plain{runtime.ending}"
+        plain, beside = _alive(plain), Path(folder) / f"plain{runtime.ending}"
         if calibration:
             quantize(plain, beside, calibration)
         else:
@@ -189,6 +190,16 @@ def compare_file(
 def predicted(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     """The class that a network in eval mode gives each image: (images,) int64."""
     return torch.cat([tensors_in(call(model, (batch,)))[0].argmax(1) for batch in batches])
+
+
+def _alive(plain: nn.Module) -> nn.Module:
+    """The network with scales of 1 where they are all 0, as many begin: converters leave out what a scale of 0 ends."""
+    plain = copied(plain)
+    with torch.no_grad():
+        for name, scale in plain.named_parameters():
+            if name.endswith("weight") and scale.dim() == 1 and not scale.any():
+                scale.fill_(1)
+    return plain
 
 
 def _agreement(run: LoadedFile, batches: Sequence[Tensor], predictions: Tensor, fixed: int | None) -> float:
