@@ -12,7 +12,8 @@ pytest.importorskip("torchvision")
 from tests.test_detection_models import PARTS, VERSIONS, images, small_detector
 from xvolution import ExportError, ReparameterizationError, layouts_of, reparameterize, unfolded_of
 from xvolution.conversion.summary import record_of
-from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxSession
+from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime
+from xvolution.deploy.runtimes.onnx_sessions import OnnxSession
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.models.detect_export import export_detector
 from xvolution.models.detect_match import match_detections

@@ -117,7 +117,7 @@ def test_nothing_stays_when_the_file_computes_something_else(tmp_path, monkeypat
             "model.h5",
             torch.zeros(1, 3, 8, 8),
             ValueError,
-            "must end in .mlpackage, .mnn, .ncnn.param, .onnx, .pt2, .pte, .tflite, .xml",
+            "must end in .mlpackage, .mnn, .ncnn.param, .onnx, .pt2, .pte, .tensorrt.onnx, .tflite, .xml",
         ),
         ("model.onnx", {"x": torch.zeros(1, 3, 8, 8)}, ValueError, "a tensor or a tuple of tensors"),
         ("model.onnx", (), ValueError, "a tensor or a tuple of tensors"),

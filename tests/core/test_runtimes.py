@@ -15,7 +15,7 @@ from xvolution.deploy.runtimes import RUNTIMES, Labels, LoadedFile, OnnxRuntime,
 from xvolution.deploy.runtimes.onnx_files import write_labels
 
 #: The runtimes that are registered; those whose packages are missing are skipped.
-WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch", "litert", "coreml"]
+WRITTEN = ["onnxruntime", "openvino", "torch_export", "ncnn", "mnn", "executorch", "litert", "coreml", "tensorrt"]
 
 
 def installed(name):
@@ -85,7 +85,9 @@ def test_a_runtime_is_its_class_and_its_registration(tmp_path, toy, network, x):
     with pytest.raises(ExportError, match="Toy cannot run float16"):
         export(network.half(), tmp_path / "half.toy", x.half())
     with pytest.raises(
-        ValueError, match=r"must end in \.mlpackage, \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.tflite, \.toy, \.xml"
+        ValueError,
+        match=r"must end in \.mlpackage, \.mnn, \.ncnn\.param, \.onnx, \.pt2, \.pte, \.tensorrt\.onnx, \.tflite, "
+        r"\.toy, \.xml",
     ):
         export(network, tmp_path / "model.h5", x)
 

@@ -181,3 +181,19 @@ def test_a_read_only_disk_is_not_called_full(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
     with pytest.raises(RunError, match="the disk is read-only; give another folder"):
         write_text(tmp_path / "out.json", "text")
+
+
+def test_a_folder_that_is_one_file_is_written_whole_and_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model.mlpackage"
+    for content in ("first", "second"):
+        with files.written_whole(target) as temporary:
+            (temporary / "Data").mkdir(parents=True)
+            (temporary / "Data" / content).write_text(content)
+        assert [file.name for file in target.rglob("*") if file.is_file()] == [content]
+    with pytest.raises(FileNotFoundError), files.written_whole(target) as temporary:
+        (temporary / "Data").mkdir()
+    assert (target / "Data" / "second").read_text() == "second"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.mlpackage"]
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(IsADirectoryError), files.written_whole(tmp_path / "model.onnx"):
+        pass

@@ -28,7 +28,7 @@ def test_files_of_several_runtimes_and_their_table(
     table = json.loads((tmp_path / "table.json").read_text())
     assert [file["path"] for file in table["files"]] == [str(tmp_path / f"shipped{end}") for end in (".onnx", ".pt2")]
     assert all(file["agreement"] == 1 and file["max_difference"] < 1e-3 for file in table["files"])
-    assert (table["images"], table["threads"], table["refused"]) == (20, 1, {})
+    assert (table["images"], table["threads"], set(table["refused"])) == (20, 1, {"tensorrt"})
     assert set(table["absent"]) == {"coreml", "executorch", "litert", "mnn", "ncnn", "openvino"}
     assert 'OpenVINO: not installed; pip install "xvolution[export]"' in said
     assert evaluate(tmp_path / "shipped.onnx", limit_batches=1).top1 == evaluate(trained.weights, limit_batches=1).top1
@@ -81,7 +81,8 @@ def test_a_runtime_that_refuses_leaves_the_others(
 def test_what_cannot_be_asked_for(trained: TrainResult, tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"--to is h5; allowed are all, coreml, executorch, litert, mnn, ncnn, onnxruntime, openvino, torch_export",
+        match=r"--to is h5; allowed are all, coreml, executorch, litert, mnn, ncnn, onnxruntime, openvino, tensorrt, "
+        "torch_export",
     ):
         deploy_to(trained.weights, ["h5"])
     with pytest.raises(InputError, match=r"--rounds is 0; it must be at least 1"):

@@ -34,7 +34,7 @@ class ExportReport:
     Attributes:
         path: the file.
         format: its ending without the first dot: ``"onnx"``, ``"pt2"``, ``"xml"``, ``"ncnn.param"``, ``"mnn"``,
-            ``"pte"``, ``"tflite"`` or ``"mlpackage"``.
+            ``"pte"``, ``"tflite"``, ``"mlpackage"`` or ``"tensorrt.onnx"``.
         dynamic: the dynamic axes: ``"batch and image size"``, ``"batch"`` or ``"none"``.
         max_difference: largest absolute difference of any output, over all tested shapes.
         relative_error: the same relative to the largest magnitude of the output.
@@ -81,13 +81,13 @@ def export(
 
     A model in its training form is re-parameterized first, each operator in the layout that is fastest in that runtime.
 
-    ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.pt2`` through ``torch.export``; ``.xml`` (and the
-    ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param`` (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn,
-    one image at a time; ``.mnn`` by MNN's converter, run in MNN; ``.pte``, of a fixed size, by ExecuTorch; ``.tflite`` by
-    litert-torch, run in LiteRT; ``.mlpackage``, of a fixed size, by coremltools, run in CoreML on macOS, and elsewhere only read
-    back, with its inputs, outputs and convolutions checked. The graph of an ONNX file holds standard operators only. No file is
-    left if the outputs differ. Dynamic axes of images are called ``batch``, ``height`` and ``width``; an ``.xml`` file has the
-    layout NCHW.
+    ``.onnx`` through torch's dynamo exporter and run in ONNX Runtime; ``.tensorrt.onnx`` likewise, run in TensorRT on an NVIDIA
+    GPU; ``.pt2`` through ``torch.export``; ``.xml`` (and the ``.bin`` beside it) by OpenVINO, run there in fp32; ``.ncnn.param``
+    (and the ``.ncnn.bin`` beside it) by pnnx and run in ncnn, one image at a time; ``.mnn`` by MNN's converter, run in MNN;
+    ``.pte``, of a fixed size, by ExecuTorch; ``.tflite`` by litert-torch, run in LiteRT; ``.mlpackage``, of a fixed size, by
+    coremltools, run in CoreML on macOS, and elsewhere only read back, with its inputs, outputs and convolutions checked. The
+    graph of an ONNX file holds standard operators only. No file is left if the outputs differ. Dynamic axes of images are called
+    ``batch``, ``height`` and ``width``; an ``.xml`` file has the layout NCHW.
 
     Args:
         model: a network in eval mode, in its training form or from ``reparameterize``.

@@ -16,6 +16,7 @@ from xvolution.deploy.export import ExportError, export
 from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of
 from xvolution.deploy.runtimes import RUNTIMES, Labels, LoadedFile, OnnxReader
+from xvolution.deploy.runtimes.base import find_runtime
 from xvolution.deploy.runtimes.onnx_files import write_traced
 from xvolution.files import written_whole
 from xvolution.models.detect_deploy import deploy_detector
@@ -129,11 +130,12 @@ def _runtime(path: Path) -> OnnxReader[LoadedFile]:
     """By the path's ending; detectors are traced to ONNX, so it must be one that takes ONNX."""
     onnx_readers = [runtime for runtime in RUNTIMES.values() if isinstance(runtime, OnnxReader)]
     readers = {runtime.ending: runtime for runtime in onnx_readers if runtime.takes_detectors}
-    if path.suffix not in readers:
+    runtime = find_runtime(path)
+    if runtime is None or runtime.ending not in readers:
         raise ValueError(
             f"cannot export a detector to {path.name!r}; the name must end in {' or '.join(sorted(readers))}"
         )
-    return readers[path.suffix]
+    return readers[runtime.ending]
 
 
 def _export_whole(

@@ -135,9 +135,9 @@ def deploy(
 
     Args:
         checkpoint: a .ckpt or .safetensors file in training form.
-        outputs: files; .safetensors holds the deployed form's weights; .onnx, .xml and, of a classifier, .pt2,
-            .ncnn.param, .mnn, .pte and .tflite are exports that have been run and compared; .mlpackage is run on macOS alone, and
-            read back elsewhere.
+        outputs: files; .safetensors holds the deployed form's weights; .onnx, .xml and, of a classifier, .pt2, .ncnn.param,
+            .mnn, .pte, .tflite and .tensorrt.onnx are exports that have been run and compared; .mlpackage is run on macOS
+            alone, and read back elsewhere.
         layout: auto, which times each distinct operator in the runtime of each output (.safetensors: torch) and may choose
             other layouts for other outputs; or one that every operator has, such as single or split; or one for each by name.
         fold_norms: also fold the other pairs of convolution and norm.

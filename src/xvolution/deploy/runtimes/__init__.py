@@ -13,6 +13,7 @@ from xvolution.deploy.runtimes.ncnn_runtime import Ncnn
 from xvolution.deploy.runtimes.onnx_files import OnnxReader
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime
 from xvolution.deploy.runtimes.openvino_runtime import OpenVino
+from xvolution.deploy.runtimes.tensorrt_runtime import TensorRt
 from xvolution.deploy.runtimes.torch_export import TorchExport
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "OnnxRuntime",
     "OpenVino",
     "Runtime",
+    "TensorRt",
     "TorchExport",
     "register",
     "runtime_for",

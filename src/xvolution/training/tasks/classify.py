@@ -51,7 +51,18 @@ class Classify(Task[TrainConfig, "ClassifierMetadata"]):
             Option("pictures_on_page", int, "number of pictures on the page; 100 by default."),
         ),
     }
-    endings = (".safetensors", ".onnx", ".pt2", ".xml", ".ncnn.param", ".mnn", ".pte", ".tflite", ".mlpackage")
+    endings = (
+        ".safetensors",
+        ".onnx",
+        ".pt2",
+        ".xml",
+        ".ncnn.param",
+        ".mnn",
+        ".pte",
+        ".tflite",
+        ".mlpackage",
+        ".tensorrt.onnx",
+    )
     evaluation_batch = 64
 
     def defaults(self) -> TrainConfig:
