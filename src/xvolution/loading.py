@@ -25,7 +25,7 @@ def load(
     plain tensors, and a ``.pt2`` file that could run other code is refused.
 
     Args:
-        path: a .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2 file.
+            path: a .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or .mlpackage file.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one. Exported files run on the CPU.
         max_pixels: largest number of pixels in a picture; Pillow's own limit if None.
         checksum: check the file against the checksum stored in it, if it has one.

@@ -45,7 +45,7 @@ def load_model(
     """Build the network that a file describes, in its training or its deployed form, in eval mode, with the file's weights.
 
     Args:
-        path: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
+        path: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or .mlpackage.
         device: where to put the network; exported files run on the CPU.
         checksum: check the file against the checksum stored in it, if it has one.
 
@@ -75,9 +75,10 @@ def evaluate(
     """Evaluate a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
 
     Args:
-        checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
+            checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or
+        .mlpackage.
         data: as in training; by default the data that the network was trained on.
-        split: train, val or test.
+            split: train, val or test.
         holdout: hold out this fraction of the training part as ``val``, or a fold such as ``2/5``, as in training.
         seed: seed that chooses the held-out images.
         batch_size: images in a batch; by default 64, of a detector 1.
@@ -193,7 +194,7 @@ def predict(
     """Run a network on picture files: return the most probable classes of each, or draw the objects on it.
 
     Args:
-        checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2.
+        checkpoint: .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or .mlpackage.
         pictures: files, folders (with the folders in them), or patterns such as ``*.jpg``.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one. Exported files run on the CPU.
         batch_size: number of pictures in a batch, for classifiers.

@@ -16,7 +16,7 @@ from xvolution.training.flags.shared import DEVICE, add_checksum, add_judging, a
 from xvolution.training.flags.task import add_task_options
 from xvolution.training.tasks import TASKS, Task
 
-_ANY_FORM = "a .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2 file."
+_ANY_FORM = "a .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or .mlpackage file."
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:

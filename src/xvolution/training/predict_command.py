@@ -17,7 +17,7 @@ def predict_command(arguments: Sequence[str]) -> None:
         "Print the most probable classes of pictures, or detect the objects on them. Detections are drawn on the pictures\n"
         "and written in COCO's format.",
     )
-    model = "a .ckpt, .safetensors (training or deployed form), .onnx, .xml or .pt2 file."
+    model = "a .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or .mlpackage file."
     parser.add_argument("model", type=str, metavar="MODEL", help=model)
     pictures = "picture files, folders of them, or patterns such as '*.jpg'."
     parser.add_argument("pictures", nargs="+", type=str, help=pictures)

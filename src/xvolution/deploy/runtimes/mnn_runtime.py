@@ -50,7 +50,6 @@ class Mnn(OnnxReader[MnnModule]):
     writer_packages = ("onnx", "onnxscript")
     extra = "mnn"
     takes_detectors = False
-    takes_int8 = False
     computes_in: ClassVar = {torch.float32: torch.float32}
 
     def version(self) -> str:

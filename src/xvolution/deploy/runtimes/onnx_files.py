@@ -38,7 +38,7 @@ class OnnxReader(Runtime[FileT_co]):
     """
 
     takes_detectors: ClassVar[bool] = True
-    takes_int8: ClassVar[bool] = True
+    takes_int8: ClassVar[bool] = False
 
     def write_from(self, write_onnx: OnnxWriter, path: str | os.PathLike[str]) -> None:
         """Write a network from an ONNX file that the caller writes.

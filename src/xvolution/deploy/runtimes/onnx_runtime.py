@@ -18,6 +18,7 @@ class OnnxRuntime(SessionRuntime):
 
     name = "onnxruntime"
     title = "ONNX Runtime"
+    takes_int8 = True
     ending = ".onnx"
     computes_in: ClassVar = {dtype: dtype for dtype in (torch.float32, torch.float16, torch.float64)}
 

@@ -45,6 +45,7 @@ class OpenVino(OnnxReader[CompiledFile]):
 
     name = "openvino"
     title = "OpenVINO"
+    takes_int8 = True
     ending = ".xml"
     packages = ("openvino",)
     writer_packages = ("onnx", "onnxscript")
