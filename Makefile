@@ -5,6 +5,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?= -n 2
 FUZZ_ARGS ?= --cases 200000 --processes 2
 COVERAGE_ARGS ?=
+NOTEBOOKS_ARGS ?=
 INTEGRATIONS_VENV ?= .venv-integrations
 INTEGRATIONS_ARGS ?=
 # The libraries of docs/integrations that no extra brings, in the versions that the tests were run with.
@@ -16,7 +17,7 @@ PYTHON_VERSION := $(shell $(PYTHON) -c '$(VERSION)' 2>/dev/null)
 # The stamp carries the Python version: another PYTHON makes a new environment, a changed pyproject.toml a new install.
 INSTALLED := $(VENV)/.installed-$(PYTHON_VERSION)
 
-.PHONY: all install demo test test-integrations fuzz lint flags docs coverage bench clean
+.PHONY: all install demo test test-integrations notebooks fuzz lint flags docs dist coverage bench clean
 
 all: lint test docs demo
 
@@ -46,6 +47,10 @@ $(INTEGRATIONS_VENV)/.installed: pyproject.toml Makefile
 	$(INTEGRATIONS_VENV)/bin/python -m pip install --disable-pip-version-check --quiet -e ".[dev,ultralytics,hub]" $(LIBRARIES)
 	@touch $@
 
+# Runs the notebooks of the documentation; with NOTEBOOKS_ARGS=--inplace their outputs are stored anew.
+notebooks: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/jupyter execute --timeout=600 $(NOTEBOOKS_ARGS) docs/notebooks/*.ipynb
+
 # Random operators against their deployed forms. Stopped and started again, it goes on where it was; figures are in fuzz.jsonl.
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.fuzz --output fuzz.jsonl $(FUZZ_ARGS)
@@ -55,6 +60,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs src
 
 # What the parsers know of the operators and benches without importing them.
 flags: $(INSTALLED)
@@ -64,6 +70,12 @@ flags: $(INSTALLED)
 # The pages of the results are made on the way, by benchmarks/pages.py.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The wheel and the source archive, as they would be published.
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 # Hours: every architecture of timm and torchvision. Stopped and started again, it goes on where it was.
 coverage: $(INSTALLED)
