@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -66,3 +67,16 @@ def test_package_files_are_there():
     package = files("xvolution")
     assert package.joinpath("py.typed").is_file()
     assert package.joinpath("demo", "page.html.jinja").is_file()
+
+
+def test_what_messages_and_pages_tell_to_install_can_be_installed():
+    extras = set(importlib.metadata.metadata("xvolution").get_all("Provides-Extra"))
+    root = Path(__file__).parents[1]
+    texts = [*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "src").rglob("*.py")]
+    named = {
+        extra.strip()
+        for path in texts
+        for listed in re.findall(r"xvolution\[([a-z, ]+)\]", path.read_text(encoding="utf-8"))
+        for extra in listed.split(",")
+    }
+    assert {"train", "export", "all"} <= named <= extras
