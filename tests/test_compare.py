@@ -153,7 +153,9 @@ def test_folds_judge_every_image_once_by_a_network_that_did_not_see_it(
     assert "conv seed 0: fold 3/3, epoch 1/1" in said
     assert "2 trainings: 2 variants x 1 seeds, each of 3 folds, in this order" in run.dry_run(config)
     assert (found.figures["folds"], found.figures["images"]) == (3, 1797)
-    assert "each once, by that of 3 networks which did not learn from it" in found.page.read_text(encoding="utf-8")
+    assert "each image once, by that of 3 networks which was not trained on it" in found.page.read_text(
+        encoding="utf-8"
+    )
     for cell in cells(config):
         with np.load(cell.folder / "correct.npz") as file:
             index, correct = file["index"], file["correct"]
@@ -171,7 +173,7 @@ def test_folds_judge_every_image_once_by_a_network_that_did_not_see_it(
         assert [each.holdout for each in cell.trainings] == ["1/3", "2/3", "3/3"]
     compare(config)
     assert len(inline) == 2
-    with pytest.raises(InputError, match=r"comparison by another recipe \(folds was 3, is null\)"):
+    with pytest.raises(InputError, match=r"comparison with another recipe \(folds was 3, is null\)"):
         compare(configured(tmp_path, seeds=(0,)))
 
 
@@ -363,7 +365,7 @@ def test_variants_are_compared_with_each_other_too(tmp_path: Path) -> None:
     page.feed(render(figures))
     text = " ".join(" ".join(page.shown).split())
     assert "row minus column xvolution control −5.00" in text
-    assert "−0.2000 (−0.2000 to −0.2000)" in text
+    assert "−0.2000 −0.2000 to −0.2000" in text
 
 
 def test_attention_that_has_hardly_begun_to_speak_is_said_of_its_variant(tmp_path: Path) -> None:

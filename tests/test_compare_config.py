@@ -237,7 +237,7 @@ def test_every_recipe_that_is_shipped_can_be_compared(
     flags = ["--config", str(recipe), *data, *small, "--output", str(tmp_path / "out"), "--dry-run"]
     assert main(["compare", *flags]) == 0
     printed, said = capsys.readouterr()
-    assert printed.startswith("2 cells: 2 variants x 1 seeds")
+    assert printed.startswith("2 trainings: 2 variants x 1 seeds")
     for cell in printed.splitlines()[2::2]:
         config = parse_run(shlex.split(cell)[2:])
         assert (config.lr, config.epochs, config.devices) == (settings["lr"], settings["epochs"], "auto")

@@ -226,7 +226,7 @@ def test_descriptions_that_mean_nothing(values: dict, message: str) -> None:
     ("values", "message"),
     [
         ({"backbone": "resnet19"}, "no backbone called 'resnet19'"),
-        ({"backbone": "vit_tiny_patch16_224"}, "pyramid"),
+        ({"backbone": "vit_tiny_patch16_224"}, "has features of strides"),
         ({"trainable_layers": 6}, "trainable_layers is 6"),
         ({"kwargs": {"speed": 3}}, "speed"),
         ({"conversion": {**STAGE, "where": {"stages": [7]}}, "parts": ("backbone",)}, "4 stages"),

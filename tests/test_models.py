@@ -76,7 +76,7 @@ def test_the_small_image_stem_keeps_the_resolution() -> None:
     [
         (ModelSpec("resnet1850", 10), "timm knows no model"),
         (ModelSpec("resnet18", 10, kwargs={"depth": 3}), "cannot build"),
-        (ModelSpec("vgg11", 10, small_images=True), "none"),
+        (ModelSpec("vgg11", 10, small_images=True), "VGG does not have"),
         (ModelSpec("xvolution_resnet18", 10), "the plain one is called resnet18"),
         (ModelSpec("resnet18", 10, conversion=in_stages(9)), "cannot be converted"),
     ],

@@ -1,4 +1,4 @@
-"""Write the tables of `docs/results.md` and of `README.md` anew: ``python -m benchmarks.results_page``."""
+"""Write the tables of `docs/results.md`, `docs/runtimes.md` and `README.md` anew: ``python -m benchmarks.results_page``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.results_page.rows import RUNTIMES, Cost, Gain, Trial, costs, gains, trials
+from benchmarks.results_page.rows import RUNTIMES, Cost, Gain, Shipped, Trial, costs, gains, shipped, trials
 from xvolution.bench.tables import table
 from xvolution.training.files import write_text
 
 #: The pages whose tables are written.
-PAGES = (Path("docs/results.md"), Path("README.md"))
+PAGES = (Path("docs/results.md"), Path("docs/runtimes.md"), Path("README.md"))
 
 
 def tables(results: Path) -> dict[str, str]:
@@ -22,6 +22,7 @@ def tables(results: Path) -> dict[str, str]:
         "readme": short_table(list(gains(results))[:3] + list(gains(results))[4:5]),
         "costs": cost_table(list(costs(results))),
         "trials": trial_table(list(trials(results))),
+        "shipped": shipped_table(list(shipped(results))),
     }
 
 
@@ -70,6 +71,24 @@ def trial_table(rows: list[Trial]) -> str:
         for row in rows
     ]
     return table(("network and data", "figure", "plain", "X-volution", "difference", "record"), lines)
+
+
+def shipped_table(rows: list[Shipped]) -> str:
+    """The files of trained networks in each runtime."""
+    header = ("network", "runtime", "", "MB", "layouts", "same prediction", "ms", "plain, ms", "ratio", "record")
+    lines, before = [], ""
+    for row in rows:
+        network, before = ("" if row.network == before else row.network), row.network
+        figures = (
+            f"{row.agreement:.1%}",
+            f"{row.milliseconds:.2f}",
+            f"{row.plain_milliseconds:.2f}",
+            f"{row.ratio:.2f}",
+        )
+        lines.append(
+            (network, row.runtime, row.precision, f"{row.megabytes:.1f}", row.layouts, *figures, _link(row.record))
+        )
+    return table(header, lines)
 
 
 def _link(record: str) -> str:

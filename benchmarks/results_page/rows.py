@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xvolution.bench.networks import ALL, SQUEEZE_EXCITATION
+from xvolution.deploy.runtimes import RUNTIMES as DEPLOYED_IN
 
 #: Recipe, record, and the rows that are shown of it: what they are called here, and what they are called there.
 COMPARISONS = (
@@ -162,3 +163,51 @@ def trials(results: Path) -> Iterator[Trial]:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One file of a trained network, in its runtime.
+
+    Attributes:
+        network: of the record.
+        runtime: its title and version.
+        precision: ``fp32`` or ``int8``.
+        megabytes: size of the file and of the weights beside it.
+        layouts: of its operators, with their number.
+        agreement: fraction of the validation images with the prediction of the trained network.
+        milliseconds, plain_milliseconds: median of one call, and of the plain network in the same runtime and precision.
+        ratio: median over the rounds of the one by the other.
+        record: path under ``results``.
+    """
+
+    network: str
+    runtime: str
+    precision: str
+    megabytes: float
+    layouts: str
+    agreement: float
+    milliseconds: float
+    plain_milliseconds: float
+    ratio: float
+    record: str
+
+
+def shipped(results: Path) -> Iterator[Shipped]:
+    """The files of ``results/shipping``, network by network."""
+    for path in sorted((results / "shipping").glob("*.json")):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        name = stored["network"]["model"]["name"].removeprefix("xvolution_")
+        for file in stored["table"]["files"]:
+            yield Shipped(
+                network=NETWORKS.get(name, name),
+                runtime=f"{DEPLOYED_IN[file['runtime']].title} {file['version'].partition('-')[0].partition('+')[0]}",
+                precision=file["precision"],
+                megabytes=file["bytes"] / 1e6,
+                layouts=", ".join(f"{layout} ({count})" for layout, count in file["layouts"].items()),
+                agreement=file["agreement"],
+                milliseconds=1e3 * file["seconds"],
+                plain_milliseconds=1e3 * file["plain_seconds"],
+                ratio=file["ratio"],
+                record=path.relative_to(results).as_posix(),
+            )

@@ -75,7 +75,7 @@ def test_the_record_counts_and_goes_on(tmp_path, monkeypatch, capsys):
     assert set(stored["libraries"]) == {"torch"}
     page = render(stored)
     assert "| all | 2 | 1 | 4 | 0 |" in page
-    assert "| `torch/reads` | refused | ConversionError: the network computes with layer1.conv1.weight" in page
+    assert "| `torch/reads` | refused | ConversionError: the network reads layer1.conv1.weight" in page
     assert "<summary>torch (1 converted, 1 refused)</summary>" in page
     assert "<tr><td>net</td><td>4</td><td>1 the stem</td><td>0e+00</td>" in page
     monkeypatch.setattr(command, "_examined", lambda *_: pytest.fail("examined again"))

@@ -103,7 +103,7 @@ def test_the_command_takes_threads_and_says_what_it_chose(
 
 def test_what_cannot_be_deployed(trained: TrainResult, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="endings are"):
-        deploy(trained.weights, [tmp_path / "model.tflite"])
+        deploy(trained.weights, [tmp_path / "model.h5"])
     with pytest.raises(InputError, match="layout"):
         deploy(trained.weights, [tmp_path / "model.safetensors"], layout="cubic")
     deploy(trained.weights, [tmp_path / "deployed.safetensors"])

@@ -54,7 +54,7 @@ def test_it_is_compared() -> None:
     config, _ = parse_compare(["--operators", f"{NAME}:sharpness=3,window=5", "--seeds", "1", "--small-images"])
     plain, toy = cells(config)
     assert plain.variant.operator == "conv"
-    assert parse_run(toy.command[2:]) == toy.train
+    assert parse_run(toy.commands[0][2:]) == toy.train
     spec = model_spec(toy.train, 10)
     spec.kwargs.update(layers=[1, 1, 1, 1], channels=[8, 8, 8, 8])
     model = build_model(spec, example_inputs=torch.zeros(1, 3, 16, 16))

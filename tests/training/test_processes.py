@@ -128,7 +128,9 @@ with locked(Path(sys.argv[1])):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(RunError, match=rf"another process writes to .* \(process {other.pid} on .*\); wait for it"):
+        with pytest.raises(
+            RunError, match=rf"another process is writing to .* \(process {other.pid} on .*\); wait for it"
+        ):
             train(config)
         other.kill()
     assert not (config.run_dir / "config.json").exists()

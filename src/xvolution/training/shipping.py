@@ -111,7 +111,7 @@ def deploy_to(
                 with _noted(refused, f"{runtime.name} int8"):
                     path = stem.with_name(f"{stem.name}-int8{runtime.ending}")
                     if progress is not None:
-                        progress(f"writing {path}, running it, comparing what it computes")
+                        progress(f"writing {path}, running it, comparing its outputs")
                     chosen = DeploySettings(report.layouts, True, (runtime.name,), threads)
                     ranges, _ = write_quantized(trained, metadata, path, calibration, chosen, Calibration())
                     smaller = replace(report, path=path, max_difference=ranges.max_difference)
