@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -15,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from xvolution.deploy.runtimes.base import LoadedFile, Runtime, register
+from xvolution.deploy.runtimes.base import LoadedFile, Runtime, quiet, register
 
 
 class ExecutorchMethod(LoadedFile):
@@ -77,7 +73,7 @@ class ExecuTorch(Runtime[ExecutorchMethod]):
         if program.range_constraints:
             # Memory is planned when the file is written, for the largest size, and an open axis has none.
             raise ValueError("ExecuTorch plans memory for fixed sizes")
-        with _quiet():
+        with quiet():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
@@ -90,16 +86,3 @@ class ExecuTorch(Runtime[ExecutorchMethod]):
         if threads is not None:
             _set_threads(threads)
         return ExecutorchMethod(self, path, Executor.get().load_program(path))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Lowering reports on its progress by warnings, prints and loggers; what fails is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from xvolution.deploy.runtimes.base import LoadedFile, Runtime, register
+from xvolution.deploy.runtimes.base import LoadedFile, Runtime, quiet, register
 from xvolution.deploy.runtimes.labels import Labels
 
 
@@ -77,7 +73,7 @@ class LiteRt(Runtime[LiteRtInterpreter]):
                 f"opset_version is {opset_version}, which is ONNX's, and a .tflite file has none; leave it out"
             )
         arguments, _ = program.example_inputs
-        with _quiet():
+        with quiet():
             import litert_torch
 
             module = program.module()
@@ -121,16 +117,3 @@ def _open_axes(program: ExportedProgram) -> Any:
     return tuple(
         {axis: Dim.DYNAMIC for axis, size in enumerate(image.shape) if not isinstance(size, int)} for image in images
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Converting reports on its progress by warnings, prints and loggers; what fails is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
