@@ -76,7 +76,7 @@ def test_another_network_is_found_out(tmp_path, network, x, linux, monkeypatch):
     with pytest.raises(ExportError, match="its transposed convolutions are 0, and those of the network 1"):
         export(network, path, x, dynamic=False)
     monkeypatch.setattr(CoreMl, "_write", write)
-    with pytest.raises(ExportError, match="opset_version is 18, which is ONNX's"):
+    with pytest.raises(ExportError, match="opset_version is 18, but only ONNX files have one"):
         export(network, path, x, opset_version=18)
     assert not list(tmp_path.iterdir())
 

@@ -71,7 +71,7 @@ class CoreMl(Runtime[CoreMlModel]):
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
         if opset_version is not None:
             raise ValueError(
-                f"opset_version is {opset_version}, which is ONNX's, and an .mlpackage has none; leave it out"
+                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for an .mlpackage"
             )
         if program.range_constraints:
             # torch.export bounds an open batch to 2 and more, and CoreML would refuse a single image.

@@ -70,7 +70,7 @@ class LiteRt(Runtime[LiteRtInterpreter]):
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
         if opset_version is not None:
             raise ValueError(
-                f"opset_version is {opset_version}, which is ONNX's, and a .tflite file has none; leave it out"
+                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for a .tflite file"
             )
         arguments, _ = program.example_inputs
         with quiet():
