@@ -98,7 +98,7 @@ def test_the_page_is_about_mask_ap(compared: Path) -> None:
     assert "FLOPs are of one image of 64 x 64 pixels, without the heads of regions that no variant changes." in text
     assert "at batch 1, the first images of the evaluation; the time of a detector depends on the number of" in text
     assert (
-        "other images of the same kind, with average precision recomputed for each draw; the last column uses this interval"
+        "other images of the same kind, with average precision recomputed for each draw; the words rest on this interval"
         in text
     )
     assert "top-" not in text
