@@ -82,6 +82,7 @@ class Runtime(ABC, Generic[FileT_co]):
         extra: extra of xvolution that installs them.
         folders: whether its files are folders, which users handle as one file.
         checked_unrun: whether files are also written on machines that cannot run them, and checked by being read back.
+        takes_opset: whether its files are written through ONNX, so that an ONNX opset can be chosen.
         batched: whether a call takes a batch; otherwise files are written for one image and get one image at a time.
         computes_in: dtype of a network -> dtype in which the runtime computes it; other dtypes are refused.
     """
@@ -93,6 +94,7 @@ class Runtime(ABC, Generic[FileT_co]):
     writer_packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "export"
     folders: ClassVar[bool] = False
+    takes_opset: ClassVar[bool] = False
     checked_unrun: ClassVar[bool] = False
     batched: ClassVar[bool] = True
     computes_in: ClassVar[Mapping[torch.dtype, torch.dtype]]
@@ -118,6 +120,10 @@ class Runtime(ABC, Generic[FileT_co]):
         """
         self.require_writer()
         with one_sentence(f"the exporter to {self.ending} cannot write {Path(path).name}"):
+            if opset_version is not None and not self.takes_opset:
+                raise ValueError(
+                    f"opset_version is {opset_version}, but only ONNX files have one; leave it out for a {self.ending} file"
+                )
             self._write(program, Path(path), opset_version)
         if labels is not None:
             self.label(path, labels)

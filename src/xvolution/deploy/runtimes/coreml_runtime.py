@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import platform
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from xvolution.deploy.runtimes.base import LoadedFile, Runtime, register
+from xvolution.deploy.runtimes.base import LoadedFile, Runtime, quiet, register
 from xvolution.deploy.runtimes.labels import Labels
 
 #: Operators of a captured program that are a convolution, and of CoreML's.
@@ -69,10 +67,6 @@ class CoreMl(Runtime[CoreMlModel]):
         return tuple(sorted(file for file in path.rglob("*") if file.is_file()))
 
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
-        if opset_version is not None:
-            raise ValueError(
-                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for an .mlpackage"
-            )
         if program.range_constraints:
             # torch.export bounds an open batch to 2 and more, and CoreML would refuse a single image.
             raise ValueError("its open axes could not be tried without macOS")
@@ -174,16 +168,6 @@ def _require_same(what: str, found: object, wanted: object) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Converting reports on its progress by warnings, bars and loggers; what fails is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    """`quiet`, for a converter that draws bars on standard error."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -66,10 +66,6 @@ class ExecuTorch(Runtime[ExecutorchMethod]):
         return __version__
 
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
-        if opset_version is not None:
-            raise ValueError(
-                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for a .pte file"
-            )
         if program.range_constraints:
             # Memory is planned when the file is written, for the largest size, and an open axis has none.
             raise ValueError("ExecuTorch plans memory for fixed sizes")

@@ -68,10 +68,6 @@ class LiteRt(Runtime[LiteRtInterpreter]):
         return version("ai-edge-litert")
 
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
-        if opset_version is not None:
-            raise ValueError(
-                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for a .tflite file"
-            )
         arguments, _ = program.example_inputs
         with quiet():
             import litert_torch

@@ -82,10 +82,6 @@ class Ncnn(Runtime[NcnnNet]):
         return (path, _weights(path))
 
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
-        if opset_version is not None:
-            raise ValueError(
-                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for an ncnn file"
-            )
         shapes = _shapes_in(program)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

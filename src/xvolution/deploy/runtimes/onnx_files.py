@@ -37,6 +37,7 @@ class OnnxReader(Runtime[FileT_co]):
         takes_int8: whether it computes a quantized ONNX file (QDQ) in 8-bit integers.
     """
 
+    takes_opset: ClassVar[bool] = True
     takes_detectors: ClassVar[bool] = True
     takes_int8: ClassVar[bool] = False
 

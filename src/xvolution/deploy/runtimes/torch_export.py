@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from xvolution.conversion.outputs import TOLERANCE, tensors_in
 from xvolution.deploy.latency import cpu_threads
-from xvolution.deploy.runtimes.base import ExportError, LoadedFile, Runtime, register
+from xvolution.deploy.runtimes.base import LoadedFile, Runtime, register
 from xvolution.deploy.runtimes.labels import Labels
 from xvolution.deploy.runtimes.pt2_files import read_extra_files, require_plain, write_extra_files
 
@@ -56,10 +56,6 @@ class TorchExport(Runtime[LoadedProgram]):
         return torch.__version__
 
     def _write(self, program: ExportedProgram, path: Path, opset_version: int | None) -> None:
-        if opset_version is not None:
-            raise ExportError(
-                f"opset_version is {opset_version}, but only ONNX files have one; leave it out for a .pt2 file"
-            )
         # torch's archive writer ends the process where the disk is full, and never where it writes to memory.
         archive = io.BytesIO()
         torch.export.save(program, archive)
