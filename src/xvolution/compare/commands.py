@@ -49,7 +49,7 @@ def parse_compare(arguments: Sequence[str]) -> tuple[CompareConfig, bool]:
     defaults = task_called(said(arguments, "task") or str(recipe.get("task", CLASSIFY.name))).defaults()
     arguments = with_recipes(arguments, partial(_without_the_cells, defaults))
     parser = compare_parser(defaults, "--help-all" in arguments)
-    parsed = parser.parse_args(["--config", json.dumps(recipe), *arguments])
+    parsed = parser.parse_args(["--config", json.dumps(recipe | {"folds": given.get("folds")}), *arguments])
     values: dict[str, Any] = parsed.as_dict()
     values.pop("preset")
     dry = values.pop("dry_run")

@@ -1,4 +1,4 @@
-"""Presets: recipes, variants and seeds in YAML, those of the paper's ablations among them."""
+"""Presets: recipes, variants, seeds and folds in YAML, those of the paper's ablations among them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from xvolution.training.errors import InputError
 
-KEYS = ("recipe", "variants", "seeds", "baseline")
+KEYS = ("recipe", "variants", "seeds", "folds", "baseline")
 
 
 def preset_names() -> tuple[str, ...]:
@@ -20,7 +20,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset by its name, or a YAML file: ``recipe``, ``variants``, ``seeds``, ``baseline``.
+    """A preset by its name, or a YAML file: ``recipe``, ``variants``, ``seeds``, ``folds``, ``baseline``.
 
     The recipe holds fields of TrainConfig, or of DetectionConfig with its ``task``.
 
