@@ -135,7 +135,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, name: str) -> None:
 
 def test_plain_weights_of_another_library(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "w.safetensors")
-    torch.save({"state_dict": {}}, tmp_path / "w.ckpt")
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "w.ckpt")
     for name in ("w.safetensors", "w.ckpt"):
         with pytest.raises(InputError, match=r"does not name its network|does not say which network"):
             load_model(tmp_path / name)

@@ -182,6 +182,34 @@ def test_plain_weights_begin_a_converted_network_with_other_classes(
     assert torch.equal(into_plain["layer2.0.conv1.weight"], given["layer2.0.conv1.weight"])
 
 
+@pytest.mark.parametrize("held", [None, "state_dict", "model"])
+def test_a_state_dict_in_timms_names_begins_a_converted_network(held: str | None, tmp_path: Path) -> None:
+    """Alone, or in a checkpoint with the names of a parallel module, also in the format of torch before 1.6."""
+    plain, _ = _new(10, operator="conv", operator_options={})
+    state = {name: torch.rand_like(value.float()) for name, value in plain.state_dict().items()}
+    content: Any = state
+    if held is not None:
+        content = {held: {f"module.{name}": value for name, value in state.items()}, "epoch": 7}
+    path = tmp_path / "timm.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=held != "model")
+    found = begins(*_new(10), path)
+    assert torch.equal(found["layer2.0.conv1.conv_norm.running_var"], state["layer2.0.bn1.running_var"])
+    assert torch.equal(found["fc.weight"], state["fc.weight"])
+
+
+def test_a_file_of_torch_without_weights_begins_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "timm.pth"
+    for content in ({}, {"epoch": 7}, [torch.zeros(2)], {"state_dict": {"weight": "text"}}, {"model": {}}):
+        torch.save(content, path)
+        with pytest.raises(
+            InputError, match=r"holds no weights; give a state dict, a \.safetensors file or a checkpoint"
+        ):
+            begins(*_new(10), path)
+    torch.save({"weight": torch.tensor([float("nan")])}, path)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        begins(*_new(10), path)
+
+
 def test_weights_of_another_network_begin_nothing(plain: TrainResult, converted: Path) -> None:
     with pytest.raises(InputError, match="holds the weights of resnet18; give --model resnet18"):
         begins(*_new(10, "resnet34"), plain.weights)

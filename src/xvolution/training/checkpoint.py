@@ -27,6 +27,9 @@ from xvolution.training.metadata import HEADER, SKIP_CHECKSUM, Metadata, read_de
 # What torch.load(weights_only=True) says of a pickle that is well-formed and holds more than tensors and plain values.
 _SIGNS_OF_CODE = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Can only")
 
+#: Where checkpoints of timm, torchvision's references and others have their weights; some hold those of a parallel module.
+_STATE_DICTS = ("state_dict", "model_state", "model")
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written beside their place and renamed into it."""
@@ -48,29 +51,55 @@ def read_checkpoint(path: str | os.PathLike[str], checksum: bool = True) -> dict
     Raises:
         InputError: there is no such file, it is not a checkpoint of this library, it is damaged, or it holds code.
     """
-    path = Path(path)
+    return _own(_unpickled(Path(path), checksum), path)
+
+
+def _own(checkpoint: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a checkpoint, if this library wrote it."""
+    if not isinstance(checkpoint, dict) or HEADER not in checkpoint or "state_dict" not in checkpoint:
+        raise InputError(f"{path} is not a checkpoint of this library: it does not name its network.")
+    if not _is_state_dict(checkpoint["state_dict"]):
+        raise InputError(f"{path} is not a checkpoint of this library: its weights are not tensors.")
+    return checkpoint
+
+
+def _unpickled(path: Path, checksum: bool) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it holds code.
+    """
     _require_file(path)
     try:
         if checksum and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
                     raise InputError(f"{path} is damaged: its checksum does not match its contents. {SKIP_CHECKSUM}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # zip, pickle, storage and memory errors of a file that may be anything
         if any(sign in str(error) for sign in _SIGNS_OF_CODE) or _is_bare_pickle(path):
             raise InputError(
                 f"{path} was refused: it holds pickled objects other than tensors and plain values, which "
-                "could run code when they are read. Give a checkpoint that this library wrote."
+                "could run code when they are read. Give a state dict, or a checkpoint that this library wrote."
             ) from error
         raise InputError(f"{path} is not a checkpoint, or it is damaged.") from error
-    if not isinstance(checkpoint, dict) or HEADER not in checkpoint or "state_dict" not in checkpoint:
-        raise InputError(f"{path} is not a checkpoint of this library: it does not name its network.")
-    state = checkpoint["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"{path} is not a checkpoint of this library: its weights are not tensors.")
-    return checkpoint
+
+
+def _is_state_dict(content: object) -> bool:
+    return isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+
+
+def _state_dict_in(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file of another library: a state dict, or a checkpoint that has one under a name that is in use."""
+    held = [content[key] for key in _STATE_DICTS if key in content] if isinstance(content, dict) else []
+    for state in [*held, content]:
+        if state and _is_state_dict(state):
+            return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    raise InputError(
+        f"{path} holds no weights; give a state dict, a .safetensors file or a checkpoint that this library wrote."
+    )
 
 
 def save_weights(path: str | os.PathLike[str], model: nn.Module, metadata: Metadata) -> None:
@@ -119,19 +148,23 @@ def read_weights(path: str | os.PathLike[str], checksum: bool = True) -> tuple[d
 def read_tensors(
     path: str | os.PathLike[str], checksum: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """`read_weights` for any safetensors file: the metadata is None if this library did not write the file.
+    """`read_weights` for any file of weights: the metadata is None if this library did not write the file.
 
     Raises:
-        InputError: there is no such file, it is neither a checkpoint of this library nor a safetensors file, it is damaged, or
-            it holds weights that no network has.
+        InputError: there is no such file, it is neither a checkpoint nor a state dict nor a safetensors file, it is damaged,
+            holds code, or holds weights that no network has.
     """
     path = Path(path)
     _require_file(path)
     if path.suffix != ".safetensors":
-        checkpoint = read_checkpoint(path, checksum)
-        tensors = _judged_weights(checkpoint["state_dict"])
+        content = _unpickled(path, checksum)
+        if isinstance(content, dict) and HEADER in content:
+            tensors = _judged_weights(_own(content, path)["state_dict"])
+            _require_numbers(tensors, path)
+            return tensors, content[HEADER]
+        tensors = _state_dict_in(content, path)
         _require_numbers(tensors, path)
-        return tensors, checkpoint[HEADER]
+        return tensors, None
     with _opened(path) as file:
         header = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

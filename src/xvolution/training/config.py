@@ -227,7 +227,7 @@ class TrainConfig(RunConfig):
         model: name of the network in timm, such as resnet18 or convnext_atto.
         model_kwargs: further keyword arguments of timm.create_model, as a JSON object.
         pretrained: start from timm's pretrained weights.
-        weights: start from the weights in this file: a checkpoint or weights file of this library, or a .safetensors file
+        weights: start from the weights in this file: a checkpoint or weights file of this library, or a .safetensors or .pth
             with timm's names. The network must be the same, plain or with the same conversion; the last layer is new if
             the number of classes differs. By default no file.
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
@@ -336,7 +336,7 @@ class DetectionConfig(RunConfig):
         version: version of the detector's heads: 1, or 2 for torchvision's v2 heads.
         backbone: the detector's backbone: a torchvision ResNet or a network of timm, by name.
         backbone_weights: start the backbone from a classifier's weights: a .ckpt or .safetensors file of this library, or
-            a .safetensors file of timm or torchvision. By default no file.
+            a .safetensors or .pth file of timm or torchvision. By default no file.
         pretrained: start the backbone from the ImageNet weights of torchvision or timm.
         norm: normalization layers of the backbone: frozen keeps a classifier's statistics, batch trains them. By default
             frozen if the backbone starts from a classifier's weights, and batch if its weights are random.

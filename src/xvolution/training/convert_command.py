@@ -40,7 +40,7 @@ def convert_command(arguments: Sequence[str]) -> None:
         "why, compare the outputs before and after, and write the network for train, evaluate and deploy.",
         operators_help("--operator", "--help-all" in arguments, operator),
     )
-    name = "name of a network in timm, torchvision:NAME, or a .safetensors or .ckpt file."
+    name = "name of a network in timm, torchvision:NAME, or a .safetensors, .ckpt or .pth file."
     parser.add_argument("name", type=str, metavar="NAME", help=name)
     model = "timm's name of the network in the file, if the file does not have it; none by default."
     parser.add_flag("network", Flag("model", str | None, None, model))

@@ -55,7 +55,8 @@ def convert_network(
     """Convert a classifier and store it as `train`, `evaluate` and `deploy` read it; outputs are compared before and after.
 
     Args:
-        name: a name in timm; a .safetensors or .ckpt file; or ``torchvision:`` and a name of torchvision, which cannot be stored.
+        name: a name in timm; a .safetensors, .ckpt or .pth file; or ``torchvision:`` and a name of torchvision, which cannot
+            be stored.
         output: a .safetensors file; None writes nothing.
         config: operator, places, and settings of a network by name: ``operator``, ``operator_options``, ``stages``,
             ``kernel_sizes``, ``names``, ``at_projections``, ``model_kwargs``, ``in_chans``, ``small_images`` and ``image_size``.
@@ -87,7 +88,7 @@ def convert_network(
         side = config.image_size or PHOTOGRAPH_SIDE
         example = torch.zeros(1, 3, side, side)
     else:
-        if Path(name).suffix in (_ENDING, ".ckpt") or os.path.exists(name):
+        if Path(name).suffix in (_ENDING, ".ckpt", ".pth") or os.path.exists(name):
             plain, metadata = _of_file(name, model, config, checksum)
         else:
             plain, metadata = _of_timm(name, config, pretrained, num_classes)

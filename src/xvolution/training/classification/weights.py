@@ -19,7 +19,7 @@ def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
 
     Args:
         model: a timm classifier, converted or not.
-        path: a file of this library, or a .safetensors file in timm's names.
+        path: a file of this library, or a .safetensors or .pth file in timm's names.
         spec: of the network.
 
     Raises:
