@@ -18,15 +18,17 @@ def reference(operator, x):
     for z in operator.conv_norm(operator.conv(x)):
         mean = torch.stack([channel.sum() / channel.numel() for channel in z])
         hidden = (first.weight.flatten(1) @ mean + first.bias).clamp(min=0)
-        weights = 1 / (1 + (-(second.weight.flatten(1) @ hidden + second.bias)).exp())
+        weights = operator.scale / (1 + (-(second.weight.flatten(1) @ hidden + second.bias)).exp())
         images.append(torch.stack([weight * channel for weight, channel in zip(weights, z, strict=True)]))
     return torch.stack(images)
 
 
+@pytest.mark.parametrize("zero_init", [False, True])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_it_is_its_formula(geometry):
+def test_it_is_its_formula(geometry, zero_init):
     torch.manual_seed(0)
-    operator = randomize(SqueezeExcitation2d(8, 12, **geometry)).double()
+    operator = randomize(SqueezeExcitation2d(8, 12, **geometry, zero_init=zero_init)).double()
+    assert operator.scale == (2 if zero_init else 1)
     agrees(operator, lambda x: reference(operator, x), torch.randn(2, 8, 9, 9, dtype=torch.float64))
 
 
@@ -47,6 +49,15 @@ def test_the_convolution_and_its_norm_are_kept():
     nn.init.constant_(operator.excitation[2].bias, 100.0)  # weights of one
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(converted(x), network(x))
+
+
+def test_it_may_start_as_its_convolution():
+    torch.manual_seed(0)
+    network = randomize(SmallNet()).eval()
+    config = OperatorConfig(operator="se", options={"zero_init": True})
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(convert(network, config)(x), network(x))
+    assert not torch.allclose(convert(network, "se")(x), network(x), rtol=0.1)
 
 
 def test_another_kernel_size_has_new_weights_and_the_norm():
