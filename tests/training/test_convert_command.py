@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from tests.training.conftest import TINY
 from xvolution import XVolution2d
 from xvolution.cli import main
+from xvolution.conversion.register import operator_config, operator_names
 from xvolution.models import ModelSpec, build_model
 from xvolution.training import InputError, TrainConfig, deploy, evaluate, load_model, train
-from xvolution.training.classification.weights import begin_with
+from xvolution.training.classification.weights import build_from
 from xvolution.training.commands import parse_run
 from xvolution.training.converting import convert_network
 from xvolution.training.fit import TrainResult
@@ -147,54 +148,60 @@ def test_converted_and_deployed_networks_are_not_converted(
     with pytest.raises(InputError, match="is in deployed form; give a file of the plain network"):
         convert_network(str(deployed), None, TrainConfig())
     with pytest.raises(InputError, match="is in deployed form, which cannot be trained"):
-        begins(*_new(10), deployed)
+        begins(_spec(10), deployed)
 
 
-def _new(classes: int, name: str = "resnet18", **changes: Any) -> tuple[torch.nn.Module, ModelSpec]:
-    """A new network and its description."""
+def _spec(classes: int, name: str = "resnet18", **changes: Any) -> ModelSpec:
     conversion = TrainConfig(**{"stages": [2, 3], "operator_options": {"gate": "tanh"}, **changes}).conversion
     values = None if conversion is None else conversion.to_dict()
-    spec = ModelSpec(name, classes, kwargs=NARROW, small_images=True, conversion=values)
-    return build_model(spec), spec
+    return ModelSpec(name, classes, kwargs=NARROW, small_images=True, conversion=values)
 
 
-def begins(model: torch.nn.Module, spec: ModelSpec, path: Path) -> dict[str, Any]:
-    begin_with(model, str(path), spec)
-    return model.state_dict()
+def begins(spec: ModelSpec, path: Path) -> dict[str, Any]:
+    return build_from(str(path), spec, torch.zeros(1, 3, 32, 32)).state_dict()
 
 
 def test_plain_weights_begin_a_converted_network_with_other_classes(
     plain: TrainResult, converted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = load_model(plain.weights)[0].state_dict()
-    model, spec = _new(3)
-    head = model.fc.weight.clone()
-    found = begins(model, spec, plain.weights)
+    found = begins(_spec(3), plain.weights)
     assert (
         f"starts from the weights of {plain.weights}; new for 3 classes: fc.weight, fc.bias" in capsys.readouterr().out
     )
     assert torch.equal(found["layer2.0.conv1.conv.weight"], given["layer2.0.conv1.weight"])
     assert torch.equal(found["layer2.0.conv1.conv_norm.running_var"], given["layer2.0.bn1.running_var"])
-    assert torch.equal(found["fc.weight"], head)
-    same = begins(*_new(10), converted)
+    assert len(found["fc.weight"]) == 3
+    same = begins(_spec(10), converted)
     assert torch.equal(same["fc.weight"], given["fc.weight"])
-    into_plain = begins(*_new(10, operator="conv", operator_options={}), plain.weights)
+    into_plain = begins(_spec(10, operator="conv", operator_options={}), plain.weights)
     assert torch.equal(into_plain["layer2.0.conv1.weight"], given["layer2.0.conv1.weight"])
 
 
 @pytest.mark.parametrize("held", [None, "state_dict", "model"])
 def test_a_state_dict_in_timms_names_begins_a_converted_network(held: str | None, tmp_path: Path) -> None:
     """Alone, or in a checkpoint with the names of a parallel module, also in the format of torch before 1.6."""
-    plain, _ = _new(10, operator="conv", operator_options={})
-    state = {name: torch.rand_like(value.float()) for name, value in plain.state_dict().items()}
+    plain = build_model(_spec(10, operator="conv", operator_options={}))
+    state = {name: value * 1.5 if value.is_floating_point() else value for name, value in plain.state_dict().items()}
     content: Any = state
     if held is not None:
         content = {held: {f"module.{name}": value for name, value in state.items()}, "epoch": 7}
     path = tmp_path / "timm.pth"
     torch.save(content, path, _use_new_zipfile_serialization=held != "model")
-    found = begins(*_new(10), path)
-    assert torch.equal(found["layer2.0.conv1.conv_norm.running_var"], state["layer2.0.bn1.running_var"])
+    found = begins(_spec(10), path)
+    assert torch.equal(found["layer2.0.conv1.conv_norm.weight"], state["layer2.0.bn1.weight"])
     assert torch.equal(found["fc.weight"], state["fc.weight"])
+
+
+@pytest.mark.parametrize("operator", operator_names())
+def test_plain_weights_begin_every_operator(operator: str, plain: TrainResult) -> None:
+    given = load_model(plain.weights)[0].state_dict()
+    spec = _spec(10, operator=operator, operator_options={}, stages=[3])
+    found = begins(spec, plain.weights)
+    assert torch.equal(found["layer2.0.conv1.weight"], given["layer2.0.conv1.weight"])
+    if operator_config(operator).takes_norm:
+        assert torch.equal(found["layer3.0.conv1.conv.weight"], given["layer3.0.conv1.weight"])
+        assert torch.equal(found["layer3.0.conv1.conv_norm.running_var"], given["layer3.0.bn1.running_var"])
 
 
 def test_a_file_of_torch_without_weights_begins_nothing(tmp_path: Path) -> None:
@@ -204,16 +211,16 @@ def test_a_file_of_torch_without_weights_begins_nothing(tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match=r"holds no weights; give a state dict, a \.safetensors file or a checkpoint"
         ):
-            begins(*_new(10), path)
+            begins(_spec(10), path)
     torch.save({"weight": torch.tensor([float("nan")])}, path)
     with pytest.raises(InputError, match="NaN or infinite"):
-        begins(*_new(10), path)
+        begins(_spec(10), path)
 
 
 def test_weights_of_another_network_begin_nothing(plain: TrainResult, converted: Path) -> None:
     with pytest.raises(InputError, match="holds the weights of resnet18; give --model resnet18"):
-        begins(*_new(10, "resnet34"), plain.weights)
+        begins(_spec(10, "resnet34"), plain.weights)
     with pytest.raises(InputError, match="has another conversion"):
-        begins(*_new(10, stages=[2]), converted)
+        begins(_spec(10, stages=[2]), converted)
     with pytest.raises(InputError, match=r"--weights is .*; it must be left out with --pretrained"):
         TrainConfig(weights=str(converted), pretrained=True)

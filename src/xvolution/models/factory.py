@@ -59,9 +59,25 @@ def build_model(spec: ModelSpec, pretrained: bool = False, example_inputs: torch
     Raises:
         ModelError: timm does not know the name or its arguments, or nothing in the network can be converted.
     """
+    return convert_built(build_plain(spec, pretrained), spec, example_inputs)
+
+
+def build_plain(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
+    """`build_model` without the conversion.
+
+    Raises:
+        ModelError: timm does not know the name or its arguments.
+    """
     model = _create(spec, pretrained)
-    if spec.small_images:
-        model = shrink_stem(model)
+    return shrink_stem(model) if spec.small_images else model
+
+
+def convert_built(model: nn.Module, spec: ModelSpec, example_inputs: torch.Tensor | None = None) -> nn.Module:
+    """The conversion of `build_model`, in place, if the description has one.
+
+    Raises:
+        ModelError: nothing in the network can be converted.
+    """
     if spec.conversion is None:
         return model
     try:

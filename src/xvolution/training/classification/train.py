@@ -16,7 +16,7 @@ from xvolution.models import ModelSpec, build_model
 from xvolution.training.classification.distillation import teacher_of
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.classification.module import Classification
-from xvolution.training.classification.weights import begin_with
+from xvolution.training.classification.weights import build_from
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import ClassificationData, DataSplits, open_data
 from xvolution.training.data.labels import require_labels
@@ -55,9 +55,9 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
     size = image_size(config, splits)
     if config.image_size is None and splits.survey.looks:
         _announce_size(size, splits.survey.sides)
-    model = build_model(spec, config.pretrained, torch.zeros(1, spec.in_chans, size, size))
-    if config.weights is not None:
-        begin_with(model, config.weights, spec)
+    example = torch.zeros(1, spec.in_chans, size, size)
+    weights = config.weights
+    model = build_model(spec, config.pretrained, example) if weights is None else build_from(weights, spec, example)
     announce(model, config)
     preprocessing = preprocessing_of(model, size, spec.in_chans)
     kept = {name: value for name, value in spec.kwargs.items() if name not in READING}  # the weights are in the file

@@ -6,42 +6,46 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xvolution.conversion.checkpoints import load_unconverted
 from xvolution.models import ModelSpec
+from xvolution.models.factory import build_plain, convert_built
 from xvolution.training.checkpoint import load_weights, read_tensors
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.errors import InputError
 from xvolution.training.fit import say
 
 
-def begin_with(model: Any, path: str, spec: ModelSpec) -> None:
-    """Load the weights of a file into a new network, also plain weights into a converted one, and print which weights are new.
+def build_from(path: str, spec: ModelSpec, example_inputs: Tensor | None = None) -> nn.Module:
+    """Build a network with the weights of a file, and print which weights are new.
+
+    Plain weights are loaded before the conversion: each operator starts as it does in a network with pretrained weights.
 
     Args:
-        model: a timm classifier, converted or not.
         path: a file of this library, or a .safetensors or .pth file in timm's names.
-        spec: of the network.
+        spec: of the network; the file is plain, or has the same conversion.
+        example_inputs: (N, in_chans, H, W) images to compare the outputs on before and after the conversion of plain weights.
 
     Raises:
         InputError: the weights are of another network, or have another conversion.
+        ModelError: the network cannot be built.
     """
     tensors, header = read_tensors(path)
-    if header is not None:
-        _require_alike(ClassifierMetadata.from_dict(header), spec, path)
+    stored = None if header is None else ClassifierMetadata.from_dict(header)
+    if stored is not None:
+        _require_alike(stored, spec, path)
+    model = build_plain(spec)
+    is_plain = model.state_dict().keys() <= tensors.keys() if stored is None else stored.model.conversion is None
+    if not is_plain:
+        model = convert_built(model, spec)
     own = model.state_dict()
     new = _other_classes(model, own, tensors)
-    tensors = {**tensors, **{name: own[name] for name in new}}
-    if own.keys() <= tensors.keys() or spec.conversion is None:
-        load_weights(model, tensors, path)
-    else:
-        try:
-            load_unconverted(model, tensors)
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be loaded into {spec.name}: {' '.join(str(error).split())}.") from error
+    load_weights(model, {**tensors, **{name: own[name] for name in new}}, path)
+    if is_plain:
+        model = convert_built(model, spec, example_inputs)
     say(
         f"starts from the weights of {path}"
         + (f"; new for {spec.num_classes} classes: {', '.join(new)}" if new else "")
     )
+    return model
 
 
 def _require_alike(stored: ClassifierMetadata, spec: ModelSpec, path: str) -> None:
