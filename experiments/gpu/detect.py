@@ -17,13 +17,13 @@ from torchvision.ops import masks_to_boxes
 
 from experiments.gpu import schedule
 from experiments.gpu.data import read_pictures
-from experiments.gpu.networks import OPERATORS, lite0_weights, start_unchanged
+from experiments.gpu.networks import OPERATORS, UNCHANGED, lite0_weights
 from experiments.gpu.place import Place
 from experiments.gpu.precision import Matches, average_precision, match, to_json
 from experiments.gpu.store import Store
 from experiments.gpu.timing import wake
 from xvolution.conversion.config import Conversion, Placement
-from xvolution.conversion.register import operator_config, operator_names
+from xvolution.conversion.register import operator_config
 from xvolution.conversion.summary import count_parameters
 from xvolution.deploy.latency import measure_latency
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Detection:
-    """The plain detector, with squeeze-and-excitation (where the library has it), and with X-volution.
+    """The plain detector, with squeeze-and-excitation, and with X-volution.
 
     Attributes:
         epochs, batch: how many.
@@ -82,16 +82,15 @@ class Detection:
         return dataclasses.asdict(self)
 
     def run(self, store: Store, place: Place) -> bool:
-        operators = [name for name in OPERATORS if name == "conv" or name in operator_names()]
         jobs = {
             f"{operator} seed {seed}": partial(self._train, place, operator, seed)
             for seed in range(1 if place.tiny else SEEDS)
-            for operator in operators
+            for operator in OPERATORS
         }
         if not schedule.run(store, jobs, place.workers, place.deadline):
             return False
         if "latency" not in store:
-            store.add("latency", self._latency(place, operators))
+            store.add("latency", self._latency(place))
         return True
 
     def build(self, operator: str, packs: Path | None) -> nn.Module:
@@ -99,7 +98,7 @@ class Detection:
         conversion = None
         if operator != "conv":
             where = Placement(names=(*_PLACES, *_PYRAMID))
-            conversion = Conversion(operator_config(operator), where).to_dict()
+            conversion = Conversion(operator_config(operator, UNCHANGED.get(operator)), where).to_dict()
         spec = DetectorSpec(
             "maskrcnn",
             backbone="timm/tf_efficientnet_lite0",
@@ -112,8 +111,6 @@ class Detection:
         )
         detector: Any = build_detector(spec, None if packs is None else _backbone_weights(packs, spec))
         detector.transform.min_size = (self.size * 3 // 4, self.size * 5 // 4, self.size)
-        if operator == "se":
-            start_unchanged(detector)
         return detector
 
     def _train(self, place: Place, operator: str, seed: int) -> dict[str, Any]:
@@ -161,11 +158,11 @@ class Detection:
         }
 
     @torch.no_grad()
-    def _latency(self, place: Place, operators: list[str]) -> dict[str, Any]:
+    def _latency(self, place: Place) -> dict[str, Any]:
         """Milliseconds of the deployed backbone with its pyramid on one picture, the part that the operator is in, in turns."""
         x = torch.randn(1, 3, self.size, self.size, device=place.device)
         parts: dict[str, Any] = {}
-        for operator in operators:
+        for operator in OPERATORS:
             detector: Any = reparameterize(wake(self.build(operator, None)).eval().to(place.device))
             parts[operator] = detector.backbone
         measured = measure_latency({name: partial(part, x) for name, part in parts.items()}, 2 if place.tiny else 11)

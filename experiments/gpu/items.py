@@ -159,7 +159,7 @@ ITEMS: dict[str, Classification | Bench | detect.Detection] = {
     "a": Bench(),
     "b": Classification(_RESNET18, Recipe(epochs=30)),
     "c": Classification(_RESNET18, _STRONG),
-    "d": Classification(_LITE0, _FINE_TUNING, rates=(3e-4, 1e-3, 3e-3), new_factors=(1.0, 3.0), pretrained=True),
+    "d": Classification(_LITE0, _FINE_TUNING, rates=(3e-4, 1e-3, 3e-3, 1e-2), new_factors=(1.0, 3.0), pretrained=True),
     "e": Classification(Network("resnet34", (3,), 64, data.CLASSES, stem_stride=2), Recipe(epochs=30)),
     "f": detect.Detection(),
 }

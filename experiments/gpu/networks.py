@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lite0 import renamed
-from xvolution.conversion.convert import convert, norms_behind
-from xvolution.conversion.register import operator_names
+from xvolution.conversion.convert import convert
+from xvolution.conversion.register import operator_config
 from xvolution.operator import XVolution
 
 OPERATORS = ("conv", "se", "xvolution")
-#: Channels for each one between the two layers of squeeze-and-excitation, and how many there are at least.
-_REDUCTION, _LEAST = 16, 8
+#: Options of operators in networks with pretrained weights, which all start as the plain network.
+UNCHANGED: Mapping[str, Mapping[str, Any]] = {"se": {"zero_init": True}}
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,14 @@ class Network:
             load_matching(model, weights)
         old = {id(parameter) for parameter in model.parameters()}
         example = torch.randn(2, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
-        model = put(model, operator, self.stages, example)
-        if operator == "se" and weights is not None:
-            start_unchanged(model)
+        options = UNCHANGED.get(operator, {}) if weights is not None else {}
+        model = put(model, operator, self.stages, example, options)
         return model.train(), {name for name, parameter in model.named_parameters() if id(parameter) not in old}
 
 
-def put(model: nn.Module, operator: str, stages: Sequence[int], example: Tensor) -> nn.Module:
+def put(
+    model: nn.Module, operator: str, stages: Sequence[int], example: Tensor, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Put an operator in the places where X-volution goes, in place; conv leaves the network as it is."""
     if operator == "conv":
         return model
@@ -79,46 +80,7 @@ def put(model: nn.Module, operator: str, stages: Sequence[int], example: Tensor)
         return convert(model, stages=stages or None, example_inputs=example, inplace=True)
     converted = convert(model, stages=stages or None, example_inputs=example)
     places = [name for name, module in converted.named_modules() if isinstance(module, XVolution)]
-    if operator in operator_names():
-        return convert(model, operator, names=places, example_inputs=example, inplace=True)
-    for conv, norm in norms_behind(model, places, lambda: example).items():
-        model.set_submodule(norm, NormAndExcitation(model.get_submodule(norm), model.get_submodule(conv)))
-    return model
-
-
-class NormAndExcitation(nn.Module):
-    """A norm, and its output weighted by channel: squeeze-and-excitation, for versions of the library without the operator se.
-
-    Shape:
-        (N, C, H, W) -> (N, C, H, W).
-    """
-
-    def __init__(self, norm: nn.Module, conv: Any) -> None:
-        super().__init__()
-        channels = conv.out_channels
-        hidden = max(channels // _REDUCTION, _LEAST)
-        self.conv_norm = norm
-        self.excitation = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.conv_norm(x)
-        return z * torch.sigmoid(self.excitation(z.mean((2, 3), keepdim=True)))
-
-
-@torch.no_grad()
-def start_unchanged(model: nn.Module) -> None:
-    """Let squeeze-and-excitation start as the plain network, as X-volution does: weights of one half, and the norm doubled."""
-    for module in model.modules():
-        if not (hasattr(module, "excitation") and hasattr(module, "conv_norm")):
-            continue
-        operator: Any = module
-        last = operator.excitation[-1]
-        scaled = operator.conv_norm if hasattr(operator.conv_norm, "weight") else operator.conv
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        for values in (scaled.weight, scaled.bias):
-            if values is not None:
-                values.mul_(2)
+    return convert(model, operator_config(operator, options), names=places, example_inputs=example, inplace=True)
 
 
 def load_matching(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

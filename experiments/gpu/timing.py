@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.gpu.networks import Network, NormAndExcitation
+from experiments.gpu.networks import Network
 from xvolution.bench.forms import cost, inference, peak_bytes, timed, training
-from xvolution.conversion.register import operator_config, operator_names
+from xvolution.conversion.register import operator_config
 from xvolution.deploy.reparameterize import reparameterize
 from xvolution.operator import XVolution, fold
 
@@ -85,10 +85,7 @@ def operator_forms(channels: int, what: str) -> dict[str, nn.Module]:
     """A 3x3 convolution with its norm, and what takes their place; deployed with norms folded, X-volution in its layouts."""
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     plain = nn.Sequential(conv, nn.BatchNorm2d(channels))
-    # The library's configuration of X-volution takes the norm in; squeeze-and-excitation stands behind it.
-    excited: nn.Module = nn.Sequential(deepcopy(conv), NormAndExcitation(nn.BatchNorm2d(channels), conv))
-    if "se" in operator_names():
-        excited = operator_config("se").replacement(deepcopy(conv), nn.BatchNorm2d(channels))
+    excited = operator_config("se").replacement(deepcopy(conv), nn.BatchNorm2d(channels))
     ours: Any = operator_config("xvolution").replacement(deepcopy(conv), nn.BatchNorm2d(channels))
     if what == "training":
         return {BASELINE: plain, "se": excited, "xvolution": ours}

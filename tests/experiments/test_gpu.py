@@ -15,7 +15,7 @@ pytest.importorskip("torchvision")
 from experiments.gpu import __main__ as command  # noqa: E402
 from experiments.gpu import augment, classify, data, pack, precision, schedule  # noqa: E402
 from experiments.gpu.items import ITEMS  # noqa: E402
-from experiments.gpu.networks import Network, put, start_unchanged  # noqa: E402
+from experiments.gpu.networks import UNCHANGED, Network, put  # noqa: E402
 from experiments.gpu.store import Store  # noqa: E402
 from experiments.gpu.summary import summary  # noqa: E402
 
@@ -79,8 +79,7 @@ def test_squeeze_and_excitation_starts_as_the_plain_network() -> None:
     network = Network("tf_efficientnet_lite0", (4, 5), 64, 10)
     plain, x = network.plain().eval(), torch.randn(2, 3, 64, 64)
     expected = plain(x)
-    excited = put(plain, "se", network.stages, x)
-    start_unchanged(excited)
+    excited = put(plain, "se", network.stages, x, UNCHANGED["se"])
     assert sum(1 for module in excited.modules() if hasattr(module, "excitation")) == 11
     torch.testing.assert_close(excited.eval()(x), expected)
 
