@@ -9,8 +9,8 @@ from typing import Any
 
 from xvolution.training.files import write_text
 
-#: Of `xvolution bench mechanisms`, and of `xvolution compare --preset experiments/tiny_imagenet/mechanisms.yaml`.
-COSTS, FIRST_RUNS = "bench-mechanisms.json", "tiny-imagenet/mechanisms.json"
+#: Of `xvolution bench mechanisms`, and of `xvolution compare` with the presets of these names in `experiments/tiny_imagenet`.
+COSTS, FIRST_RUNS, ANNEALING = "bench-mechanisms.json", "tiny-imagenet/mechanisms.json", "tiny-imagenet/annealing.json"
 
 _INTRODUCTION = """\
 # Mechanisms
@@ -18,10 +18,12 @@ _INTRODUCTION = """\
 What users would take in the place of X-volution ([SE, ECA, GC, CA, ODConv](operators.md)), and what may be added to it:
 [diverse branches](operator.md#several-convolutions), a [pooled query that mixes channels](operator.md), a lighter
 `channel_gate`, a [teacher](training.md#a-teacher), and [annealing](training.md#free-once-deployed), after which plain
-convolutions are left. This page is made from `results/bench-mechanisms.json` and `results/tiny-imagenet/mechanisms.json`:
+convolutions are left. This page is made from `results/bench-mechanisms.json`, `results/tiny-imagenet/mechanisms.json` and
+`results/tiny-imagenet/annealing.json`:
 
-```bash
-OMP_NUM_THREADS=1 xvolution bench mechanisms --threads 1
+```console
+$ OMP_NUM_THREADS=1 xvolution bench mechanisms --threads 1
+$ xvolution compare --preset experiments/tiny_imagenet/annealing.yaml --data DATA --output runs/annealing
 ```
 """
 
@@ -41,10 +43,20 @@ whole trainings.
 """
 
 
+_ANNEALING = """\
+## What annealing keeps
+
+The small network of [the results](results.md) on Tiny-ImageNet, X-volution in stages 3 and 4. *Annealed* is the same training
+whose gates are removed in its last three of eight epochs, after which the deployed network has plain convolutions. The
+interval is a 95 % interval over seeds and images.
+"""
+
+
 def write_page(results: Path, page: Path) -> None:
-    """Write the page from whichever of the two records there are."""
-    records = {name: _read(results / name) for name in (COSTS, FIRST_RUNS)}
-    parts = [_INTRODUCTION, _COSTS, *_costs(records[COSTS]), _FIRST_RUNS, *_first_runs(records[FIRST_RUNS])]
+    """Write the page from whichever of the records there are."""
+    parts = [_INTRODUCTION, _COSTS, *_costs(_read(results / COSTS))]
+    parts += [_ANNEALING, *_annealing(_read(results / ANNEALING))]
+    parts += [_FIRST_RUNS, *_first_runs(_read(results / FIRST_RUNS))]
     write_text(page, "\n".join(parts) + "\n")
 
 
@@ -73,6 +85,30 @@ def _costs(stored: Mapping[str, Any] | None) -> Iterator[str]:
         yield ""
     machine, versions = stored["machine"], stored["versions"]
     yield f"{machine.get('device', machine)}; {', '.join(f'{name} {version}' for name, version in versions.items())}.\n"
+
+
+def _annealing(stored: Mapping[str, Any] | None) -> Iterator[str]:
+    if stored is None:
+        yield "Not run yet.\n"
+        return
+    yield _row(["", "seeds", "top-1", "difference, points", "loss", "FLOPs, deployed", "latency, deployed"])
+    yield _row(["---", *["---:"] * 6])
+    for row in stored["variants"]:
+        gain, loss = row["bootstrap"], row["differences"].get("loss")
+        yield _row(
+            [
+                row["label"],
+                str(len(row["seeds"])),
+                f"{row['score']['estimate']:.2%}",
+                ""
+                if gain is None
+                else f"{100 * gain['estimate']:+.2f} ({100 * gain['low']:+.2f} to {100 * gain['high']:+.2f})",
+                "" if loss is None else f"{loss['estimate']:+.3f}",
+                f"{row['deployed_flops_ratio']:.2f}",
+                "" if row["latency"] is None else f"{row['latency']['ratio']:.2f}",
+            ]
+        )
+    yield ""
 
 
 def _first_runs(stored: Mapping[str, Any] | None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from benchmarks.mechanisms import write_page as write_mechanisms
 from xvolution.bench import bars, network_forms, networks, written
 from xvolution.bench.forms import SLOW_ROUNDS, peak_bytes, refusal, timed, training
 from xvolution.bench.mechanisms import MECHANISMS, MechanismBench
+from xvolution.bench.network_forms import PLAIN, NetworkForm
 from xvolution.bench.networks import NetworkBench, forms_of
 from xvolution.bench.operators import RESNET, OperatorBench
 from xvolution.bench.options import CHANGES, OptionBench
@@ -21,6 +22,7 @@ from xvolution.bench.page import write_page
 from xvolution.bench.results import Case, Results, measure_all, read_results
 from xvolution.bench.scaling import ScalingBench, exponent, exponents
 from xvolution.cli import main
+from xvolution.conversion.config import XVolutionConfig
 from xvolution.deploy.latency import cpu_threads
 from xvolution.operator import XVolution2d, fold
 from xvolution.training.errors import InputError
@@ -207,6 +209,16 @@ def test_the_layouts_of_a_network_are_those_of_its_stages(monkeypatch: pytest.Mo
     assert [len(layouts) for layouts in asked[3:]] == [16, 16]
 
 
+def test_no_form_has_layers_that_a_converter_leaves_out() -> None:
+    """timm's ResNets begin with scales of zero, behind which a file needs no convolution."""
+    for form in (PLAIN, NetworkForm("ours", XVolutionConfig())):
+        scales = [
+            p for name, p in form.build("resnet10t").named_parameters() if name.endswith("weight") and p.dim() == 1
+        ]
+        assert scales
+        assert all(scale.any() for scale in scales)
+
+
 def test_one_file_serves_the_runtimes_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[str] = []
     export = written.export
@@ -275,6 +287,21 @@ def test_every_mechanism_has_its_price_and_the_page_says_it(tmp_path: Path) -> N
         f"| odconv | {figures['parameters']:,} | {figures['flops'] / 1e6:,.0f} | {figures['median_ms']:.2f} |" in text
     )
     assert "Not run yet." in text
+
+
+def test_the_page_of_mechanisms_says_what_annealing_keeps(tmp_path: Path) -> None:
+    row = {"seeds": [0, 1, 2], "score": {"estimate": 0.34567}, "deployed_flops_ratio": 1.0, "latency": None}
+    gain = {"estimate": 0.0061, "low": -0.0012, "high": 0.0133}
+    rows = [
+        row | {"label": "conv", "bootstrap": None, "differences": {}},
+        row | {"label": "annealed", "bootstrap": gain, "differences": {"loss": {"estimate": -0.0234}}},
+    ]
+    (tmp_path / "tiny-imagenet").mkdir()
+    (tmp_path / "tiny-imagenet" / "annealing.json").write_text(json.dumps({"variants": rows}))
+    write_mechanisms(tmp_path, tmp_path / "mechanisms.md")
+    text = (tmp_path / "mechanisms.md").read_text()
+    assert "| conv | 3 | 34.57% |  |  | 1.00 |  |" in text
+    assert "| annealed | 3 | 34.57% | +0.61 (-0.12 to +1.33) | -0.023 | 1.00 |  |" in text
 
 
 def operator_results() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import nn
 from tests.core.networks import SmallNet, randomize
 from xvolution import XVolutionConfig, convert, export
 from xvolution.deploy.runtimes import RUNTIMES, base
-from xvolution.deploy.shipping import ShippingTable, _alive, absent_runtimes, compare_file, predicted
+from xvolution.deploy.shipping import ShippingTable, absent_runtimes, compare_file, predicted, without_zero_scales
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_plain_network_is_timed_without_scales_of_zero() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     nn.init.zeros_(plain[1].weight)
     nn.init.constant_(plain[2].weight, 0.5)
-    alive = _alive(plain)
+    alive = without_zero_scales(plain)
     assert [layer.weight.tolist() for layer in alive[1:]] == [[1] * 4, [0.5] * 4]
     assert not alive[1].bias.any()
     assert not plain[1].weight.any()

@@ -22,6 +22,7 @@ from xvolution.conversion.convert import convert
 from xvolution.deploy.latency import cpu_threads
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.deploy.runtimes import RUNTIMES
+from xvolution.deploy.shipping import without_zero_scales
 
 #: Not a runtime: forward pass, backward pass and a step of SGD.
 TRAINING = "training"
@@ -62,7 +63,7 @@ class NetworkForm:
     def build(self, network: str) -> nn.Module:
         """The network with random weights and the operator, in training form."""
         torch.manual_seed(0)
-        model = plain_network(network)
+        model = without_zero_scales(plain_network(network))
         if self.config is None:
             return model
         converted = convert(model, self.config, stages=self.stages, inplace=True)

@@ -160,7 +160,7 @@ def compare_file(
     fixed = None if report.dynamic != "none" else example.shape[0]
     agreement = None if predictions is None else _agreement(runtime.load(report.path), batches, predictions, fixed)
     with tempfile.TemporaryDirectory() as folder:
-        plain, beside = _alive(plain), Path(folder) / f"plain{runtime.ending}"
+        plain, beside = without_zero_scales(plain), Path(folder) / f"plain{runtime.ending}"
         if calibration:
             quantize(plain, beside, calibration)
         else:
@@ -192,7 +192,7 @@ def predicted(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensors_in(call(model, (batch,)))[0].argmax(1) for batch in batches])
 
 
-def _alive(plain: nn.Module) -> nn.Module:
+def without_zero_scales(plain: nn.Module) -> nn.Module:
     """The network with scales of 1 where they are all 0, as many begin: converters leave out what a scale of 0 ends."""
     plain = copied(plain)
     with torch.no_grad():
