@@ -41,8 +41,10 @@ def test_options_follow_a_colon() -> None:
 def test_a_variant_can_be_trained_in_its_own_way() -> None:
     (fast,) = parse_variants("xvolution:window=5,new_lr_factor=4,label=fast")
     assert fast == Variant("fast", "xvolution", {"window": 5}, {}, {"new_lr_factor": 4})
-    config = CompareConfig(TrainConfig(new_lr_factor=2.0), (fast,), seeds=(0,))
-    assert [cell.train.new_lr_factor for cell in cells(config)] == [2.0, 4]
+    (slow,) = parse_variants("conv:lr=0.01,weight_decay=0")
+    config = CompareConfig(TrainConfig(new_lr_factor=2.0, lr=0.5, weight_decay=0.1), (fast, slow), seeds=(0,))
+    assert [cell.train.new_lr_factor for cell in cells(config)] == [2.0, 4, 2.0]
+    assert [(cell.train.lr, cell.train.weight_decay) for cell in cells(config)] == [(0.5, 0.1), (0.5, 0.1), (0.01, 0)]
     assert Variant("fast", **fast.to_dict()) == fast
 
 
@@ -103,7 +105,16 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
     elsewhere = replace(config, recipe=replace(config.recipe, accelerator="cpu", workers=3))
     claim(elsewhere, cells(elsewhere))
     other = replace(config, recipe=replace(config.recipe, lr=0.2))
-    with pytest.raises(InputError, match=r"another recipe \(lr was 0.1, is 0.2\); give another --output"):
+    with pytest.raises(InputError, match=r"another recipe \(conv: lr was 0.1, is 0.2; xvol.*\); give another --output"):
+        claim(other, cells(other))
+    longer = replace(config, recipe=replace(config.recipe, epochs=31))
+    with pytest.raises(InputError, match=r"another recipe \(epochs was 10, is 31\); give another --output"):
+        claim(longer, cells(longer))
+    path = tmp_path / "comparison.json"
+    stored = json.loads(path.read_text())
+    stored["recipe"]["lr"] = stored["variants"]["conv"].pop("lr")
+    path.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"another recipe \(conv: lr was 0.1, is 0.2; xvol.*\); give another --output"):
         claim(other, cells(other))
     redefined = replace(config, variants=(Variant("xvolution", "xvolution", {"window": 5}),))
     with pytest.raises(InputError, match="xvolution: operator_options was"):
@@ -117,6 +128,10 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         (["--operators", "acmics"], "there is no operator 'acmics'; the operators are "),
         (["--operators", "xvolution:windows=5"], "the variant 'xvolution:windows=5' cannot be used"),
         (["--operators", "window=5,xvolution"], "has no operator before it"),
+        (["--operators", "xvolution:lr=fast"], "cannot be used: --lr is fast; it must be a number"),
+        (["--operators", "xvolution:lr=true"], "cannot be used: --lr is True; it must be a number"),
+        (["--operators", "xvolution:anneal_to_conv=1.5"], "--anneal-to-conv is 1.5; it must be a whole number"),
+        (["--operators", "xvolution:lr=-1"], "cannot be used: --lr is -1; it must be more than 0"),
         (["--operators", "xvolution,xvolution"], "two variants have the label 'xvolution'"),
         (["--operators", "conv"], "there is only the baseline 'conv'"),
         (["--operators", "xvolution", "--baseline", "plain"], "the baseline is 'plain'"),

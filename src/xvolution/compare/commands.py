@@ -85,7 +85,7 @@ def compare_parser(defaults: RunConfig, everything: bool = False) -> Parser:
         str,
         None,
         "operators to compare, each with its options, such as conv,xvolution:attention_ratio=0.5,window=5,acmix; label=, "
-        "stages=, names= and new_lr_factor= are options of each.",
+        "stages=, names=, lr= and new_lr_factor= are options of each.",
     )
     parser.add_flag("comparison", operators, nargs="+", metavar="NAME,...")
     presets = (

@@ -128,7 +128,8 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     before = {"folds": None, **earlier["recipe"]} if earlier["recipe"] else {}
     changes = _changes(before, shared)
     for label in variants.keys() & earlier["variants"].keys():
-        changes += [f"{label}: {change}" for change in _changes(earlier["variants"][label], variants[label])]
+        stored = {**earlier["recipe"], **earlier["variants"][label]}  # what a variant may set was the recipe's once
+        changes += [f"{label}: {change}" for change in _changes(stored, variants[label])]
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise InputError(

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,6 +132,7 @@ class RunConfig(ABC):
     progress: Literal["auto", "bar", "lines", "off"] = "auto"
 
     def __post_init__(self) -> None:
+        _require_numbers(self)
         for name in ("epochs", "batch_size", "accumulate", "num_nodes"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("limit_train_batches", "limit_val_batches", "checkpoint_every", "max_pixels"):
@@ -211,6 +213,17 @@ class RunConfig(ABC):
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`, also for older versions; a missing field has its default."""
         return cls(**upgrade_config(values))
+
+
+def _require_numbers(config: RunConfig) -> None:
+    """Raise ``InputError`` where a field that is annotated as a number holds something else."""
+    for each in dataclasses.fields(config):
+        kind, _, other = str(each.type).partition(" | ")
+        value = getattr(config, each.name)
+        if kind not in ("int", "float") or other not in ("", "None") or (other and value is None):
+            continue
+        right = isinstance(value, Integral if kind == "int" else Real) and not isinstance(value, bool)
+        require(config, each.name, right, "a whole number" if kind == "int" else "a number")
 
 
 def require(config: RunConfig, name: str, holds: bool, allowed: str) -> None:
