@@ -48,6 +48,22 @@ def test_a_variant_can_be_trained_in_its_own_way() -> None:
     assert Variant("fast", **fast.to_dict()) == fast
 
 
+def test_a_training_starts_from_the_file_of_its_seed(tmp_path: Path) -> None:
+    text = "xvolution:weights=runs/a/seed{seed}/last.ckpt,label=on,xvolution:teacher=b{seed}.ckpt,label=taught"
+    config = CompareConfig(TrainConfig(), parse_variants(text), seeds=(3, 4), output=str(tmp_path))
+    grid = cells(config)
+    files = [(cell.train.weights, cell.train.teacher) for cell in grid if cell.variant.label != "conv"]
+    assert files == [
+        ("runs/a/seed3/last.ckpt", None),
+        (None, "b3.ckpt"),
+        ("runs/a/seed4/last.ckpt", None),
+        (None, "b4.ckpt"),
+    ]
+    claim(config, grid)
+    more = replace(config, seeds=(3, 4, 5))
+    claim(more, cells(more))
+
+
 def test_the_grid_is_seed_major_with_the_baseline_first() -> None:
     config = CompareConfig(TrainConfig(), parse_variants("xvolution,conv-conv"), seeds=(3, 5))
     assert [cell.name for cell in cells(config)] == [

@@ -217,26 +217,35 @@ def kernel_of(conv: Any) -> Kernel:
     if is_lazy(conv.weight):
         raise NoConvolutionError(f"{type(conv).__name__} has no weights yet", "; run the network once to create them")
     probe = in_float64(_with_values(copied(conv).eval()))
+    # What torch makes without a device, also in the forward pass of ``conv``, would else be on the default one, such as meta.
+    with torch.device(_device_of(probe)):
+        kernel = _observed_kernel(conv, probe)
+    if kernel is None:
+        raise NoConvolutionError(
+            f"{type(conv).__name__} does not compute a plain convolution of its input",
+            " and cannot be merged; leave it out by names or filter_fn",
+        )
+    device = _device_of(conv)
+    if device.type != "meta":
+        return kernel
+    return Kernel(kernel.geometry, kernel.weight.to(device), kernel.bias.to(device))
+
+
+def _observed_kernel(conv: Any, probe: Any) -> Kernel | None:
+    """The plain convolution that ``probe``, a copy of ``conv`` with values, computes of noise; None if there is none."""
     x, *others = _images(probe)
     with _Convolutions() as seen:
         expected = probe(x)
-    if len(seen.calls) == 1:
-        call = seen.calls[0]
-        for geometry in _possible_geometries(conv, x, expected, call):
-            kernel = _kernel(geometry, call.weight, call.bias)
-            if _computes(expected, kernel, x, conv.groups) and all(
-                _computes(probe(other), kernel, other, conv.groups) for other in others
-            ):
-                device = _device_of(conv)
-                return (
-                    Kernel(geometry, kernel.weight.to(device), kernel.bias.to(device))
-                    if device.type == "meta"
-                    else kernel
-                )
-    raise NoConvolutionError(
-        f"{type(conv).__name__} does not compute a plain convolution of its input",
-        " and cannot be merged; leave it out by names or filter_fn",
-    )
+    if len(seen.calls) != 1:
+        return None
+    call = seen.calls[0]
+    for geometry in _possible_geometries(conv, x, expected, call):
+        kernel = _kernel(geometry, call.weight, call.bias)
+        if _computes(expected, kernel, x, conv.groups) and all(
+            _computes(probe(other), kernel, other, conv.groups) for other in others
+        ):
+            return kernel
+    return None
 
 
 def _with_values(conv: nn.Module) -> nn.Module:

@@ -172,6 +172,8 @@ def test_networks_without_values_are_understood_alike(name):
     assert geometry_of(bare) == geometry_of(conv)
     assert kernel_of(bare).weight.is_meta
     assert kernel_of(bare).weight.shape == kernel_of(conv).weight.shape
+    with torch.device("meta"):  # where `evaluate` builds the network of a file
+        assert geometry_of(UNDERSTOOD[name]()) == geometry_of(conv)
     converted = convert(network(bare).to("meta"), at_projections=False)
     assert isinstance(converted[1], XVolution2d)
     assert converted.state_dict().keys() == convert(network(conv), at_projections=False).state_dict().keys()

@@ -16,7 +16,7 @@ from xvolution.numerics import GATES
 from xvolution.training import InputError, TrainConfig, deploy, load_model, train
 from xvolution.training.classification.annealing import Annealing
 
-RUN: dict[str, Any] = {"epochs": 3, "anneal_to_conv": 2, "stages": [3], "limit_train_batches": 5}
+RUN: dict[str, Any] = {"epochs": 4, "anneal_to_conv": 3, "stages": [3], "limit_train_batches": 5}
 
 
 @pytest.mark.parametrize("options", [{"operator": "pixel_shift"}, {"operator": "channel_gate"}], ids=str)
@@ -25,8 +25,8 @@ def test_a_run_ends_with_plain_convolutions(
 ) -> None:
     result = train(tiny(**RUN, **options, operator_options={"zero_init": False}))
     shares = [row["gates_annealed"] for row in result.history]
-    assert shares == [0.0, pytest.approx(0.625), 1.0]
-    assert result.metrics is result.history[2]  # the only epoch whose network is what is asked for
+    assert shares == [0.0, pytest.approx(2 / 3), 1.0, 1.0]
+    assert any(result.metrics is row for row in result.history[2:])  # the epochs whose network is what is asked for
     for path in (result.weights, result.checkpoint):
         model, _ = load_model(path)
         images = torch.randn(4, 3, 16, 16)
@@ -34,7 +34,7 @@ def test_a_run_ends_with_plain_convolutions(
         assert report.layers
         assert set(report.layers.values()) == {0.0}
         torch.testing.assert_close(static(images), model(images), rtol=1e-4, atol=1e-5)
-    deploy(result.weights, [tmp_path / "plain.safetensors"], layout="conv")
+    deploy(result.checkpoint, [tmp_path / "plain.safetensors"], layout="conv")
     plain, metadata = load_model(tmp_path / "plain.safetensors")
     assert set(metadata.layouts.values()) == {"conv"}
     torch.testing.assert_close(plain(images), model(images), rtol=1e-4, atol=1e-5)
@@ -46,7 +46,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(tiny: Callable[..., Train
     class Stopped(Exception):
         pass
 
-    for stop in (0.35, 0.95):  # while the gates move, in the first of the epochs, and when they have arrived
+    for stop in (0.25, 0.95):  # while the gates move, in the first of the epochs, and when they have arrived
         folder = str(tmp_path / f"cut{stop}")
         original = Annealing.move_to
 
@@ -86,7 +86,7 @@ def test_gates_go_to_their_means_and_the_network_changes_with_them_alone(attenti
     model.eval()
     for handle in handles:
         handle.remove()
-    annealing.move_to(0.4)
+    annealing.move_to(0.25)
     assert annealing.share == pytest.approx(0.5)
     halfway = model(x)
     annealing.move_to(0.9)

@@ -30,6 +30,8 @@ CIRCUMSTANCES = (
     "strategy",
 )
 PER_CELL = ("seed", "operator", "operator_options", *PLACEMENT, *TRAINING)
+#: Settings that name a file, in which ``{seed}`` is the seed of the cell.
+STARTING_FILES = ("weights", "teacher", "backbone_weights")
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,17 @@ def cells(config: CompareConfig) -> list[Cell]:
     for seed in config.seeds:
         for variant in config.variants:
             train = variant.applied(replace(recipe, seed=seed, split_seed=split, resume=None, progress="lines"))
+            train = _with_files_of(seed, train)
             folder = config.folder / "cells" / variant.folder / f"seed{seed}"
             grid.append(Cell(variant, replace(train, output=str(folder)), config.folds))
     return grid
+
+
+def _with_files_of(seed: int, train: RunConfig) -> RunConfig:
+    """The settings with the seed's number in the place of ``{seed}`` in the names of files that a training starts from."""
+    given = {name: getattr(train, name, None) for name in STARTING_FILES}
+    files: dict[str, Any] = {n: value.replace("{seed}", str(seed)) for n, value in given.items() if value is not None}
+    return replace(train, **files)
 
 
 def identity(train: RunConfig) -> dict[str, Any]:
@@ -121,8 +131,8 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     shared = {name: value for name, value in identity(grid[0].train).items() if name not in PER_CELL}
     shared |= {"task": config.recipe.task, "folds": config.folds}
     variants = {
-        cell.variant.label: {name: value for name, value in identity(cell.train).items() if name in PER_CELL[1:]}
-        for cell in grid
+        variant.label: {n: v for n, v in identity(variant.applied(config.recipe)).items() if n in PER_CELL[1:]}
+        for variant in config.variants
     }
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
     before = {"folds": None, **earlier["recipe"]} if earlier["recipe"] else {}

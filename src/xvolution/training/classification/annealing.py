@@ -14,8 +14,9 @@ from xvolution.numerics import GATES
 from xvolution.operator import XVolution
 from xvolution.training.errors import InputError
 
-#: Part of the annealing in which the gates move; in the rest the plain convolutions train alone.
-_MOVING = 0.8
+#: Part of the annealing in which the gates move; in the rest the plain convolutions train alone. With 0.8 the rest came where the
+#: learning rate of a cosine is near zero, and nothing was recovered.
+_MOVING = 0.5
 #: Batches that a running mean remembers.
 _MEMORY = 100
 
