@@ -15,7 +15,7 @@ from xvolution.deploy.runtimes import RUNTIMES as DEPLOYED_IN
 COMPARISONS = (
     (
         "random crops",
-        "crops-default",
+        "tiny-imagenet/crops-default",
         {
             "**pixel shift attention, the default**": "xvolution",
             "the default in stages 3 and 4 alone": "xvolution in stages 3 and 4",
@@ -25,12 +25,12 @@ COMPARISONS = (
     ),
     (
         "random crops",
-        "small-crops",
+        "tiny-imagenet/small-crops",
         {"`gated_depthwise`": "xvolution-shared", "its window alone, the control": "conv-window"},
     ),
     (
         "shifts",
-        "small-gpu",
+        "tiny-imagenet/small-gpu",
         {
             "the default": "xvolution",
             "`channel_gate`": "xvolution-image",
@@ -39,9 +39,13 @@ COMPARISONS = (
             "`involution`": "involution",
         },
     ),
-    ("shifts", "shift-distances", {"the default with dilations 1, 2 and 4": "shift distances 1 and 2 and 4"}),
-    ("shifts", "channel-keys", {"`channel_gate` with channel keys": "image attention with channel keys"}),
-    ("shifts", "shared-values", {"`gated_depthwise`": "xvolution-shared"}),
+    (
+        "shifts",
+        "tiny-imagenet/shift-distances",
+        {"the default with dilations 1, 2 and 4": "shift distances 1 and 2 and 4"},
+    ),
+    ("shifts", "tiny-imagenet/channel-keys", {"`channel_gate` with channel keys": "image attention with channel keys"}),
+    ("shifts", "tiny-imagenet/shared-values", {"`gated_depthwise`": "xvolution-shared"}),
 )
 
 #: The networks whose cost is shown, by their names in the record.
@@ -83,7 +87,7 @@ class Gain:
 def gains(results: Path) -> Iterator[Gain]:
     """The rows of `COMPARISONS`."""
     for recipe, name, shown in COMPARISONS:
-        record = f"tiny-imagenet/{name}.json"
+        record = f"{name}.json"
         by_label = {row["label"]: row for row in _read(results / record)["variants"]}
         for operator, label in shown.items():
             row = by_label[label]

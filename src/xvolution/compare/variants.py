@@ -17,7 +17,13 @@ Recipe = TypeVar("Recipe", bound=RunConfig)
 PLACEMENT = ("stages", "kernel_sizes", "names", "at_projections")
 #: How a variant is trained, where that is what it differs in.
 TRAINING = (
-    *("lr", "weight_decay", "new_lr_factor", "weights", "teacher", "teacher_weight", "teacher_temperature"),
+    "lr",
+    "weight_decay",
+    "new_lr_factor",
+    "weights",
+    "teacher",
+    "teacher_weight",
+    "teacher_temperature",
     "anneal_to_conv",
 )
 REGISTERED = "registered"  # a preset's word for a variant of every registered operator
