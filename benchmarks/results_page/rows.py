@@ -29,6 +29,11 @@ COMPARISONS = (
         {"`gated_depthwise`": "xvolution-shared", "its window alone, the control": "conv-window"},
     ),
     (
+        "random crops, another machine",
+        "tiny-imagenet/crops-stages-3-4",
+        {"the default in stages 3 and 4 alone": "xvolution"},
+    ),
+    (
         "shifts",
         "tiny-imagenet/small-gpu",
         {
