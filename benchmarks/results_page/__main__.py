@@ -7,7 +7,18 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.results_page.rows import RUNTIMES, Cost, Gain, Shipped, Trial, costs, gains, shipped, trials
+from benchmarks.results_page.rows import (
+    RUNTIMES,
+    TRAINED_ON,
+    Cost,
+    Gain,
+    Shipped,
+    Trial,
+    costs,
+    gains,
+    shipped,
+    trials,
+)
 from xvolution.bench.tables import table
 from xvolution.training.files import write_text
 
@@ -21,6 +32,7 @@ def tables(results: Path) -> dict[str, str]:
         "gains": gain_table(list(gains(results))),
         "readme": short_table(list(gains(results))[:3] + list(gains(results))[4:5]),
         "costs": cost_table(list(costs(results))),
+        "trained_on": trained_on_table(list(gains(results, TRAINED_ON))),
         "trials": trial_table(list(trials(results))),
         "shipped": shipped_table(list(shipped(results))),
     }
@@ -41,6 +53,16 @@ def short_table(rows: list[Gain]) -> str:
     """Gains and costs of a few rows."""
     lines = [(row.operator, _gain(row), f"{row.flops:.2f}", f"{row.latency:.2f}") for row in rows]
     return table(("operator", "top-1, points, 95 % interval over three seeds and images", "FLOPs", "latency"), lines)
+
+
+def trained_on_table(rows: list[Gain]) -> str:
+    """Gains of trainings that start from trained weights, which were not timed."""
+    lines, before = [], ""
+    for row in rows:
+        network, before = ("" if row.recipe == before else row.recipe), row.recipe
+        figures = (_gain(row), f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", _link(row.record))
+        lines.append((network, row.operator, *figures))
+    return table(("network and data", "operator", "top-1, points", "loss", "seeds", "FLOPs", "record"), lines)
 
 
 def _gain(row: Gain) -> str:

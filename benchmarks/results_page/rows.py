@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 from xvolution.bench.networks import ALL, SQUEEZE_EXCITATION
 from xvolution.deploy.runtimes import RUNTIMES as DEPLOYED_IN
 
+Comparisons = Sequence[tuple[str, str, Mapping[str, str]]]
+
 #: Recipe, record, and the rows that are shown of it: what they are called here, and what they are called there.
-COMPARISONS = (
+COMPARISONS: Comparisons = (
     (
         "random crops",
         "tiny-imagenet/crops-default",
@@ -49,8 +51,20 @@ COMPARISONS = (
         "tiny-imagenet/shift-distances",
         {"the default with dilations 1, 2 and 4": "shift distances 1 and 2 and 4"},
     ),
-    ("shifts", "tiny-imagenet/channel-keys", {"`channel_gate` with channel keys": "image attention with channel keys"}),
-    ("shifts", "tiny-imagenet/shared-values", {"`gated_depthwise`": "xvolution-shared"}),
+)
+
+#: The same for trainings that start from trained weights.
+TRAINED_ON: Comparisons = (
+    (
+        "EfficientNet-Lite0 from ImageNet weights, 3,409 photographs",
+        "clothing",
+        {"X-volution, last two stages": "xvolution:new_lr_factor=5", "squeeze-and-excitation": "se:zero_init=true"},
+    ),
+    (
+        "the small network, three epochs more",
+        "tiny-imagenet/annealing",
+        {"X-volution, its gates annealed to plain convolutions": "annealed to conv"},
+    ),
 )
 
 #: The networks whose cost is shown, by their names in the record.
@@ -89,9 +103,9 @@ class Gain:
     latency: float | None
 
 
-def gains(results: Path) -> Iterator[Gain]:
-    """The rows of `COMPARISONS`."""
-    for recipe, name, shown in COMPARISONS:
+def gains(results: Path, comparisons: Comparisons = COMPARISONS) -> Iterator[Gain]:
+    """The rows of `COMPARISONS` or `TRAINED_ON`."""
+    for recipe, name, shown in comparisons:
         record = f"{name}.json"
         by_label = {row["label"]: row for row in _read(results / record)["variants"]}
         for operator, label in shown.items():
@@ -161,9 +175,9 @@ def trials(results: Path) -> Iterator[Trial]:
     """Networks that people use, with one seed."""
     runs = _read(results / "tiny-imagenet/resnet18.json")["runs"]
     judged = runs["conv"]["val"], runs["xvolution, stage 3"]["val deployed form"]
-    for name, key, scale in (("top-1, %", "top1", 100), ("loss", "loss", 1)):
-        plain, ours = (scale * figures[key] for figures in judged)
-        yield Trial("ResNet-18, stage 3, Tiny-ImageNet at 64 pixels", name, plain, ours, "tiny-imagenet/resnet18.json")
+    plain, ours = (100 * figures["top1"] for figures in judged)
+    where = "ResNet-18, stage 3, Tiny-ImageNet at 64 pixels"
+    yield Trial(where, "top-1, %", plain, ours, "tiny-imagenet/resnet18.json")
     rows = {row["operator"]: row["forms"]["training"]["figures"] for row in _read(results / "penn-fudan.json")["rows"]}
     for name, key in (("box AP", "box_ap"), ("mask AP", "mask_ap")):
         plain, ours = (100 * rows[operator][key] for operator in ("conv", "xvolution"))
