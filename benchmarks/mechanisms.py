@@ -32,7 +32,8 @@ _COSTS = """\
 
 Norms folded; each stands where `convert` puts it: X-volution and its forms at the 1x1 projection behind a depthwise convolution,
 the rivals at the depthwise one. A ratio is the median over turns of (time of the form) / (time of the plain network). A
-diverse branch, and a gate that was annealed, cost nothing: what differs there is the noise of the measurement.
+diverse branch, and a gate that was annealed, cost nothing: what differs there is the noise of the measurement. On the
+other core of the machine a network was trained meanwhile.
 """
 
 _FIRST_RUNS = """\
