@@ -241,7 +241,7 @@ class TrainConfig(RunConfig):
         model_kwargs: further keyword arguments of timm.create_model, as a JSON object.
         pretrained: start from timm's pretrained weights.
         weights: start from the weights in this file: a checkpoint or weights file of this library, or a .safetensors or .pth
-            with timm's names. The network must be the same, plain or with the same conversion; the last layer is new if
+            file with timm's names. The network must be the same, plain or with the same conversion; the last layer is new if
             the number of classes differs. By default no file.
         small_images: give a ResNet a 3x3 stem of stride 1 without max-pooling, for images up to 64 pixels.
         data: the images: digits, a folder of class folders, parquet files or a folder of them, a torchvision data set
