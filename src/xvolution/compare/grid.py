@@ -137,7 +137,7 @@ def claim(config: CompareConfig, grid: list[Cell]) -> None:
     earlier = read_json(path) or {"recipe": {}, "variants": {}}
     before = {"folds": None, **earlier["recipe"]} if earlier["recipe"] else {}
     changes = _changes(before, shared)
-    for label in variants.keys() & earlier["variants"].keys():
+    for label in [label for label in variants if label in earlier["variants"]]:
         stored = {**earlier["recipe"], **earlier["variants"][label]}  # what a variant may set was the recipe's once
         changes += [f"{label}: {change}" for change in _changes(stored, variants[label])]
     if changes:

@@ -95,14 +95,18 @@ def test_the_mode_of_the_training_form_is_that_of_its_dtype(branch, variant):
 @pytest.mark.parametrize("where", ["activation", "weight"])
 @pytest.mark.parametrize(("branch", "variant", "form"), FORMS)
 def test_what_is_not_finite_in_fp16_stays_so(branch, variant, form, where, number):
-    """Wherever the plain convolution returns no finite number, the operator returns none."""
+    """Wherever the plain convolution returns no finite number, the operator returns none.
+
+    The weight is the middle one of either kernel: CPUs with AVX512-FP16 skip taps beyond the border, and so their NaN.
+    """
     module, x = operator(branch, variant, form).half(), images(channels=4).half()
     plain = operator(branch, variant, TRAINING).half().conv
     if where == "activation":
         x[0, 1, 5, 3] = number
     else:
         with torch.no_grad():
-            module.conv.weight[0, 0, 1, 1] = plain.weight[0, 0, 1, 1] = number
+            for weight in (module.conv.weight, plain.weight):
+                weight[0, 0, weight.shape[2] // 2, weight.shape[3] // 2] = number
     lost = ~torch.isfinite(plain(x))
     assert lost.any()
     assert not torch.isfinite(module(x))[lost].any()

@@ -87,7 +87,7 @@ def own_options(task: Task[Any, Any], command: str, given: Mapping[str, Any]) ->
     """
     own = {option.name for option in task.options.get(command, ())}
     options = {name: value for name, value in given.items() if value is not None}
-    for name in options.keys() - own:
+    for name in [name for name in options if name not in own]:
         owners = owners_of(command, name)
         belongs = f"it is an option of {', '.join(owners)}; leave it out" if owners else "no task has such an option"
         raise InputError(f"--{name.replace('_', '-')} cannot be used for {task.metadata.noun}: {belongs}.")
