@@ -30,7 +30,7 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if shapes != [tuple(value.shape) for value in weights.values()]:
         raise ValueError("these are not the tensors of EfficientNet-Lite0 in the order of its layers")
     return {
-        name: value.float() if value.is_floating_point() else value
+        name: (value.float() if value.is_floating_point() else value).contiguous()
         for name, value in zip(own, weights.values(), strict=True)
     }
 

@@ -23,7 +23,9 @@ def test_weights_of_another_network_are_refused() -> None:
 
 def test_the_file_is_one_that_weights_takes(tmp_path: Path) -> None:
     own = timm.create_model("tf_efficientnet_lite0").state_dict()
-    torch.save({f"layer.{index}": value for index, value in enumerate(own.values())}, tmp_path / "foreign.pth")
+    foreign = {f"layer.{index}": value for index, value in enumerate(own.values())}
+    foreign["layer.0"] = foreign["layer.0"].permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)  # as in the package
+    torch.save(foreign, tmp_path / "foreign.pth")
     main([str(tmp_path / "foreign.pth"), str(tmp_path / "made" / "own.safetensors")])
     read = load_file(tmp_path / "made" / "own.safetensors")
     assert read.keys() == own.keys()
