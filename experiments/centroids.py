@@ -120,7 +120,8 @@ def train(neck: str, seed: int, pictures: Sequence[Picture], options: argparse.N
             for group in optimizer.param_groups:
                 group["lr"] = options.lr * rate
             crops = [pictures[index].cropped(options.crop, random) for index in chosen.tolist()]
-            target = centroid_targets([crop.boxes for crop in crops], (options.crop, options.crop))
+            side = (options.crop, options.crop)
+            target = centroid_targets([crop.boxes for crop in crops], side, unit=side)
             loss = centroid_loss(model(_normalized([crop.pixels for crop in crops])), target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -138,13 +139,17 @@ def _normalized(pixels: Sequence[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def counts(model: nn.Module, pictures: Sequence[Picture]) -> NDArray[np.int64]:
-    """(thresholds, images, 3) numbers of found nuclei, of detections that are none, and of missed nuclei."""
+def counts(model: nn.Module, pictures: Sequence[Picture], crop: int) -> NDArray[np.int64]:
+    """(thresholds, images, 3) numbers of found nuclei, of detections that are none, and of missed nuclei.
+
+    Args:
+        model: a network that was trained on crops of ``crop`` pixels.
+    """
     rows = np.zeros((len(THRESHOLDS), len(pictures), 3), np.int64)
     for place, picture in enumerate(pictures):
         maps = model(_normalized([picture.pixels]))
         for level, threshold in enumerate(THRESHOLDS):
-            found = matched(decode(maps, threshold)[0].boxes, picture.boxes)
+            found = matched(decode(maps, threshold, unit=(crop, crop))[0].boxes, picture.boxes)
             total = len(found)
             rows[level, place] = sum(found), total - sum(found), len(picture.boxes) - sum(found)
     return rows
@@ -177,8 +182,8 @@ def cell(neck: str, seed: int, options: argparse.Namespace, parts: tuple[list[Pi
         return
     began = time.monotonic()
     model = train(neck, seed, parts[0], options)
-    level = int(f1(counts(model, parts[0][:: options.every]).sum(1)).argmax())
-    rows = counts(model, parts[1])[level]
+    level = int(f1(counts(model, parts[0][:: options.every], options.crop).sum(1)).argmax())
+    rows = counts(model, parts[1], options.crop)[level]
     record = {
         "neck": neck,
         "seed": seed,

@@ -67,6 +67,21 @@ def test_decoding_the_targets_returns_the_boxes():
     assert none.boxes.shape == (0, 4)
 
 
+def test_a_crop_and_the_whole_image_share_a_unit():
+    """What a network learned from crops holds in whole images: equal cells have equal sizes in maps of any size."""
+    crop, whole = (centroid_targets([BOXES], size, unit=(32, 48)) for size in ((56, 64), (80, 96)))
+    torch.testing.assert_close(crop.sizes, whole.sizes[..., :56, :64])
+    for maps in (crop, whole):
+        (found,) = decode(maps, unit=(32, 48))
+        order = found.boxes[:, 0].argsort()
+        torch.testing.assert_close(found.boxes[order], BOXES[BOXES[:, 0].argsort()], atol=1e-3, rtol=0)
+    for unit in ((0, 48), (32,), (float("nan"), 1)):
+        with pytest.raises(ValueError, match="give a height and a width in pixels"):
+            centroid_targets([BOXES], (56, 64), unit=unit)
+        with pytest.raises(ValueError, match="give a height and a width in pixels"):
+            decode(crop, unit=unit)
+
+
 def test_a_cell_at_the_border_keeps_its_pixel():
     (found,) = decode(centroid_targets([torch.tensor([[-6.0, 10.0, 7.0, 22.0]])], (32, 32)))
     torch.testing.assert_close(found.boxes, torch.tensor([[-6.0, 10.0, 7.0, 22.0]]), atol=0.5, rtol=0)

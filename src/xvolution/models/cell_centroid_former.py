@@ -26,7 +26,8 @@ class CentroidMaps(NamedTuple):
 
     Attributes:
         heatmap: (N, 1, H, W), 1 at the centroids and 0 far from them.
-        sizes: (N, 2, H, W), the height of a cell over H and its width over W; 0 where a target has no cell.
+        sizes: (N, 2, H, W), the height of a cell over that of the unit, which is the image unless another is given, and its
+            width likewise; 0 where a target has no cell.
     """
 
     heatmap: Tensor
@@ -108,7 +109,12 @@ class CellCentroidFormer(nn.Module):
         return CentroidMaps(heatmap[..., :height, :width], sizes[..., :height, :width])
 
 
-def centroid_targets(boxes: Sequence[Tensor], size: tuple[int, int], spread: float = 1 / 6) -> CentroidMaps:
+def centroid_targets(
+    boxes: Sequence[Tensor],
+    size: tuple[int, int],
+    spread: float = 1 / 6,
+    unit: tuple[float, float] | None = None,
+) -> CentroidMaps:
     """The target maps for training, from the boxes of the cells.
 
     The heat map is an elliptic Gaussian around each centroid, as wide and high as the cell, the largest one where several
@@ -120,14 +126,17 @@ def centroid_targets(boxes: Sequence[Tensor], size: tuple[int, int], spread: flo
             the image only the part inside is drawn.
         size: height and width of the images.
         spread: the Gaussian's standard deviation over the side of the box; at least one pixel.
+        unit: height and width in pixels of a cell whose sizes are 1; by default those of the images. A network that trains on
+            crops and predicts whole images needs one for both, no smaller than the largest cell.
 
     Returns:
         (N, 1, H, W) and (N, 2, H, W), in the dtype of the boxes (float32 for whole numbers).
 
     Raises:
-        ValueError: boxes of another shape, or without height and width.
+        ValueError: boxes of another shape, or without height and width; a unit that is not positive.
     """
-    maps = [_image_targets(_checked(image), size, spread) for image in boxes]
+    unit = _unit(unit, size)
+    maps = [_image_targets(_checked(image), size, spread, unit) for image in boxes]
     return CentroidMaps(torch.stack([m.heatmap for m in maps]), torch.stack([m.sizes for m in maps]))
 
 
@@ -150,7 +159,9 @@ def centroid_loss(prediction: CentroidMaps, target: CentroidMaps, size_weight: f
     return heat + size_weight * (height + width)
 
 
-def decode(maps: CentroidMaps, threshold: float = 0.5, window: int = 3) -> list[Detections]:
+def decode(
+    maps: CentroidMaps, threshold: float = 0.5, window: int = 3, unit: tuple[float, float] | None = None
+) -> list[Detections]:
     """Peaks of the heat map, with the sizes found there, as boxes.
 
     A peak is at least ``threshold`` and the largest of the ``window`` x ``window`` pixels around it; of equal neighbours the
@@ -161,18 +172,20 @@ def decode(maps: CentroidMaps, threshold: float = 0.5, window: int = 3) -> list[
         maps: output of the network, or targets.
         threshold: lowest value of a peak in the heat map.
         window: odd side of the neighbourhood, in pixels.
+        unit: that of ``centroid_targets``, from which the network learned; by default the height and width of the images, which
+            is wrong where these have another size in training.
 
     Returns:
         one ``Detections`` for each image.
 
     Raises:
-        ValueError: an even window, or one of less than 3 pixels.
+        ValueError: an even window, or one of less than 3 pixels; a unit that is not positive.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"window is {window}; it must be an odd number of pixels, 3 or more")
     height, width = maps.heatmap.shape[-2:]
     peaks = _peaks(maps.heatmap, threshold, window)[:, 0]
-    scale = maps.sizes.new_tensor([height, width])
+    scale = maps.sizes.new_tensor(_unit(unit, (height, width)))
     found = []
     for heat, sizes, is_peak in zip(maps.heatmap[:, 0], maps.sizes, peaks, strict=True):
         rows, columns = is_peak.nonzero(as_tuple=True)
@@ -226,6 +239,14 @@ def _head(in_channels: int, channels: Sequence[int], outputs: int) -> nn.Sequent
     return nn.Sequential(*layers, *last)
 
 
+def _unit(given: tuple[float, float] | None, size: tuple[int, int]) -> tuple[float, float]:
+    if given is not None and (len(given) != 2 or not min(given) > 0):
+        raise ValueError(
+            f"unit is {given}; give a height and a width in pixels, both more than 0, or none for the image's"
+        )
+    return given or size
+
+
 def _checked(boxes: Tensor) -> Tensor:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes have the shape {tuple(boxes.shape)}; give (M, 4) with left, top, right, bottom")
@@ -236,7 +257,7 @@ def _checked(boxes: Tensor) -> Tensor:
     return boxes if boxes.is_floating_point() else boxes.float()
 
 
-def _image_targets(boxes: Tensor, size: tuple[int, int], spread: float) -> CentroidMaps:
+def _image_targets(boxes: Tensor, size: tuple[int, int], spread: float, unit: tuple[float, float]) -> CentroidMaps:
     height, width = size
     y = torch.arange(height, device=boxes.device, dtype=boxes.dtype)[:, None] + 0.5
     x = torch.arange(width, device=boxes.device, dtype=boxes.dtype) + 0.5
@@ -251,7 +272,7 @@ def _image_targets(boxes: Tensor, size: tuple[int, int], spread: float) -> Centr
         inner = (dx.abs() <= (cell_width / 4).clamp_min(0.5)) & (dy.abs() <= (cell_height / 4).clamp_min(0.5))
         own = inner & (heat > nearest)
         nearest = torch.where(own, heat, nearest)
-        sizes = torch.where(own, torch.stack([cell_height / height, cell_width / width])[:, None, None], sizes)
+        sizes = torch.where(own, torch.stack([cell_height / unit[0], cell_width / unit[1]])[:, None, None], sizes)
     return CentroidMaps(heatmap[None], sizes)
 
 
