@@ -109,7 +109,7 @@ def test_a_few_steps_overfit_discs():
     model = small().train()
     images, boxes = discs()
     target = centroid_targets(boxes, (64, 64))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)  # at 3e-3 one seed of six does not learn
     losses = []
     for _ in range(60):
         loss = centroid_loss(model(images), target)
