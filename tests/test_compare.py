@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from xvolution.compare.launch import LocalLauncher, run_cells
 from xvolution.compare.page import render
 from xvolution.compare.results import gather
 from xvolution.compare.verdict import differs, headline, verdict
+from xvolution.deploy.runtimes.onnx_sessions import OnnxSession
 from xvolution.training import DetectionConfig, InputError, Interrupted, RunError, TrainConfig, evaluate
 
 TINY: dict[str, Any] = {
@@ -101,6 +104,35 @@ def test_the_page_holds_every_figure_and_loads_nothing(compared: Path) -> None:
         assert [part for part in wanted if part not in text] == []
     for cell in figures["cells"]:
         assert f"{cell['loss']:.4f}" in text
+
+
+@pytest.mark.slow
+def test_latency_is_that_of_the_runtime_that_ships(
+    compared: Path, inline: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each network is written and run there, and measured anew where another runtime was asked for before."""
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(compared, tmp_path / "again")
+    ran: list[tuple[int, ...]] = []
+    run_there = OnnxSession._run
+
+    def counted(self: OnnxSession, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        ran.append(tuple(inputs[0].shape))
+        return run_there(self, inputs)
+
+    monkeypatch.setattr(OnnxSession, "_run", counted)
+    config = configured(tmp_path / "again", latency_runtime="onnxruntime", latency_batch=3)
+    latency = compare(config).figures["latency"]
+    assert inline == []
+    assert ran.count((3, 3, 16, 16)) >= 2 * 2
+    assert latency["forms"].keys() == {"conv", "xvolution"}
+    assert latency["runtime"] == "onnxruntime"
+    assert latency["forms"]["conv"]["ratio"] == 1
+    said = f"Latency is the median of the deployed form in ONNX Runtime {version('onnxruntime')} at batch 3, on "
+    assert said in (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
+    ran.clear()
+    assert compare(config).figures["latency"] == latency
+    assert ran == []
 
 
 @pytest.mark.slow

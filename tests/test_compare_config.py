@@ -151,6 +151,19 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         (["--operators", "xvolution,xvolution"], "two variants have the label 'xvolution'"),
         (["--operators", "conv"], "there is only the baseline 'conv'"),
         (["--operators", "xvolution", "--baseline", "plain"], "the baseline is 'plain'"),
+        (
+            ["--operators", "xvolution", "--latency-runtime", "tensorflow"],
+            "--latency-runtime is tensorflow; allowed are",
+        ),
+        (["--operators", "xvolution", "--latency-runtime", "coreml"], "--latency-runtime is coreml, but "),
+        (
+            ["--operators", "xvolution", "--latency-runtime", "onnxruntime", "--task", "detect"],
+            "which times classifiers",
+        ),
+        (
+            ["--operators", "xvolution", "--latency-runtime", "ncnn", "--latency-batch", "2"],
+            "takes one image at a time",
+        ),
         (["--operators", "xvolution", "--seeds", "none"], "--seeds is none"),
         (["--operators", "xvolution", "--seeds", "1000000000"], "--seeds is 1000000000; give a number from 1 to 1000"),
         (["--operators", "xvolution", "--seeds", "true"], "--seeds is true; give a number"),

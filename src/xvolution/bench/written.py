@@ -44,7 +44,11 @@ class WrittenFiles:
         """
         path = self._written(RUNTIMES[runtime], module, x, (content, tuple(x.shape)))
         loaded = RUNTIMES[runtime].load(path, threads=threads, input_shapes=[x.shape])
-        return lambda: loaded(x)
+        return partial(self._run, loaded, x)
+
+    def _run(self, loaded: LoadedFile, x: Tensor) -> object:
+        """Bound to this object, so that the file is there as long as its call."""
+        return loaded(x)
 
     def _written(self, runtime: Runtime[LoadedFile], module: nn.Module, x: Tensor, content: Hashable) -> Path:
         key = (runtime.name, content)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from xvolution.bench import count_flops, count_parameters
+from xvolution.bench.written import WrittenFiles
 from xvolution.compare.statistics import Interval, bootstrap_difference
-from xvolution.compare.task import ComparedTask, Form, Metric
+from xvolution.compare.task import ComparedTask, Form, Metric, Timing
+from xvolution.deploy.measure import TORCH
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.models import build_model
 from xvolution.training.classification.evaluate import EvaluationResult
@@ -72,17 +74,19 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
     def counted(self, result: Mapping[str, Any]) -> str:
         return "one image"
 
-    def forms(
-        self, recipe: TrainConfig, checkpoints: Mapping[str, Path], batch_size: int, device: torch.device
-    ) -> dict[str, Form]:
-        forms = {}
+    def forms(self, recipe: TrainConfig, checkpoints: Mapping[str, Path], timing: Timing) -> dict[str, Form]:
+        forms, files, threads = {}, WrittenFiles(), torch.get_num_threads()
         for label, checkpoint in checkpoints.items():
-            model, metadata = CLASSIFY.load(checkpoint, device)
-            example = metadata.example_images(batch_size=batch_size).to(device)
-            deployed = reparameterize(model, example_inputs=example, layout="auto", fold_norms=True)
+            model, metadata = CLASSIFY.load(checkpoint, timing.device)
+            example = metadata.example_images(batch_size=timing.batch_size).to(timing.device)
+            deployed = reparameterize(model, example, "auto", fold_norms=True, runtime=timing.runtime, threads=threads)
             layouts = sorted(set(layouts_of(deployed).values()))
             facts = {"layouts": layouts, "flops": count_flops(deployed, example[:1])}
-            forms[label] = Form(partial(_run, deployed, example), facts)
+            if timing.runtime == TORCH:
+                call: Callable[[], object] = partial(_run, deployed, example)
+            else:
+                call = files.runner(timing.runtime, deployed, example, label, threads)
+            forms[label] = Form(call, facts)
         return forms
 
     def bootstrap(self, own: Sequence[Path], base: Sequence[Path]) -> Interval | None:

@@ -34,6 +34,7 @@ class CompareConfig:
         slurm: parameters of ``submitit``'s executor, such as ``{"slurm_partition": "gpu", "gpus_per_node": 1}``.
         latency_batch: images in the batch whose latency is measured.
         latency_rounds: samples of each latency; 0 measures none.
+        latency_runtime: where latency is measured: torch, or for classifiers a runtime that `export` writes for, on the CPU.
     """
 
     recipe: RunConfig
@@ -49,6 +50,7 @@ class CompareConfig:
     slurm: dict[str, Any] = field(default_factory=dict)
     latency_batch: int = 1
     latency_rounds: int = 20
+    latency_runtime: str = "torch"
 
     def __post_init__(self) -> None:
         self.variants = with_baseline(self.variants, self.baseline)
@@ -64,10 +66,37 @@ class CompareConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+        self._require_runtime()
         if self.folds is not None:
             self._require_folds()
         if str(self.recipe.devices) not in ("auto", "1") or self.recipe.num_nodes != 1:
             raise InputError("a comparison runs each training on one device; leave --devices and --num-nodes out.")
+
+    def _require_runtime(self) -> None:
+        """Before the trainings: afterwards it would be found out hours later."""
+        from xvolution.deploy.measure import TORCH
+        from xvolution.deploy.runtimes import RUNTIMES, ExportError
+
+        name = self.latency_runtime
+        if name == TORCH:
+            return
+        if name not in RUNTIMES:
+            raise InputError(f"--latency-runtime is {name}; allowed are {TORCH}, {', '.join(RUNTIMES)}.")
+        if self.recipe.task != CLASSIFY.name:
+            raise InputError(
+                f"--latency-runtime is {name}, which times classifiers, and the task is {self.recipe.task}; give {TORCH}."
+            )
+        runtime = RUNTIMES[name]
+        if self.latency_batch > 1 and not runtime.batched:
+            raise InputError(
+                f"--latency-batch is {self.latency_batch}, and {runtime.title} takes one image at a time; give 1."
+            )
+        try:
+            runtime.require_writer()
+        except ExportError as error:
+            raise InputError(f"--latency-runtime is {name}, but {error}.") from error
+        if runtime.unrunnable():
+            raise InputError(f"--latency-runtime is {name}, but it does not run here: {runtime.unrunnable()}.")
 
     def _require_folds(self) -> None:
         assert self.folds is not None

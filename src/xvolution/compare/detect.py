@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xvolution.bench import count_parameters
 from xvolution.bench.detectors import count_detector_flops
 from xvolution.compare.statistics import DRAWS, Interval, resampled_difference
-from xvolution.compare.task import ComparedTask, Form, Metric
+from xvolution.compare.task import ComparedTask, Form, Metric, Timing
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.models.detect_deploy import deploy_detector
 from xvolution.training.coco.data import detection_loader
@@ -95,11 +95,9 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
         most = f" and {masks} regions in the mask head, the most that it takes" if masks else ""
         return f"one image of {height} x {width} pixels{most}, without the heads of regions that no variant changes"
 
-    def forms(
-        self, recipe: DetectionConfig, checkpoints: Mapping[str, Path], batch_size: int, device: torch.device
-    ) -> dict[str, Form]:
-        val = opened(recipe).val
-        batch = next(iter(detection_loader(val, batch_size, on_bad_image=recipe.on_bad_image)))
+    def forms(self, recipe: DetectionConfig, checkpoints: Mapping[str, Path], timing: Timing) -> dict[str, Form]:
+        val, device = opened(recipe).val, timing.device
+        batch = next(iter(detection_loader(val, timing.batch_size, on_bad_image=recipe.on_bad_image)))
         images = [image.to(device) for image in batch["image"]]
         forms = {}
         for label, checkpoint in checkpoints.items():

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from xvolution.compare.statistics import Interval
+from xvolution.deploy.measure import TORCH
 from xvolution.training.config import RunConfig
 from xvolution.training.evaluation import Evaluation
 
@@ -32,6 +33,21 @@ class Metric:
     key: str
     name: str
     fraction: bool = True
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the deployed networks are timed.
+
+    Attributes:
+        batch_size: images in the batch.
+        device: device of torch.
+        runtime: torch, or the name of a runtime for exported networks, which runs on the CPU.
+    """
+
+    batch_size: int
+    device: torch.device
+    runtime: str = TORCH
 
 
 @dataclass(frozen=True)
@@ -95,10 +111,12 @@ class ComparedTask(ABC, Generic[Config, Judged]):
         """The input for which a cell's FLOPs are counted, such as "one image"."""
 
     @abstractmethod
-    def forms(
-        self, recipe: Config, checkpoints: Mapping[str, Path], batch_size: int, device: torch.device
-    ) -> dict[str, Form]:
-        """The deployed form of each checkpoint, in the layout that is fastest on the device, on one batch for all of them."""
+    def forms(self, recipe: Config, checkpoints: Mapping[str, Path], timing: Timing) -> dict[str, Form]:
+        """The deployed form of each checkpoint, in the layout that is fastest there, on one batch for all of them.
+
+        Raises:
+            ExportError: a form cannot be written or run in the runtime.
+        """
 
     @abstractmethod
     def bootstrap(self, own: Sequence[Path], base: Sequence[Path]) -> Interval | None:

@@ -13,6 +13,9 @@ from xvolution.bench.conditions import device_conditions
 from xvolution.compare.config import CompareConfig
 from xvolution.compare.grid import Cell, read_json
 from xvolution.compare.register import comparison_of
+from xvolution.compare.task import Timing
+from xvolution.deploy.measure import TORCH
+from xvolution.deploy.runtimes import RUNTIMES, ExportError
 from xvolution.operator import ReparameterizationError
 from xvolution.training.errors import RunError
 from xvolution.training.files import write_text
@@ -27,7 +30,7 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
         None if nothing is to be measured.
 
     Raises:
-        RunError: a deployed form differs from the trained network.
+        RunError: a deployed form differs from the trained network, or the runtime cannot run it.
     """
     chosen: dict[str, Cell] = {}
     for cell in grid:
@@ -39,22 +42,35 @@ def latencies(config: CompareConfig, grid: Sequence[Cell]) -> dict[str, Any] | N
         "cells": {label: cell.digest for label, cell in chosen.items()},
         "batch_size": config.latency_batch,
         "rounds": config.latency_rounds,
+        "runtime": config.latency_runtime,
     }
     path = config.folder / "latency.json"
-    earlier = read_json(path)
-    if earlier is not None and all(earlier.get(name) == value for name, value in wanted.items()):
+    earlier = {"runtime": TORCH, **(read_json(path) or {})}
+    if all(earlier.get(name) == value for name, value in wanted.items()):
         return earlier
-    device = torch.device("cuda" if torch.cuda.is_available() and config.recipe.accelerator != "cpu" else "cpu")
-    measured = {**wanted, "device": device_conditions(), "on": device.type, "forms": _measure(config, chosen, device)}
+    in_torch = config.latency_runtime == TORCH
+    on_gpu = in_torch and torch.cuda.is_available() and config.recipe.accelerator != "cpu"
+    timing = Timing(config.latency_batch, torch.device("cuda" if on_gpu else "cpu"), config.latency_runtime)
+    measured = {
+        **wanted,
+        "measured_in": "" if in_torch else _named(config.latency_runtime),
+        "device": device_conditions(),
+        "on": timing.device.type,
+        "forms": _measure(config, chosen, timing),
+    }
     write_text(path, json.dumps(measured, indent=2) + "\n")
     return measured
 
 
-def _measure(config: CompareConfig, chosen: dict[str, Cell], device: torch.device) -> dict[str, dict[str, Any]]:
+def _named(runtime: str) -> str:
+    return f"{RUNTIMES[runtime].title} {RUNTIMES[runtime].version()}"
+
+
+def _measure(config: CompareConfig, chosen: dict[str, Cell], timing: Timing) -> dict[str, dict[str, Any]]:
     checkpoints = {label: cell.checkpoint for label, cell in chosen.items()}
     try:
-        timed = comparison_of(config.recipe).forms(config.recipe, checkpoints, config.latency_batch, device)
-    except ReparameterizationError as error:
+        timed = comparison_of(config.recipe).forms(config.recipe, checkpoints, timing)
+    except (ReparameterizationError, ExportError) as error:
         raise RunError(
             f"no latency was measured: {error}. The report has all other results; give --latency-rounds 0 to "
             "leave latency out."
