@@ -4,8 +4,9 @@
         --output results/centroids.json
 
 Four necks: the paper's, with two MobileViT blocks; the same with the convolution of each block alone, which is the control; and
-that one with X-volution or squeeze-and-excitation in its four 3x3 convolutions between. F1 of boxes at an IoU of 0.5 on the
-validation part; the threshold of the heat map is the best of each network on training images. With ``--holdout`` every fifth
+that one with X-volution or squeeze-and-excitation in its four 3x3 convolutions between. Two F1 on the validation
+part: of centroids, which are right inside the box of a nucleus, and of boxes at an IoU of 0.5. The threshold of the heat map is
+the best of each network and F1 on training images. With ``--holdout`` every fifth
 training image judges instead, to choose the learning rate. Finished trainings in ``--runs`` are taken as they are, also those
 that another process with other ``--seeds`` wrote.
 """
@@ -45,6 +46,8 @@ NECKS = (BASELINE, "mobilevit", "xvolution", "se")
 BETWEEN = ("neck.1", "neck.4", "neck.8", "neck.11")
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 LEAST_IOU = 0.5
+#: What is counted as found.
+CRITERIA = ("centroids", "boxes")
 
 
 @dataclass(frozen=True)
@@ -140,30 +143,40 @@ def _normalized(pixels: Sequence[Tensor]) -> Tensor:
 
 @torch.inference_mode()
 def counts(model: nn.Module, pictures: Sequence[Picture], crop: int) -> NDArray[np.int64]:
-    """(thresholds, images, 3) numbers of found nuclei, of detections that are none, and of missed nuclei.
+    """(criteria, thresholds, images, 3) numbers of found nuclei, of detections that are none, and of missed nuclei.
 
     Args:
         model: a network that was trained on crops of ``crop`` pixels.
     """
-    rows = np.zeros((len(THRESHOLDS), len(pictures), 3), np.int64)
+    rows = np.zeros((len(CRITERIA), len(THRESHOLDS), len(pictures), 3), np.int64)
     for place, picture in enumerate(pictures):
         maps = model(_normalized([picture.pixels]))
         for level, threshold in enumerate(THRESHOLDS):
-            found = matched(decode(maps, threshold, unit=(crop, crop))[0].boxes, picture.boxes)
-            total = len(found)
-            rows[level, place] = sum(found), total - sum(found), len(picture.boxes) - sum(found)
+            boxes = decode(maps, threshold, unit=(crop, crop))[0].boxes
+            for kind, criterion in enumerate(CRITERIA):
+                found = sum(matched(fits(criterion, boxes, picture.boxes)))
+                rows[kind, level, place] = found, len(boxes) - found, len(picture.boxes) - found
     return rows
 
 
-def matched(boxes: Tensor, truth: Tensor) -> list[bool]:
-    """Whether each detection, best first, has a nucleus of its own: the one with the largest IoU that is still free."""
-    overlaps = box_iou(boxes, truth)
-    hits = []
-    for row in range(len(boxes)):
-        best = int(overlaps[row].argmax()) if truth.numel() else -1
-        hit = best >= 0 and float(overlaps[row, best]) >= LEAST_IOU
+def fits(criterion: str, boxes: Tensor, truth: Tensor) -> Tensor:
+    """(K, M), how well each detection fits each nucleus; 0 where it does not count as found."""
+    if criterion == "boxes":
+        overlaps = box_iou(boxes, truth)
+        return overlaps * (overlaps >= LEAST_IOU)
+    centres, middles = ((each[:, :2] + each[:, 2:]) / 2 for each in (boxes, truth))
+    inside = (centres[:, None] >= truth[:, :2]) & (centres[:, None] <= truth[:, 2:])
+    return inside.all(2) / (1 + torch.cdist(centres, middles))
+
+
+def matched(fit: Tensor) -> list[bool]:
+    """Whether each detection, best first, has a nucleus of its own: the one that it fits best of those still free."""
+    fit, hits = fit.clone(), []
+    for row in range(len(fit)):
+        best = int(fit[row].argmax()) if fit.shape[1] else -1
+        hit = best >= 0 and float(fit[row, best]) > 0
         if hit:
-            overlaps[:, best] = 0
+            fit[:, best] = 0
         hits.append(hit)
     return hits
 
@@ -182,26 +195,34 @@ def cell(neck: str, seed: int, options: argparse.Namespace, parts: tuple[list[Pi
         return
     began = time.monotonic()
     model = train(neck, seed, parts[0], options)
-    level = int(f1(counts(model, parts[0][:: options.every], options.crop).sum(1)).argmax())
-    rows = counts(model, parts[1], options.crop)[level]
-    record = {
+    levels = f1(counts(model, parts[0][:: options.every], options.crop).sum(2)).argmax(1)
+    judged = counts(model, parts[1], options.crop)
+    record: dict[str, Any] = {
         "neck": neck,
         "seed": seed,
-        "threshold": THRESHOLDS[level],
-        "f1": float(f1(rows.sum(0))),
-        "images": rows.tolist(),
+        **{
+            criterion: {
+                "threshold": THRESHOLDS[level],
+                "f1": float(f1(judged[kind, level].sum(0))),
+                "images": judged[kind, level].tolist(),
+            }
+            for kind, (criterion, level) in enumerate(zip(CRITERIA, levels, strict=True))
+        },
         "parameters": count_parameters(model),
         "seconds": time.monotonic() - began,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(record))
-    print(f"{neck} seed {seed}: F1 {100 * record['f1']:.2f} at {record['threshold']}", flush=True)
+    said = ", ".join(f"{100 * record[each]['f1']:.2f} of {each} at {record[each]['threshold']}" for each in CRITERIA)
+    print(f"{neck} seed {seed}: F1 {said}", flush=True)
 
 
-def difference(own: list[dict[str, Any]], base: list[dict[str, Any]]) -> Interval | None:
-    """Of F1, over the seeds that both have, by seeds and images."""
+def difference(own: list[dict[str, Any]], base: list[dict[str, Any]], criterion: str) -> Interval | None:
+    """Of an F1, over the seeds that both have, by seeds and images."""
     seeds = sorted({row["seed"] for row in own} & {row["seed"] for row in base})
-    sides = [np.array([row["images"] for s in seeds for row in side if row["seed"] == s]) for side in (own, base)]
+    sides = [
+        np.array([row[criterion]["images"] for s in seeds for row in side if row["seed"] == s]) for side in (own, base)
+    ]
     images = sides[0].shape[1]
     picks = np.random.default_rng(0).integers(0, images, (DRAWS, images))
     values = [f1(side.sum(1)) for side in sides]
@@ -215,16 +236,15 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for neck, own in by_neck.items():
         if own:
-            gain = difference(own, by_neck[BASELINE]) if neck != BASELINE and by_neck[BASELINE] else None
-            rows.append(
-                {
-                    "neck": neck,
-                    "seeds": len(own),
-                    "f1": float(np.mean([row["f1"] for row in own])),
+            row: dict[str, Any] = {"neck": neck, "seeds": len(own), "parameters": own[0]["parameters"]}
+            for criterion in CRITERIA:
+                compared = neck != BASELINE and by_neck[BASELINE]
+                gain = difference(own, by_neck[BASELINE], criterion) if compared else None
+                row[criterion] = {
+                    "f1": float(np.mean([each[criterion]["f1"] for each in own])),
                     "difference": None if gain is None else vars(gain),
-                    "parameters": own[0]["parameters"],
                 }
-            )
+            rows.append(row)
     return rows
 
 
@@ -262,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = summary(cells)
         write_record(options.output, {"summary": rows, "recipe": recipe, "cells": cells})
     for row in rows:
-        print(row["neck"], f"F1 {100 * row['f1']:.2f}", row["difference"])
+        print(row["neck"], *(f"{each}: {100 * row[each]['f1']:.2f}, {row[each]['difference']}" for each in CRITERIA))
 
 
 if __name__ == "__main__":

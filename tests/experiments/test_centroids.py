@@ -14,7 +14,7 @@ pytest.importorskip("timm")
 pytest.importorskip("pycocotools")
 
 from experiments import centroids
-from experiments.centroids import Picture, build, difference, f1, main, matched
+from experiments.centroids import CRITERIA, Picture, build, difference, f1, fits, main, matched
 
 NUCLEI = Path(__file__).parents[2].parent / "shared" / "data" / "nuclei"
 SMALL = Namespace(neck=[8, 8], heads=[8, 8, 8], weights=None)
@@ -38,11 +38,21 @@ def test_boxes_turn_with_the_picture() -> None:
 def test_a_nucleus_is_found_once() -> None:
     truth = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
     boxes = torch.tensor([[0.0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 4], [21, 0, 31, 10]])
-    assert matched(boxes, truth) == [True, False, False, True]
-    assert matched(boxes, torch.zeros(0, 4)) == [False] * 4
-    assert matched(torch.zeros(0, 4), truth) == []
+    assert matched(fits("boxes", boxes, truth)) == [True, False, False, True]
+    for criterion in CRITERIA:
+        assert matched(fits(criterion, boxes, torch.zeros(0, 4))) == [False] * 4
+        assert matched(fits(criterion, torch.zeros(0, 4), truth)) == []
     assert f1(np.array([2, 2, 0])) == pytest.approx(2 / 3)
     assert f1(np.array([0, 0, 0])) == 0
+
+
+def test_a_centroid_counts_inside_its_nucleus_whatever_its_box() -> None:
+    """The second one is in two boxes, and its own is the nearer; the third is in a box that is taken, the last in none."""
+    truth = torch.tensor([[0.0, 0, 10, 10], [6, 0, 16, 10]])
+    centres = torch.tensor([[5.0, 5], [9, 5], [3, 5], [30, 5]])
+    boxes = torch.cat([centres - 40, centres + 40], 1)
+    assert matched(fits("centroids", boxes, truth)) == [True, True, False, False]
+    assert matched(fits("boxes", boxes, truth)) == [False] * 4
 
 
 def test_the_difference_has_its_sign_and_an_interval() -> None:
@@ -50,12 +60,12 @@ def test_the_difference_has_its_sign_and_an_interval() -> None:
     cells = {}
     for name, found in (("better", 9), ("base", 7)):
         images = [[[found, int(n), 10 - found] for n in random.integers(0, 3, 30)] for _ in range(3)]
-        cells[name] = [{"seed": seed, "images": rows} for seed, rows in enumerate(images)]
-    gain = difference(cells["better"], cells["base"])
+        cells[name] = [{"seed": seed, "boxes": {"images": rows}} for seed, rows in enumerate(images)]
+    gain = difference(cells["better"], cells["base"], "boxes")
     assert gain is not None
     assert gain.above
     assert gain.seeds == 3
-    loss = difference(cells["base"], cells["better"][1:])
+    loss = difference(cells["base"], cells["better"][1:], "boxes")
     assert loss is not None
     assert loss.below
     assert loss.seeds == 2
@@ -87,5 +97,6 @@ def test_a_trial_on_nuclei_leaves_out_what_is_done(tmp_path: Path, monkeypatch: 
     assert trained == ["xvolution"]
     record = json.loads((tmp_path / "record.json").read_text())
     assert [row["neck"] for row in record["summary"]] == ["conv", "xvolution"]
-    assert record["summary"][1]["difference"]["seeds"] == 1
-    assert sum(map(len, (cell["images"] for cell in record["cells"]))) == 8
+    for criterion in CRITERIA:
+        assert record["summary"][1][criterion]["difference"]["seeds"] == 1
+        assert sum(len(cell[criterion]["images"]) for cell in record["cells"]) == 8
