@@ -42,27 +42,32 @@ def gain_table(rows: list[Gain]) -> str:
     """Gains in top-1 on the small network."""
     lines, before = [], ""
     for row in rows:
-        latency = "" if row.latency is None else f"{row.latency:.2f}"
         recipe, before = ("" if row.recipe == before else row.recipe), row.recipe
-        figures = (f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", latency, _link(row.record))
+        figures = (f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
         lines.append((recipe, row.operator, _gain(row), *figures))
     return table(("recipe", "operator", "top-1, points", "loss", "seeds", "FLOPs", "latency", "record"), lines)
 
 
 def short_table(rows: list[Gain]) -> str:
     """Gains and costs of a few rows."""
-    lines = [(row.operator, _gain(row), f"{row.flops:.2f}", f"{row.latency:.2f}") for row in rows]
+    lines = [(row.operator, _gain(row), f"{row.flops:.2f}", _ratio(row.latency)) for row in rows]
     return table(("operator", "top-1, points, 95 % interval over three seeds and images", "FLOPs", "latency"), lines)
 
 
 def trained_on_table(rows: list[Gain]) -> str:
-    """Gains of trainings that start from trained weights, which were not timed."""
+    """Gains of trainings that start from trained weights."""
     lines, before = [], ""
     for row in rows:
         network, before = ("" if row.recipe == before else row.recipe), row.recipe
-        figures = (_gain(row), f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", _link(row.record))
-        lines.append((network, row.operator, *figures))
-    return table(("network and data", "operator", "top-1, points", "loss", "seeds", "FLOPs", "record"), lines)
+        figures = (f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
+        lines.append((network, row.operator, _gain(row), *figures))
+    return table(
+        ("network and data", "operator", "top-1, points", "loss", "seeds", "FLOPs", "latency", "record"), lines
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _gain(row: Gain) -> str:
