@@ -33,10 +33,14 @@ from torchvision.ops import box_iou
 
 from benchmarks.record import write_record
 from experiments.gpu.networks import UNCHANGED
-from xvolution import convert
+from xvolution import convert, reparameterize
+from xvolution.bench import count_flops, measure_latency
+from xvolution.bench.written import ONNX, WrittenFiles
 from xvolution.compare.statistics import DRAWS, Interval, resampled_difference
 from xvolution.conversion.register import operator_config
 from xvolution.conversion.summary import count_parameters
+from xvolution.deploy.latency import cpu_threads
+from xvolution.deploy.shipping import without_zero_scales
 from xvolution.models import CellCentroidFormer, centroid_loss, centroid_targets, decode
 from xvolution.training.files import write_text
 
@@ -46,6 +50,8 @@ NECKS = (BASELINE, "mobilevit", "xvolution", "se")
 BETWEEN = ("neck.1", "neck.4", "neck.8", "neck.11")
 THRESHOLDS = tuple(round(0.1 + 0.05 * step, 2) for step in range(15))
 LEAST_IOU = 0.5
+#: Of the images whose cost is counted, in pixels.
+SIDE = 256
 #: What is counted as found.
 CRITERIA = ("centroids", "boxes")
 
@@ -248,6 +254,25 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def costs(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """FLOPs and, if ``options.rounds`` is not 0, times in ONNX Runtime of each deployed neck, with random weights."""
+    image, files, calls = torch.zeros(1, 3, SIDE, SIDE), WrittenFiles(), {}
+    rows: dict[str, dict[str, Any]] = {}
+    with cpu_threads(1):
+        for neck in options.necks:
+            model = without_zero_scales(build(neck, options).eval())
+            chosen: dict[str, Any] = {"runtime": ONNX, "threads": 1} if options.rounds else {}
+            deployed = reparameterize(model, image, "auto", fold_norms=True, **chosen)
+            rows[neck] = {"side": SIDE, "flops": count_flops(deployed, image)}
+            if options.rounds:
+                calls[neck] = files.runner(ONNX, deployed, image, neck, 1)
+        if BASELINE in calls:
+            measured = measure_latency(calls, options.rounds)
+            for neck, latency in measured.latencies.items():
+                rows[neck] |= {"median_ms": 1e3 * latency.median, "ratio": measured.ratio(neck, BASELINE)}
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the nuclei, with COCO annotations")
@@ -265,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--neck", type=int, nargs=2, default=[96, 64], help="channels of the neck")
     parser.add_argument("--heads", type=int, nargs=3, default=[32, 24, 16], help="channels of the heads")
     parser.add_argument("--every", type=int, default=8, help="of the training images, those that choose the threshold")
+    parser.add_argument("--rounds", type=int, default=0, help="of timing in ONNX Runtime, on an idle machine; 0: none")
     parser.add_argument("--limit", type=int, help="of each part, the first images; for a trial")
     options = parser.parse_args(arguments)
     train_part = read_part(options.data, "train")[: options.limit]
@@ -272,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts = [row for index, row in enumerate(train_part) if index % 5], train_part[::5]
     else:
         parts = train_part, read_part(options.data, "val")[: options.limit]
+    priced = costs(options)
     for seed in options.seeds:
         for neck in options.necks:
             cell(neck, seed, options, parts)
@@ -280,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name: value for name, value in vars(options).items() if name not in ("runs", "output", "seeds", "necks")
         }
         rows = summary(cells)
-        write_record(options.output, {"summary": rows, "recipe": recipe, "cells": cells})
+        write_record(options.output, {"summary": rows, "recipe": recipe, "costs": priced, "cells": cells})
     for row in rows:
         print(row["neck"], *(f"{each}: {100 * row[each]['f1']:.2f}, {row[each]['difference']}" for each in CRITERIA))
 

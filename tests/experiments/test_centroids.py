@@ -97,6 +97,7 @@ def test_a_trial_on_nuclei_leaves_out_what_is_done(tmp_path: Path, monkeypatch: 
     assert trained == ["xvolution"]
     record = json.loads((tmp_path / "record.json").read_text())
     assert [row["neck"] for row in record["summary"]] == ["conv", "xvolution"]
+    assert record["costs"]["xvolution"]["flops"] > record["costs"]["conv"]["flops"] > 0
     for criterion in CRITERIA:
         assert record["summary"][1][criterion]["difference"]["seeds"] == 1
         assert sum(len(cell[criterion]["images"]) for cell in record["cells"]) == 8
