@@ -120,6 +120,20 @@ def test_whatever_a_runtime_raises_is_one_sentence(tmp_path, toy, network, x, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_an_exporter_that_fails_says_why(tmp_path):
+    """torch's exporter names a step, in colours and with a list of advice; the reason is in the error behind it."""
+
+    class FiveDimensions(nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    with pytest.raises(ExportError, match=r"cannot convert the model: .* \(only 4D query, .*\); nothing was") as caught:
+        export(FiveDimensions().eval(), tmp_path / "model.onnx", torch.randn(2, 3, 2, 5, 4))
+    assert "\x1b" not in str(caught.value)
+    assert "Next steps" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("refused", "dynamic"), [("size", "batch"), ("batch", "none")])
 @pytest.mark.parametrize("wrong", [False, True])
 def test_a_graph_of_fewer_sizes_stays_with_fewer_open_axes(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.models.mobilevit import MobileVitBlock
 
 from tests.core.networks import randomize
+from xvolution import export
 from xvolution.operators import MobileViT2d
 from xvolution.operators.mobilevit import fold, unfold
 
@@ -53,6 +54,14 @@ def reference(x, block, stride):
                 y[image, :, row::p, column::p] = layer_norm(tokens, block.norm).T.reshape(pixels.shape)
     shortcut = x if stride == 1 else local
     return normalized(torch.cat([shortcut, normalized(y, block.project)], 1), block.fuse, padding=1)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (9, 7)])
+def test_the_block_runs_in_onnx_runtime(tmp_path, size):
+    torch.manual_seed(0)
+    block = randomize(MobileViT2d(4, 8, 3, padding=1, num_heads=2)).eval()
+    report = export(block, tmp_path / "block.onnx", torch.randn(2, 4, *size))
+    assert report.relative_error < 1e-4
 
 
 @pytest.mark.parametrize(("stride", "outputs", "patch"), [(1, 8, 2), (1, 12, 4), (2, 12, 2)])

@@ -100,7 +100,9 @@ class MobileViT2d(nn.Module):
         full = tuple(ceil(side / p) * p for side in size)
         if full != tuple(size):
             x = F.interpolate(x, full, mode="bilinear", align_corners=False)
-        x = fold(self.norm(self.layers(unfold(x, p))), full, p)
+        # Exporters to ONNX take attention with one dimension before the heads alone.
+        tokens = self.norm(self.layers(unfold(x, p).flatten(0, 1)))
+        x = fold(tokens.unflatten(0, (-1, p * p)), full, p)
         return x if full == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from xvolution.deploy.runtimes.labels import Labels
+
+#: What turns a terminal's text to a colour and back.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ExportError(RuntimeError):
@@ -315,9 +319,21 @@ def one_sentence(failed: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its class if the message is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """The first line of an error's message, and in brackets that of the error which it was raised from, the first of them.
+
+    Colours, and a sentence that leads to further lines, are left out. An error without a message is its class.
+    """
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    said, cause = _first_line(error), _first_line(root)
+    return said if cause in said else f"{said} ({cause})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = _COLOUR.sub("", str(error)).strip().splitlines()
+    line = lines[0].strip() if lines else type(error).__name__
+    return line[: line.rfind(". ") + 1] if line.endswith(":") and ". " in line else line
 
 
 @contextmanager
