@@ -14,6 +14,7 @@ from benchmarks.results_page.rows import (
     Gain,
     Shipped,
     Trial,
+    centroids,
     costs,
     gains,
     shipped,
@@ -32,7 +33,7 @@ def tables(results: Path) -> dict[str, str]:
         "gains": gain_table(list(gains(results))),
         "readme": short_table(list(gains(results))[:3] + list(gains(results))[4:5]),
         "costs": cost_table(list(costs(results))),
-        "trained_on": trained_on_table(list(gains(results, TRAINED_ON))),
+        "trained_on": trained_on_table([*gains(results, TRAINED_ON), *centroids(results)]),
         "trials": trial_table(list(trials(results))),
         "shipped": shipped_table(list(shipped(results))),
     }
@@ -43,7 +44,7 @@ def gain_table(rows: list[Gain]) -> str:
     lines, before = [], ""
     for row in rows:
         recipe, before = ("" if row.recipe == before else row.recipe), row.recipe
-        figures = (f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
+        figures = (_loss(row), str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
         lines.append((recipe, row.operator, _gain(row), *figures))
     return table(("recipe", "operator", "top-1, points", "loss", "seeds", "FLOPs", "latency", "record"), lines)
 
@@ -59,11 +60,15 @@ def trained_on_table(rows: list[Gain]) -> str:
     lines, before = [], ""
     for row in rows:
         network, before = ("" if row.recipe == before else row.recipe), row.recipe
-        figures = (f"{row.loss:+.3f}", str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
-        lines.append((network, row.operator, _gain(row), *figures))
+        figures = (_loss(row), str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
+        lines.append((network, row.operator, row.figure, _gain(row), *figures))
     return table(
-        ("network and data", "operator", "top-1, points", "loss", "seeds", "FLOPs", "latency", "record"), lines
+        ("network and data", "operator", "figure", "points", "loss", "seeds", "FLOPs", "latency", "record"), lines
     )
+
+
+def _loss(row: Gain) -> str:
+    return "" if row.loss is None else f"{row.loss:+.3f}"
 
 
 def _ratio(value: float | None) -> str:
@@ -71,9 +76,9 @@ def _ratio(value: float | None) -> str:
 
 
 def _gain(row: Gain) -> str:
-    if row.top1 is None:
+    if row.points is None:
         return f"{row.mean:+.2f}, no claim"
-    return f"{row.top1[0]:+.2f} ({row.top1[1]:+.2f} to {row.top1[2]:+.2f})"
+    return f"{row.points[0]:+.2f} ({row.points[1]:+.2f} to {row.points[2]:+.2f})"
 
 
 def cost_table(rows: list[Cost]) -> str:

@@ -21,14 +21,14 @@ def draw(results: Path, folder: Path) -> None:
 
 def draw_gains(results: Path) -> str:
     """Gains in top-1 with their intervals, one line a row."""
-    rows = [row for row in gains(results) if row.top1 is not None and row.top1[0] > -2]
+    rows = [row for row in gains(results) if row.points is not None and row.points[0] > -2]
     names = [in_lines(f"{row.operator.replace('*', '').replace('`', '')} ({row.recipe})", 24) for row in rows]
     with style():
         figure = Figure(figsize=(WIDTH, 0.19 * sum(name.count("\n") + 1.6 for name in names) + 1), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
-            assert row.top1 is not None
-            gain, low, high = row.top1
+            assert row.points is not None
+            gain, low, high = row.points
             colour = GREY if "without attention" in row.operator else _OURS
             axes.plot([low, high], [place, place], color=colour, linewidth=2)
             axes.plot(gain, place, "o", color=colour)

@@ -31,11 +31,6 @@ COMPARISONS: Comparisons = (
         {"`gated_depthwise`": "xvolution-shared", "its window alone, the control": "conv-window"},
     ),
     (
-        "random crops, another machine",
-        "tiny-imagenet/crops-stages-3-4",
-        {"the default in stages 3 and 4 alone": "xvolution"},
-    ),
-    (
         "shifts",
         "tiny-imagenet/small-gpu",
         {
@@ -72,10 +67,16 @@ TIMED_IN = {"clothing": "clothing-latency"}
 #: What a row of a comparison is called there, where it has another name.
 TIMED_AS = {
     ("tiny-imagenet/small-crops", "xvolution-shared"): "gated_depthwise",
-    ("tiny-imagenet/crops-stages-3-4", "xvolution"): "xvolution in stages 3 and 4",
     ("tiny-imagenet/small-gpu", "xvolution-image"): "channel_gate",
     ("tiny-imagenet/small-gpu", "xvolution-linear"): "linear",
     ("tiny-imagenet/shift-distances", "shift distances 1 and 2 and 4"): "dilations 1, 2 and 4",
+}
+
+#: The necks of CellCentroidFormer that have attention.
+NECKS = {
+    "mobilevit": "two MobileViT blocks, the paper's neck",
+    "xvolution": "X-volution in four convolutions of the neck",
+    "se": "squeeze-and-excitation there",
 }
 
 #: The networks whose cost is shown, by their names in the record.
@@ -97,8 +98,10 @@ class Gain:
         recipe: of the augmentation.
         operator: what it is called on the page.
         record: file under ``results/``.
-        top1: difference in points, and its 95 % interval over seeds and images; None where a seed is missing to say one.
-        loss: difference in validation loss, mean over seeds.
+        figure: that ranks the networks.
+        points: difference in it, and its 95 % interval over seeds and images; None where a seed is missing to say one.
+        mean: difference in it.
+        loss: difference in validation loss, mean over seeds; None where it was not judged.
         seeds: that both have.
         flops, latency: of the deployed network, as ratios, the latency in ONNX Runtime; None where it was not timed.
     """
@@ -106,12 +109,13 @@ class Gain:
     recipe: str
     operator: str
     record: str
-    top1: tuple[float, float, float] | None
+    points: tuple[float, float, float] | None
     mean: float
-    loss: float
+    loss: float | None
     seeds: int
     flops: float
     latency: float | None
+    figure: str = "top-1"
 
 
 def gains(results: Path, comparisons: Comparisons = COMPARISONS) -> Iterator[Gain]:
@@ -132,6 +136,28 @@ def gains(results: Path, comparisons: Comparisons = COMPARISONS) -> Iterator[Gai
                 row["difference"]["seeds"],
                 row["deployed_flops_ratio"],
                 _latency(results, name, label),
+            )
+
+
+def centroids(results: Path) -> Iterator[Gain]:
+    """The necks of CellCentroidFormer against the one without attention, by the F1 of centroids."""
+    record = _read(results / "centroids.json")
+    costs = record["costs"]
+    for row in record["summary"]:
+        gain = row["centroids"]["difference"]
+        if row["neck"] in NECKS and gain is not None:
+            own, base = costs[row["neck"]], costs["conv"]
+            yield Gain(
+                "CellCentroidFormer on cell nuclei, the plain neck has no attention",
+                NECKS[row["neck"]],
+                "centroids.json",
+                (100 * gain["estimate"], 100 * gain["low"], 100 * gain["high"]),
+                100 * gain["estimate"],
+                None,
+                row["seeds"],
+                own["flops"] / base["flops"],
+                own.get("ratio"),
+                "F1",
             )
 
 
