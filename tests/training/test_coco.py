@@ -27,6 +27,7 @@ from xvolution.training.coco.data import AspectBatches, detection_loader
 from xvolution.training.coco.dataset import DetectionDataset, training_transform
 from xvolution.training.coco.metrics import IOU_TYPES
 from xvolution.training.data.sampler import Draw
+from xvolution.training.held_out import HeldOut
 
 
 @pytest.fixture
@@ -213,6 +214,7 @@ def test_a_part_can_be_held_out(folder: Path) -> None:
     with pytest.raises(InputError, match="--holdout is 1/4; folds are for classifiers, so give a fraction"):
         open_detection(folder, holdout="1/4")
     splits = open_detection(folder, holdout=0.25, seed=3)
+    assert (splits.held_out, open_detection(folder).held_out) == (HeldOut(0.25, 3), None)
     ids = [{part.image_id(index) for index in range(len(part))} for part in (splits.train, splits.val)]
     assert [len(each) for each in ids] == [6, 2]
     assert not ids[0] & ids[1]

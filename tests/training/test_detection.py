@@ -127,6 +127,11 @@ def test_a_run_leaves_weights_history_and_figures(detector: TrainResult) -> None
     assert not model.training
 
 
+def test_a_detector_is_not_judged_by_images_that_it_learned_from(detector: TrainResult) -> None:
+    with pytest.raises(InputError, match=r"it was trained on all of the training part, and the part of --holdout 0.25"):
+        evaluate(detector.weights, holdout=0.25)
+
+
 def test_a_stopped_run_ends_where_the_whole_one_does(
     detector: TrainResult, blocks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from xvolution.deploy.reparameterize import layouts_of, reparameterize
 from xvolution.models import build_model
 from xvolution.training.classification.evaluate import EvaluationResult
 from xvolution.training.classification.train import image_size, model_spec
+from xvolution.training.classification.weights import require_unseen_files
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import open_data
 from xvolution.training.data.sources import Subset
@@ -40,6 +41,10 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
         size = image_size(recipe, splits)
 
         def build(train: TrainConfig) -> nn.Module:
+            # The others are written by trainings of this comparison, and each training looks for itself.
+            require_unseen_files(
+                [file for file in (train.weights, train.teacher) if file and Path(file).is_file()], splits
+            )
             spec = model_spec(train, len(splits.train.class_names), splits.survey.grey)
             return build_model(spec, example_inputs=torch.zeros(1, spec.in_chans, size, size))
 

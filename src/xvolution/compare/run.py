@@ -188,10 +188,10 @@ def dry_run(config: CompareConfig) -> str:
 
 def _check(grid: Sequence[Cell]) -> None:
     """Open the data and build every network once, so that a mistake is reported before hours of training."""
-    build = comparison_of(grid[0].train).builder(grid[0].train)
+    build = comparison_of(grid[0].train).builder(grid[0].trainings[0])
     for cell in {cell.variant.label: cell for cell in grid}.values():
         try:
-            build(cell.train)
+            build(cell.trainings[0])
         except InputError:
             raise
         except ValueError as error:

@@ -32,6 +32,7 @@ from xvolution.training.data import ImageSource, evaluation_loader, open_data
 from xvolution.training.evaluation import pick_device
 from xvolution.training.exported_file import runtime_that_runs
 from xvolution.training.files import write_text
+from xvolution.training.held_out import JUDGE_BY_OTHERS, require_unseen, seed_of
 from xvolution.training.metadata import provenance
 from xvolution.training.tasks import CLASSIFY
 
@@ -75,7 +76,7 @@ def explain(
     *,
     split: str = "val",
     holdout: float | str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     images: int = 512,
     operator: str | None = None,
     batch_size: int = 64,
@@ -93,7 +94,8 @@ def explain(
         data: as `open_data` takes it; by default what the network was trained on.
         split: train, val or test.
         holdout: hold out this fraction of the training part as `val`, or a fold such as ``2/5``, as in training.
-        seed: seed that chooses the held-out images.
+        seed: seed that chooses the held-out images; by default that of the network's training if it held out images of these
+            data.
         images: how many to look at, evenly spread over the part; held in memory.
         operator: which one to draw, by its name in the network; by default the last of those with the largest maps.
         batch_size: images in a batch.
@@ -117,7 +119,11 @@ def explain(
     if metadata.form == "deployed":
         raise InputError(_deployed(checkpoint))
     _require_operator(model, operator)
-    splits = open_data(data if data is not None else metadata.data, holdout, seed, max_pixels, outside_images)
+    data = metadata.data if data is None else data
+    seed = seed_of(metadata, data) if seed is None else seed
+    splits = open_data(data, holdout, seed, max_pixels, outside_images)
+    if split == "val":
+        require_unseen("the network", metadata, data, splits.held_out, JUDGE_BY_OTHERS)
     chosen = labelled_images(splits, split, metadata).spread(images)
     judged = _prepared(chosen, metadata, batch_size, next(model.parameters()).device)
     found = measure(model, judged, say)

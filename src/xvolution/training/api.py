@@ -19,6 +19,7 @@ from xvolution.training.deployment import DeployResult, DeploySettings, runtime_
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, pick_device
 from xvolution.training.fit import TrainResult
+from xvolution.training.held_out import seed_of
 from xvolution.training.lock import locked
 from xvolution.training.metadata import Metadata
 from xvolution.training.predictor import Predictions, Predictor, PredictSettings, picture_files
@@ -61,7 +62,7 @@ def evaluate(
     *,
     split: str = "val",
     holdout: float | str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
@@ -75,12 +76,13 @@ def evaluate(
     """Evaluate a network: a classifier by top-1, top-5 and loss, a detector by COCO's metrics.
 
     Args:
-            checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or
+        checkpoint: a file of this library: .ckpt, .safetensors (training or deployed form), .onnx, .xml, .pt2, .tflite or
         .mlpackage.
         data: as in training; by default the data that the network was trained on.
-            split: train, val or test.
+        split: train, val or test.
         holdout: hold out this fraction of the training part as ``val``, or a fold such as ``2/5``, as in training.
-        seed: seed that chooses the held-out images.
+        seed: seed that chooses the held-out images; by default that of the network's training if it held out images of these
+            data.
         batch_size: images in a batch; by default 64, of a detector 1.
         workers: processes that load images; by default none for digits and detectors, else one for each core but one, at most 8.
         device: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one. Exported files run on the CPU.
@@ -97,7 +99,8 @@ def evaluate(
         `EvaluationResult` of a classifier, `DetectionEvaluation` of a detector.
 
     Raises:
-        InputError: the checkpoint, the data or an option cannot be used, or they do not fit each other.
+        InputError: the checkpoint, the data or an option cannot be used, they do not fit each other, or the network learned
+            from images of ``val``.
         RunError: a file cannot be written.
     """
     task = task_of_file(checkpoint)
@@ -110,7 +113,7 @@ def evaluate(
         judged_by,
         split,
         holdout,
-        seed,
+        seed_of(metadata, judged_by) if seed is None else seed,
         batch_size,
         workers,
         on_bad_image,

@@ -20,6 +20,7 @@ from xvolution.training.classification.train import preprocessing_of
 from xvolution.training.config import TrainConfig
 from xvolution.training.data.reading import PHOTOGRAPH_SIDE
 from xvolution.training.errors import InputError
+from xvolution.training.held_out import kept_description
 from xvolution.training.metadata import provenance
 from xvolution.training.tasks import CLASSIFY, task_of_file
 
@@ -104,7 +105,8 @@ def convert_network(
         return Converted(summary, config, None)
     spec = metadata.model
     if path is not None:
-        stored = replace(metadata, model=replace(spec, conversion=conversion.to_dict()), provenance=provenance(0))
+        made = {**provenance(0), **kept_description(metadata.provenance)}
+        stored = replace(metadata, model=replace(spec, conversion=conversion.to_dict()), provenance=made)
         save_weights(path, converted, stored)
     size = metadata.preprocessing.image_size
     config = replace(config, model=spec.name, model_kwargs=spec.kwargs, small_images=spec.small_images, image_size=size)

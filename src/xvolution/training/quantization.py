@@ -21,6 +21,7 @@ from xvolution.training.classification.quantize import (
 from xvolution.training.deployment import DeploySettings
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import EvaluationSettings
+from xvolution.training.held_out import seed_of
 from xvolution.training.tasks import CLASSIFY, task_of_file
 
 
@@ -73,7 +74,7 @@ def quantize(
     layout: str = "auto",
     split: str = "val",
     holdout: float | str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     batch_size: int = 64,
     workers: int | None = None,
     limit_batches: int | None = None,
@@ -99,7 +100,8 @@ def quantize(
         layout: layout of every operator, or auto for the fastest one in the output's runtime, in fp32.
         split: part to evaluate on: train, val or test.
         holdout: hold out this fraction of the training part as ``val``, or a fold such as ``2/5``, as in training.
-        seed: seed that chooses the held-out images.
+        seed: seed that chooses the held-out images; by default that of the network's training if it held out images of these
+            data.
         batch_size: images in a batch.
         workers: processes that load images.
         limit_batches: largest number of batches to evaluate on.
@@ -124,8 +126,18 @@ def quantize(
         if is_file and equalized:
             raise InputError(f"{given} is an exported graph, whose parts cannot be equalized; give the checkpoint.")
         judged_by = metadata.data if data is None else data
+        chosen_by = seed_of(metadata, judged_by) if seed is None else seed
         settings = EvaluationSettings(
-            judged_by, split, holdout, seed, batch_size, workers, "error", limit_batches, max_pixels, outside_images
+            judged_by,
+            split,
+            holdout,
+            chosen_by,
+            batch_size,
+            workers,
+            "error",
+            limit_batches,
+            max_pixels,
+            outside_images,
         )
         if progress is not None:
             progress(f"quantizing {given}")

@@ -21,6 +21,7 @@ from xvolution.training.data.module import default_workers
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, clock, device_of
 from xvolution.training.files import atomic_path
+from xvolution.training.held_out import JUDGE_BY_OTHERS, require_unseen
 from xvolution.training.progress import followed
 
 
@@ -67,7 +68,7 @@ def evaluate_classifier(
     predictions: str | os.PathLike[str] | None = None,
 ) -> EvaluationResult:
     """`xvolution.training.evaluate` of a classifier in any form, in eval mode."""
-    splits = open_data(settings.data, settings.holdout, settings.seed, settings.max_pixels, settings.outside_images)
+    splits = judging_data(metadata, settings)
     source = labelled_images(splits, settings.split, metadata)
     loader = evaluation_loader(
         source,
@@ -80,6 +81,18 @@ def evaluate_classifier(
     if predictions is not None:
         _write_predictions(predictions, result, source, metadata.class_names)
     return result
+
+
+def judging_data(metadata: ClassifierMetadata, settings: EvaluationSettings) -> DataSplits:
+    """The data set of an evaluation.
+
+    Raises:
+        InputError: it cannot be opened, or the classifier learned from images of ``val``, which judges it.
+    """
+    splits = open_data(settings.data, settings.holdout, settings.seed, settings.max_pixels, settings.outside_images)
+    if settings.split == "val":
+        require_unseen("the network", metadata, settings.data, splits.held_out, JUDGE_BY_OTHERS)
+    return splits
 
 
 def labelled_images(splits: DataSplits, split: str, metadata: ClassifierMetadata) -> ImageSource:

@@ -17,9 +17,9 @@ from xvolution.deploy.equalize import equalize
 from xvolution.deploy.quantize import QuantizationError, QuantizationReport, int8_runtime, quantize
 from xvolution.deploy.runtimes import ExportError, LoadedFile, OnnxReader, OnnxRuntime, runtime_for
 from xvolution.training.classification.deploy import ClassifierDeployment, deploy_classifier
-from xvolution.training.classification.evaluate import EvaluationResult, evaluate_model, labelled_images
+from xvolution.training.classification.evaluate import EvaluationResult, evaluate_model, judging_data, labelled_images
 from xvolution.training.classification.metadata import ClassifierMetadata
-from xvolution.training.data import DataSplits, ImageSource, evaluation_loader, open_data
+from xvolution.training.data import DataSplits, ImageSource, evaluation_loader
 from xvolution.training.data.dataset import GOOD, Batch
 from xvolution.training.data.module import default_workers
 from xvolution.training.deployment import DeployedForm, DeploySettings
@@ -149,7 +149,7 @@ def quantize_classifier(
         InputError: the data or an option cannot be used.
         RunError: the network cannot be quantized, or the file cannot be written.
     """
-    splits = open_data(settings.data, settings.holdout, settings.seed, settings.max_pixels, settings.outside_images)
+    splits = judging_data(metadata, settings)
     judging = _batches(labelled_images(splits, settings.split, metadata), metadata, settings, splits)
     chosen = splits.train.spread(calibration.images)
     images = [batch["image"][batch["status"] == GOOD] for batch in _batches(chosen, metadata, settings, splits)]

@@ -16,7 +16,7 @@ from xvolution.models import ModelSpec, build_model
 from xvolution.training.classification.distillation import teacher_of
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.classification.module import Classification
-from xvolution.training.classification.weights import build_from
+from xvolution.training.classification.weights import build_from, require_unseen_files
 from xvolution.training.config import TrainConfig
 from xvolution.training.data import ClassificationData, DataSplits, open_data
 from xvolution.training.data.labels import require_labels
@@ -25,6 +25,7 @@ from xvolution.training.data.reading import SMALL_SIDE
 from xvolution.training.data.transforms import Augmentation, Preprocessing
 from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
+from xvolution.training.held_out import described
 from xvolution.training.metadata import provenance
 from xvolution.training.schema import READING
 
@@ -57,6 +58,7 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
         _announce_size(size, splits.survey.sides)
     example = torch.zeros(1, spec.in_chans, size, size)
     weights = config.weights
+    require_unseen_files([file for file in (weights, config.teacher) if file is not None], splits)
     model = build_model(spec, config.pretrained, example) if weights is None else build_from(weights, spec, example)
     announce(model, config)
     preprocessing = preprocessing_of(model, size, spec.in_chans)
@@ -66,7 +68,7 @@ def train_classifier(config: TrainConfig, teacher: tuple[nn.Module, ClassifierMe
         preprocessing=preprocessing,
         class_names=splits.train.class_names,
         data=config.data,
-        provenance=provenance(config.seed),
+        provenance={**provenance(config.seed), **described(splits.held_out)},
     )
     taught = None if teacher is None else teacher_of(str(config.teacher), *teacher, metadata)
     module = Classification(model, spec.num_classes, config, metadata.to_dict(), taught)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +11,10 @@ from xvolution.models import ModelSpec
 from xvolution.models.factory import build_plain, convert_built
 from xvolution.training.checkpoint import load_weights, read_tensors
 from xvolution.training.classification.metadata import ClassifierMetadata
+from xvolution.training.data import DataSplits
 from xvolution.training.errors import InputError
 from xvolution.training.fit import say
+from xvolution.training.held_out import HOLD_OUT_THE_SAME, require_unseen
 
 
 def build_from(path: str, spec: ModelSpec, example_inputs: Tensor | None = None) -> nn.Module:
@@ -46,6 +49,23 @@ def build_from(path: str, spec: ModelSpec, example_inputs: Tensor | None = None)
         + (f"; new for {spec.num_classes} classes: {', '.join(new)}" if new else "")
     )
     return model
+
+
+def require_unseen_files(files: Iterable[str], splits: DataSplits) -> None:
+    """Require that no network that a training starts from, or is taught by, learned from the images that judge it.
+
+    Args:
+        files: of these networks; those that this library did not write are passed over, since they do not say it.
+        splits: the data of the training.
+
+    Raises:
+        InputError: a network did, or its file cannot be read.
+    """
+    for file in files:
+        _, header = read_tensors(file)
+        if header is not None:
+            metadata = ClassifierMetadata.from_dict(header)
+            require_unseen(file, metadata, splits.name, splits.held_out, HOLD_OUT_THE_SAME)
 
 
 def _require_alike(stored: ClassifierMetadata, spec: ModelSpec, path: str) -> None:

@@ -16,6 +16,7 @@ from xvolution.training.coco.tables import open_table
 from xvolution.training.data.reading import printable, require_max_pixels, survey
 from xvolution.training.errors import InputError
 from xvolution.training.fold import Fold, parse_holdout
+from xvolution.training.held_out import HeldOut
 
 
 def open_detection(
@@ -50,7 +51,8 @@ def open_detection(
         order = np.random.default_rng(seed).permutation(len(train))
         count = max(1, round(kept * len(train)))
         parts = (train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count])))
-        return DetectionSplits(str(data), *parts, f"{kept:.0%} of the training part, because of --holdout")
+        judged_by = f"{kept:.0%} of the training part, because of --holdout"
+        return DetectionSplits(str(data), *parts, judged_by, HeldOut(kept, seed))
     val = open_part(data, "val", masks, on_bad_image, max_pixels, outside_images)
     if val.annotations.categories != train.annotations.categories:
         raise InputError(

@@ -16,6 +16,7 @@ from xvolution.training.coco.annotations import Annotations, clipped
 from xvolution.training.coco.masks import decode_mask
 from xvolution.training.data.reading import BadImage, Look, look_at, printable, read_picture
 from xvolution.training.errors import InputError
+from xvolution.training.held_out import HeldOut
 
 
 class DetectionSource:
@@ -157,9 +158,11 @@ class DetectionSplits:
         name: the name with which it was opened.
         train, val: images for training and evaluation.
         judged_by: the source of ``val``, in words.
+        held_out: ``val``, if a seed chose it.
     """
 
     name: str
     train: DetectionSource
     val: DetectionSource
     judged_by: str = "its validation part"
+    held_out: HeldOut | None = None

@@ -27,6 +27,7 @@ from xvolution.training.data.sources import (
 )
 from xvolution.training.errors import InputError
 from xvolution.training.fold import Fold, parse_holdout
+from xvolution.training.held_out import HeldOut
 
 HELD_OUT = 0.2  # of a data set that comes in one part
 DIGITS_SIZE = 32  # in pixels; their own 8 are too few for the strides of a network
@@ -43,6 +44,7 @@ class DataSplits:
         test: the data set's test part if it has one beside `val`.
         survey: properties of the training images.
         judged_by: the source of ``val``, in words.
+        held_out: ``val``, if a seed chose it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class DataSplits:
     test: ImageSource | None
     survey: Survey
     judged_by: str = "its validation part"
+    held_out: HeldOut | None = None
 
     @property
     def image_size(self) -> int:
@@ -116,21 +119,25 @@ def open_data(
         for sentence in survey.sentences(f"the {part} part of {printable(name)}"):
             warnings.warn(sentence, stacklevel=2)
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
+    chosen: HeldOut | None = None
     judged_by = "a fixed fifth of every class" if name == "digits" else "its validation part"
     if isinstance(kept, Fold):
         train, val = folded(Joined([train] if val is None else [train, val]), kept, seed)
+        chosen = HeldOut(str(kept), seed)
         judged_by = f"part {kept.number} of {kept.count} of all images but a test part's, because of --holdout {kept}"
     elif kept is not None:
         train, val = held_out(train, kept, seed)
+        chosen = HeldOut(kept, seed)
         judged_by = f"{kept:.0%} of the training part, because of --holdout"
     elif val is None and test is not None:
         val, test = test, None
         judged_by = "its test part, because there is no validation part"
     elif val is None:
         train, val = held_out(train, HELD_OUT, seed)
+        chosen = HeldOut(HELD_OUT, seed)
         judged_by = f"{HELD_OUT:.0%} of every class, held out with --split-seed {seed}, because there is only one part"
     assert val is not None
-    return DataSplits(name, train, val, test, surveys["train"], judged_by)
+    return DataSplits(name, train, val, test, surveys["train"], judged_by, chosen)
 
 
 def folded(source: ImageSource, fold: Fold, seed: int) -> tuple[ImageSource, Subset]:

@@ -20,6 +20,7 @@ from xvolution.training.detection.pictures import Pictured, draw, write_page
 from xvolution.training.errors import InputError
 from xvolution.training.evaluation import Evaluation, EvaluationSettings, clock, device_of
 from xvolution.training.files import write_text
+from xvolution.training.held_out import JUDGE_BY_OTHERS, HeldOut, require_unseen
 from xvolution.training.memory import peak_memory
 from xvolution.training.progress import followed
 
@@ -110,6 +111,9 @@ def evaluate_detector(
 def _judging_images(metadata: DetectorMetadata, settings: EvaluationSettings) -> DetectionSource:
     data, masks = settings.data, metadata.masks
     reading = (settings.on_bad_image, settings.max_pixels, settings.outside_images)
+    if settings.split == "val":
+        held_out = None if settings.holdout is None else HeldOut(settings.holdout, settings.seed)
+        require_unseen("the network", metadata, data, held_out, JUDGE_BY_OTHERS)
     if settings.holdout is not None and settings.split == "val":
         return open_detection(data, masks, settings.holdout, settings.seed, *reading).val
     return open_part(data, settings.split, masks, *reading)

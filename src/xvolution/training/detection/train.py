@@ -19,6 +19,7 @@ from xvolution.training.detection.metadata import DetectorMetadata
 from xvolution.training.detection.module import Detection
 from xvolution.training.errors import InputError
 from xvolution.training.fit import TrainResult, announce, fit, resume_from, seed_run
+from xvolution.training.held_out import described
 from xvolution.training.metadata import provenance
 from xvolution.training.schema import ClassifierFile, require_described
 from xvolution.training.upgrade import upgrade
@@ -51,7 +52,7 @@ def train_detector(config: DetectionConfig) -> TrainResult:
         class_names=splits.train.class_names,
         category_ids=splits.train.category_ids,
         data=config.data,
-        provenance=provenance(config.seed),
+        provenance={**provenance(config.seed), **described(splits.held_out)},
     )
     _jitter_scale(model, config)
     module = Detection(model, splits.val, config, metadata.to_dict())

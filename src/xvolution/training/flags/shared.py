@@ -19,15 +19,21 @@ def add_reading(parser: Parser, outside_images: bool = True) -> None:
         parser.add_flag("data", Flag("outside_images", bool, False, _OUTSIDE_IMAGES), rare=True)
 
 
-def add_judging(parser: Parser) -> None:
-    """Add the flags that choose the images of an evaluation."""
-    split = Flag("split", str, "val", "part of the data to evaluate on.")
+def add_part(parser: Parser, use: str) -> None:
+    """Add the flags that choose a part of a data set, and say what it is used for."""
+    split = Flag("split", str, "val", f"part of the data to {use}.")
     parser.add_flag("data", split, choices=["train", "val", "test"])
     holdout = (
         "hold out as val, as in training: a fraction of the training part, or a fold such as 2/5; none by default."
     )
     parser.add_flag("data", Flag("holdout", float | str | None, None, holdout))
-    parser.add_flag("data", Flag("seed", int, 0, "seed that chooses the held-out images."))
+    seed = "seed that chooses the held-out images; by default that of the network's training if it held out images of these data."
+    parser.add_flag("data", Flag("seed", int | None, None, seed))
+
+
+def add_judging(parser: Parser) -> None:
+    """Add the flags that choose the images of an evaluation."""
+    add_part(parser, "evaluate on")
     batches = "largest number of batches to evaluate on; all by default."
     parser.add_flag("data", Flag("limit_batches", int | None, None, batches))
 
