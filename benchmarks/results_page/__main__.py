@@ -30,41 +30,33 @@ PAGES = (Path("docs/results.md"), Path("docs/runtimes.md"), Path("README.md"))
 def tables(results: Path) -> dict[str, str]:
     """The tables by name, in Markdown."""
     return {
-        "gains": gain_table(list(gains(results))),
+        "gains": gain_table(list(gains(results)), "recipe", top1_alone=True),
         "readme": short_table(list(gains(results))[:3] + list(gains(results))[4:5]),
         "costs": cost_table(list(costs(results))),
-        "trained_on": trained_on_table([*gains(results, TRAINED_ON), *centroids(results)]),
+        "trained_on": gain_table(
+            [*gains(results, TRAINED_ON), *centroids(results)], "network and data", top1_alone=False
+        ),
         "trials": trial_table(list(trials(results))),
         "shipped": shipped_table(list(shipped(results))),
     }
 
 
-def gain_table(rows: list[Gain]) -> str:
-    """Gains in top-1 on the small network."""
+def gain_table(rows: list[Gain], first: str, top1_alone: bool) -> str:
+    """Gains in top-1, or in the figure that each row names; ``first`` heads the column of the recipes."""
     lines, before = [], ""
     for row in rows:
         recipe, before = ("" if row.recipe == before else row.recipe), row.recipe
+        figure = () if top1_alone else (row.figure,)
         figures = (_loss(row), str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
-        lines.append((recipe, row.operator, _gain(row), *figures))
-    return table(("recipe", "operator", "top-1, points", "loss", "seeds", "FLOPs", "latency", "record"), lines)
+        lines.append((recipe, row.operator, *figure, _gain(row), *figures))
+    points = ("top-1, points",) if top1_alone else ("figure", "points")
+    return table((first, "operator", *points, "loss", "seeds", "FLOPs", "latency", "record"), lines)
 
 
 def short_table(rows: list[Gain]) -> str:
     """Gains and costs of a few rows."""
     lines = [(row.operator, _gain(row), f"{row.flops:.2f}", _ratio(row.latency)) for row in rows]
     return table(("operator", "top-1, points, 95 % interval over three seeds and images", "FLOPs", "latency"), lines)
-
-
-def trained_on_table(rows: list[Gain]) -> str:
-    """Gains of trainings that start from trained weights."""
-    lines, before = [], ""
-    for row in rows:
-        network, before = ("" if row.recipe == before else row.recipe), row.recipe
-        figures = (_loss(row), str(row.seeds), f"{row.flops:.2f}", _ratio(row.latency), _link(row.record))
-        lines.append((network, row.operator, row.figure, _gain(row), *figures))
-    return table(
-        ("network and data", "operator", "figure", "points", "loss", "seeds", "FLOPs", "latency", "record"), lines
-    )
 
 
 def _loss(row: Gain) -> str:
