@@ -15,7 +15,7 @@ from xvolution.compare.config import CompareConfig
 from xvolution.compare.run import compare
 from xvolution.compare.variants import Variant
 from xvolution.explain import explain
-from xvolution.training import InputError, TrainConfig, TrainResult, evaluate, open_data, train
+from xvolution.training import InputError, TrainConfig, TrainResult, evaluate, open_data, shipping, train
 from xvolution.training.checkpoint import read_header, read_weights, save_weights
 from xvolution.training.classification.metadata import ClassifierMetadata
 from xvolution.training.converting import convert_network
@@ -79,6 +79,17 @@ def test_attention_is_explained_by_the_images_that_judged_the_training(pictures:
     assert page.figures["data"]["of"] == 8
     with pytest.raises(InputError, match=JUDGES):
         explain(found.weights, seed=0, images=8, output=tmp_path / "page", say=lambda line: None)
+
+
+def test_files_of_runtimes_are_compared_on_the_images_that_judged_the_training(
+    judged_by_a_fifth: TrainResult, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(data: str, seed: int) -> None:
+        raise InputError(f"opened {data} with the seed {seed}")
+
+    monkeypatch.setattr(shipping, "open_data", opened)
+    with pytest.raises(InputError, match=f"opened .*pictures with the seed {SEED}"):
+        shipping.deploy_to(judged_by_a_fifth.weights, ["onnxruntime"], data=str(pictures))
 
 
 @pytest.mark.parametrize("name", ["weights", "teacher"])

@@ -24,6 +24,7 @@ from xvolution.training.classification.quantize import Calibration, write_quanti
 from xvolution.training.data import ImageSource, evaluation_loader, open_data
 from xvolution.training.deployment import DeploySettings
 from xvolution.training.errors import InputError, RunError
+from xvolution.training.held_out import seed_of
 from xvolution.training.tasks import task_of_file
 
 #: What stands for every runtime.
@@ -85,7 +86,7 @@ def deploy_to(
     absent = absent_runtimes(runtime.name for runtime in asked)
     stem = Path(checkpoint).with_suffix("") if output is None else Path(output)
     metadata = replace(metadata, preprocessing=metadata.preprocessing.resized(options.get("image_size")))
-    splits = None if data is None else open_data(data)
+    splits = None if data is None else open_data(data, seed=seed_of(metadata, data))
     batches = [] if splits is None else _batches(splits.part("val"), metadata, images)
     calibration = _batches(splits.train, metadata, calibration_images) if int8 and splits is not None else []
     predictions = predicted(trained, batches) if batches else None
