@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
 from xvolution import XVolution2d, XVolutionConfig, conversion_summary  # noqa: E402
 from xvolution.conversion.config import Conversion, Placement  # noqa: E402
 from xvolution.models import ModelError, ModelSpec, build_model  # noqa: E402
+from xvolution.models.detect_backbone import FrozenNormAct  # noqa: E402
 from xvolution.models.detect_parts import FixedBatchNorm2d  # noqa: E402
 from xvolution.models.detection import DetectorSpec, build_detector, modules_of_part, part_of  # noqa: E402
 
@@ -188,6 +189,23 @@ def test_weights_of_a_classifier(backbone: str, name: str) -> None:
         )
     assert "a.ckpt" in str(detector.backbone_weights)
     assert detector.backbone_weights.used > 50
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "cspnext_s"])
+def test_weights_of_a_classifier_whose_norms_hold_activations(backbone: str) -> None:
+    weights = randomize(timm.create_model(backbone)).state_dict()
+    x = torch.rand(1, 3, 64, 64)
+    features = []
+    for norm in ("batch", "frozen"):
+        spec = spec_of("fasterrcnn", backbone=backbone, conversion=None, norm=norm)
+        body = build_detector(spec, weights).eval().backbone.body
+        with torch.no_grad():
+            features.append(body(x))
+    assert any(isinstance(module, FrozenNormAct) for module in body.modules())
+    torch.testing.assert_close(features[1], features[0], rtol=1e-4, atol=1e-4)
+    again = {f"backbone.body.{key}": value for key, value in body.state_dict().items()}
+    with torch.no_grad():
+        torch.testing.assert_close(build_detector(spec, again).eval().backbone.body(x), features[1])
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -109,7 +109,7 @@ class Detection:
             kwargs={"box_detections_per_img": 300},
             conversion=conversion,
         )
-        detector: Any = build_detector(spec, None if packs is None else _backbone_weights(packs, spec))
+        detector: Any = build_detector(spec, None if packs is None else lite0_weights(packs / "lite0.npz"))
         detector.transform.min_size = (self.size * 3 // 4, self.size * 5 // 4, self.size)
         return detector
 
@@ -172,18 +172,6 @@ class Detection:
                 for name, latency in measured.latencies.items()
             }
         }
-
-
-def _backbone_weights(packs: Path, spec: DetectorSpec) -> dict[str, Tensor]:
-    """The weights under the backbone's names: a frozen norm stands in a sequence with the activation that was part of it."""
-    backbone: Any = build_detector(dataclasses.replace(spec, conversion=None))
-    own = {name.replace("_", ".") for name in backbone.backbone.body.state_dict()}
-    found = {}
-    for name, value in lite0_weights(packs / "lite0.npz").items():
-        layer, _, kind = name.rpartition(".")
-        within = f"{layer}.0.{kind}"
-        found[within if within.replace("_", ".") in own else name] = value
-    return found
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,6 +155,10 @@ def _freeze(network: nn.Module, stages: Sequence[tuple[str, ...]], trainable_lay
             parameter.requires_grad_(False)
 
 
+class FrozenNormAct(nn.Sequential):
+    """The frozen form of timm's ``BatchNormAct2d``: the frozen batch norm, then the dropout and the activation in it."""
+
+
 def freeze_norms(network: nn.Module) -> nn.Module:
     """Replace every 2-d batch norm by torchvision's ``FrozenBatchNorm2d``; an activation in it follows."""
     norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
@@ -164,7 +168,7 @@ def freeze_norms(network: nn.Module) -> nn.Module:
         frozen.load_state_dict(norm.state_dict(), strict=False)
         rest = [norm.drop, norm.act] if isinstance(norm, BatchNormAct2d) else []
         rest = [module for module in rest if not isinstance(module, nn.Identity)]
-        network = replace_module(network, name, nn.Sequential(frozen, *rest) if rest else frozen)
+        network = replace_module(network, name, FrozenNormAct(frozen, *rest) if rest else frozen)
     return network
 
 
@@ -190,23 +194,34 @@ class WeightsReport:
 def matched(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> tuple[dict[str, Tensor], WeightsReport]:
     """The tensors of a classification network under the backbone's names.
 
-    Names are compared without the prefix of a wrapper. ``stages_0`` equals ``stages.0``, because timm's feature networks and
-    classifiers differ in this.
+    Names are compared without the prefix of a wrapper, of either. ``stages_0`` equals ``stages.0``, because timm's feature
+    networks and classifiers differ in this; ``bn1.weight`` equals ``bn1.0.weight`` where a frozen norm stands before an
+    activation.
 
     Raises:
         ModelError: a tensor is missing, has another shape, or belongs to a layer of the backbone that has no such tensor.
     """
-    own = {_plain(key): key for key in body.state_dict() if not key.endswith("num_batches_tracked")}
+    wrapper, network = _wrapped(body)
+    own = {
+        _plain(key.removeprefix(wrapper)): key for key in body.state_dict() if not key.endswith("num_batches_tracked")
+    }
     given = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    frozen = {name for name, module in body.named_modules() if isinstance(module, FrozenNormAct)}
+    renamed = {_plain(_before_freezing(key, frozen).removeprefix(wrapper)): plain for plain, key in own.items()}
+
+    def named(key: str, start: str) -> str:
+        key = _plain(key.removeprefix(start))
+        return key if key in own else renamed.get(key, key)
+
     prefix = max(
-        _PREFIXES,
-        key=lambda start: sum(_plain(key.removeprefix(start)) in own for key in given if key.startswith(start)),
+        [start + inner for start in _PREFIXES for inner in dict.fromkeys(("", wrapper))],
+        key=lambda start: sum(named(key, start) in own for key in given if key.startswith(start)),
     )
-    plain = {_plain(key.removeprefix(prefix)): value for key, value in given.items() if key.startswith(prefix)}
+    plain = {named(key, prefix): value for key, value in given.items() if key.startswith(prefix)}
     shapes = {key: value.shape for key, value in body.state_dict().items()}
     missing = [key for key in own if key not in plain]
     wrong = [key for key in own if key in plain and plain[key].shape != shapes[own[key]]]
-    layers = tuple(f"{_plain(child)}." for child, _ in body.named_children())
+    layers = tuple(f"{_plain(name)}." for name, child in network.named_children() if child.state_dict())
     extra = [key for key in plain if key not in own]
     foreign = [key for key in extra if key.startswith(layers)]
     problems = []
@@ -219,12 +234,26 @@ def matched(body: nn.Module, weights: Mapping[str, Tensor], name: str) -> tuple[
         problems.append(f"{len(foreign)} tensors have no counterpart in it ({foreign[0]}, ...)")
     if problems:
         hint = ""
-        if any(".attention" in key for key in foreign) or any(".attention" in key for key in missing):
+        if any(".attention.norm." in key for key in (*foreign, *missing)):
             hint = (
                 " One of the two is converted to X-volution and the other is not: give the conversion of the weights."
             )
         raise ModelError(f"the weights of {name} do not fit the backbone: {'; '.join(problems)}.{hint}")
     return {own[key]: plain[key] for key in own}, WeightsReport(name, len(own), tuple(extra))
+
+
+def _wrapped(body: nn.Module) -> tuple[str, nn.Module]:
+    """The prefix that timm's extraction of features puts before all names of a network, and the network itself."""
+    for name, child in body.named_children():
+        if f"{name}." in _PREFIXES and all(key.startswith(f"{name}.") for key in body.state_dict()):
+            return f"{name}.", child
+    return "", body
+
+
+def _before_freezing(key: str, frozen: Collection[str]) -> str:
+    """The name of a tensor before `freeze_norms` put its norm before an activation."""
+    norm, _, tensor = key.rpartition(".0.")
+    return f"{norm}.{tensor}" if norm in frozen else key
 
 
 def _plain(key: str) -> str:
