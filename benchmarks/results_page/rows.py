@@ -56,6 +56,11 @@ TRAINED_ON: Comparisons = (
         {"X-volution, last two stages": "xvolution:new_lr_factor=5", "squeeze-and-excitation": "se:zero_init=true"},
     ),
     (
+        "the same, 20,480 pictures of Tiny-ImageNet",
+        "tiny-imagenet/fine-tuning",
+        {"X-volution, last two stages": "xvolution:new_lr_factor=5", "squeeze-and-excitation": "se:zero_init=true"},
+    ),
+    (
         "the small network, three epochs more",
         "tiny-imagenet/annealing",
         {"X-volution, its gates annealed to plain convolutions": "annealed to conv"},
@@ -63,7 +68,7 @@ TRAINED_ON: Comparisons = (
 )
 
 #: The record of the time of a comparison's networks in ONNX Runtime, where it is not that of the small network.
-TIMED_IN = {"clothing": "clothing-latency"}
+TIMED_IN = dict.fromkeys(("clothing", "tiny-imagenet/fine-tuning"), "clothing-latency")
 #: What a row of a comparison is called there, where it has another name.
 TIMED_AS = {
     ("tiny-imagenet/small-crops", "xvolution-shared"): "gated_depthwise",

@@ -93,7 +93,7 @@ def test_a_fresh_conversion_has_hardly_begun_and_a_share_above_the_threshold_has
     assert sentence.startswith(
         "attention hardly contributes yet: it is at most 0 of the variance of an operator's output, on 12"
     )
-    assert "--new-lr-factor 5" in sentence
+    assert "--new-lr-factor is 1 by default, and five times what it was is worth a try" in sentence
     assert hardly_begun({"a": 0.0, "b": 1.01 * HARDLY}) is None
     assert hardly_begun({"a": 0.0, "b": 0.99 * HARDLY}) is not None
     assert hardly_begun({}) is None

@@ -22,8 +22,8 @@ HARDLY = 1e-3
 
 #: What to do about it.
 ADVICE = (
-    "Train longer, or raise the learning rate of the added parameters with --new-lr-factor 5. Until then "
-    "the outputs are those of the convolutions."
+    "Train longer, or raise the learning rate of the added parameters: --new-lr-factor is 1 by default, and five times "
+    "what it was is worth a try. Until then the outputs are those of the convolutions."
 )
 
 
