@@ -20,13 +20,13 @@ def test_a_seed_is_paired_with_the_same_seed() -> None:
     (row,) = differences(joined([first, second]))
     assert (row["label"], row["against"], row["top1"]["seeds"]) == ("xvolution", "conv", 2)
     assert row["top1"]["estimate"] == pytest.approx(0.04)
-    assert row["top1"]["high"] - row["top1"]["low"] == pytest.approx(
-        2 * 12.7062 * 0.02, rel=1e-4
-    )  # Student's, one degree
+    width = 2 * 12.7062 * 0.02  # Student's t with one degree of freedom
+    assert row["top1"]["high"] - row["top1"]["low"] == pytest.approx(width, rel=1e-4)
     assert row["loss"]["estimate"] == pytest.approx(-0.15)
     assert line(row).startswith("xvolution against conv: +4.00 points (-21.41 to +29.41), loss -0.150")
-    (row,) = differences(joined([first]))[:1]
-    assert line(row) == "xvolution against conv: fewer than two seeds in common, no interval"
+    assert (
+        line(differences(joined([first]))[0]) == "xvolution against conv: fewer than two seeds in common, no interval"
+    )
 
 
 def test_other_recipes_and_the_same_seed_are_refused() -> None:

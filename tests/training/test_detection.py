@@ -128,7 +128,7 @@ def test_a_run_leaves_weights_history_and_figures(detector: TrainResult) -> None
 
 
 def test_a_detector_is_not_judged_by_images_that_it_learned_from(detector: TrainResult) -> None:
-    with pytest.raises(InputError, match=r"it was trained on all of the training part, and the part of --holdout 0.25"):
+    with pytest.raises(InputError, match=r"held out none of the training part; here the images of --holdout 0.25"):
         evaluate(detector.weights, holdout=0.25)
 
 

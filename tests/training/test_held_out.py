@@ -62,7 +62,7 @@ def test_an_evaluation_takes_the_images_that_judged_the_training(
     with pytest.raises(InputError, match=JUDGES):
         evaluate(weights, seed=0)
     with pytest.raises(
-        InputError, match=f"all images but the part of --holdout 0.2 and the seed {SEED}, and the part of"
+        InputError, match=f"held out the images of --holdout 0.2 with the seed {SEED}; here the images of"
     ):
         evaluate(weights, holdout=0.1)
     with pytest.raises(InputError, match=JUDGES):
@@ -110,7 +110,7 @@ def test_folds_refuse_weights_before_the_first_training(
     for name in ("operator", "output"):
         recipe.pop(name)
     variants = (Variant("conv", "conv"), Variant("xvolution", "xvolution"))
-    with pytest.raises(InputError, match=f"{JUDGES}.*the part of --holdout 1/2 and the seed 0 judges"):
+    with pytest.raises(InputError, match=f"{JUDGES}.*here the images of --holdout 1/2 with the seed 0 would judge"):
         compare(CompareConfig(TrainConfig(**recipe), variants, seeds=(0,), folds=2, output=str(tmp_path / "compare")))
     assert not (tmp_path / "compare").exists()
 
@@ -127,7 +127,9 @@ def test_a_file_that_does_not_say_it_is_warned_about(judged_by_a_fifth: TrainRes
     assert isinstance(metadata, ClassifierMetadata)
     older = {name: value for name, value in metadata.provenance.items() if name != "held_out"}
     save_weights(tmp_path / "older.safetensors", model, replace(metadata, provenance=older))
-    with pytest.warns(UserWarning, match="the network does not say which images of .* were held out in its training"):
+    with pytest.warns(
+        UserWarning, match="does not say which images of .* were held out in its training.*Give --holdout"
+    ):
         assert evaluate(tmp_path / "older.safetensors").images == 8
 
 

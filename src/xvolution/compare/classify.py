@@ -41,7 +41,7 @@ class Classifiers(ComparedTask[TrainConfig, EvaluationResult]):
         size = image_size(recipe, splits)
 
         def build(train: TrainConfig) -> nn.Module:
-            # The others are written by trainings of this comparison, and each training looks for itself.
+            # A file that is not there yet is written by a training of this comparison; the training that takes it checks it.
             require_unseen_files(
                 [file for file in (train.weights, train.teacher) if file and Path(file).is_file()], splits
             )

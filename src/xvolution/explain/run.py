@@ -120,8 +120,7 @@ def explain(
         raise InputError(_deployed(checkpoint))
     _require_operator(model, operator)
     data = metadata.data if data is None else data
-    seed = seed_of(metadata, data) if seed is None else seed
-    splits = open_data(data, holdout, seed, max_pixels, outside_images)
+    splits = open_data(data, holdout, seed_of(metadata, data, seed), max_pixels, outside_images)
     if split == "val":
         require_unseen("the network", metadata, data, splits.held_out, JUDGE_BY_OTHERS)
     chosen = labelled_images(splits, split, metadata).spread(images)

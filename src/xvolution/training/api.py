@@ -113,7 +113,7 @@ def evaluate(
         judged_by,
         split,
         holdout,
-        seed_of(metadata, judged_by) if seed is None else seed,
+        seed_of(metadata, judged_by, seed),
         batch_size,
         workers,
         on_bad_image,

@@ -34,7 +34,7 @@ class HeldOut:
     seed: int
 
     def __str__(self) -> str:
-        return f"--holdout {self.holdout} and the seed {self.seed}"
+        return f"the images of --holdout {self.holdout} with the seed {self.seed}"
 
     @property
     def holds_validation(self) -> bool:
@@ -52,8 +52,10 @@ def kept_description(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in provenance.items() if key == _KEY}
 
 
-def seed_of(metadata: Metadata, data: str | os.PathLike[str]) -> int:
-    """The seed that held images of this data set out in the network's training; 0 if none did."""
+def seed_of(metadata: Metadata, data: str | os.PathLike[str], given: int | None = None) -> int:
+    """The given seed; else the one that held images of this data set out in the network's training; 0 if none did."""
+    if given is not None:
+        return given
     stored = _stored(metadata) if _same(metadata.data, data) else None
     return 0 if stored is None else stored.seed
 
@@ -79,17 +81,16 @@ def require_unseen(
         if held_out is not None:
             warnings.warn(
                 f"{name} does not say which images of {data} were held out in its training, because an older version "
-                f"wrote it; it may have learned from those that judge now ({held_out}).",
+                f"wrote it. It may have learned from those that judge here, {held_out}. {advice}",
                 stacklevel=2,
             )
         return
     stored = _stored(metadata)
     if stored == held_out or (held_out is None and not (stored and stored.holds_validation)):
         return
-    judging = "the validation part" if held_out is None else f"the part of {held_out}"
-    learned = "all of the training part" if stored is None else f"all images but the part of {stored}"
     raise InputError(
-        f"{name} learned from images of {data} that judge here: it was trained on {learned}, and {judging} judges. {advice}"
+        f"{name} learned from images of {data} that judge here. Its training held out "
+        f"{stored or 'none of the training part'}; here {held_out or 'the validation part'} would judge. {advice}"
     )
 
 

@@ -126,12 +126,11 @@ def quantize(
         if is_file and equalized:
             raise InputError(f"{given} is an exported graph, whose parts cannot be equalized; give the checkpoint.")
         judged_by = metadata.data if data is None else data
-        chosen_by = seed_of(metadata, judged_by) if seed is None else seed
         settings = EvaluationSettings(
             judged_by,
             split,
             holdout,
-            chosen_by,
+            seed_of(metadata, judged_by, seed),
             batch_size,
             workers,
             "error",

@@ -111,12 +111,13 @@ def evaluate_detector(
 def _judging_images(metadata: DetectorMetadata, settings: EvaluationSettings) -> DetectionSource:
     data, masks = settings.data, metadata.masks
     reading = (settings.on_bad_image, settings.max_pixels, settings.outside_images)
-    if settings.split == "val":
-        held_out = None if settings.holdout is None else HeldOut(settings.holdout, settings.seed)
-        require_unseen("the network", metadata, data, held_out, JUDGE_BY_OTHERS)
-    if settings.holdout is not None and settings.split == "val":
-        return open_detection(data, masks, settings.holdout, settings.seed, *reading).val
-    return open_part(data, settings.split, masks, *reading)
+    if settings.split != "val":
+        return open_part(data, settings.split, masks, *reading)
+    held_out = None if settings.holdout is None else HeldOut(settings.holdout, settings.seed)
+    require_unseen("the network", metadata, data, held_out, JUDGE_BY_OTHERS)
+    if held_out is None:
+        return open_part(data, settings.split, masks, *reading)
+    return open_detection(data, masks, settings.holdout, settings.seed, *reading).val
 
 
 def _category_ids(metadata: DetectorMetadata, source: DetectionSource) -> list[int | None]:
