@@ -157,8 +157,12 @@ def test_variants_and_seeds_may_be_added_but_nothing_changed(tmp_path: Path) -> 
         ),
         (["--operators", "xvolution", "--latency-runtime", "coreml"], "--latency-runtime is coreml, but "),
         (
-            ["--operators", "xvolution", "--latency-runtime", "onnxruntime", "--task", "detect"],
-            "which times classifiers",
+            ["--operators", "xvolution", "--latency-runtime", "ncnn", "--task", "detect"],
+            "does not take whole detectors; allowed with --task detect are torch, onnxruntime, openvino",
+        ),
+        (
+            ["--operators", "xvolution", "--latency-runtime=onnxruntime", "--task=segment", "--latency-batch=2"],
+            "an exported detector takes one image at a time; give 1",
         ),
         (
             ["--operators", "xvolution", "--latency-runtime", "ncnn", "--latency-batch", "2"],

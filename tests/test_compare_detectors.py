@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from xvolution.compare.grid import Cell, cells, claim
 from xvolution.compare.register import comparison_of
 from xvolution.compare.timing import latencies
 from xvolution.conversion.config import Conversion, Placement
+from xvolution.deploy.runtimes import LoadedFile
 from xvolution.models.detection import DetectorSpec, build_detector
 from xvolution.operator import ReparameterizationError
 from xvolution.training import DetectionConfig, DetectionEvaluation, InputError, RunError, TrainConfig
@@ -125,6 +128,46 @@ def test_the_figures_are_those_of_the_trainings(compared: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [float(row["mask_ap"]) for row in rows] == [cell["mask_ap"] for cell in figures["cells"]]
     assert rows[1]["command"].startswith("xvolution train --task segment")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_latency_is_that_of_the_runtime_that_ships(
+    runtime: str, compared: Path, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole detector is written and run there, on the first image of the validation part."""
+    pytest.importorskip(runtime)
+    shutil.copytree(compared, tmp_path / "again")
+    monkeypatch.setattr(run, "launcher_for", lambda config: pytest.fail("a cell was started"))
+    ran: list[tuple[int, ...]] = []
+    run_there = detect._run_file
+
+    def counted(file: LoadedFile, image: torch.Tensor, *folder: Any) -> list[torch.Tensor]:
+        ran.append(tuple(image.shape))
+        return run_there(file, image, *folder)
+
+    monkeypatch.setattr(detect, "_run_file", counted)
+    latency = compare(configured(blocks, tmp_path / "again", latency_runtime=runtime)).figures["latency"]
+    assert latency["runtime"] == runtime
+    assert latency["forms"]["conv"]["ratio"] == 1
+    assert latency["forms"]["xvolution"]["median_ms"] > 0
+    assert set(ran) == {(3, 48, 64)}
+    assert len(ran) >= 2 * 2
+
+
+@pytest.mark.slow
+def test_a_runtime_that_takes_no_whole_detector_is_not_timed_by_its_pyramid(
+    compared: Path, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(compared, tmp_path / "again")
+    write = detect.export_detector
+    monkeypatch.setattr(detect, "export_detector", partial(write, whole=False))
+    config = configured(blocks, tmp_path / "again", latency_runtime="onnxruntime")
+    with pytest.raises(
+        RunError, match="no latency was measured: ONNX Runtime cannot take the whole detector: asked for"
+    ):
+        latencies(config, cells(config))
 
 
 @pytest.mark.slow

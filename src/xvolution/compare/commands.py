@@ -106,9 +106,7 @@ def compare_parser(defaults: RunConfig, everything: bool = False) -> Parser:
     add("comparison", Flag("dry_run", bool, False, "print the trainings and their commands, and train nothing."))
     add("comparison", Flag("latency_batch", int, 1, "number of images in the batch for measuring latency."), rare=True)
     add("comparison", Flag("latency_rounds", int, 20, "number of times each latency is measured; 0 measures none."))
-    runtimes = (
-        "where latency is measured: torch, or a runtime for exported classifiers, such as onnxruntime or openvino."
-    )
+    runtimes = "where latency is measured: torch, or a runtime for exported networks, such as onnxruntime or openvino."
     add("comparison", Flag("latency_runtime", str, "torch", runtimes))
     add("machine", Flag("jobs", int | None, None, "number of trainings at once; by default one for each device."))
     add("machine", Flag("jobs_per_device", int, 1, "number of trainings that share a GPU."), rare=True)

@@ -34,7 +34,8 @@ class CompareConfig:
         slurm: parameters of ``submitit``'s executor, such as ``{"slurm_partition": "gpu", "gpus_per_node": 1}``.
         latency_batch: images in the batch whose latency is measured.
         latency_rounds: samples of each latency; 0 measures none.
-        latency_runtime: where latency is measured: torch, or for classifiers a runtime that `export` writes for, on the CPU.
+        latency_runtime: where latency is measured: torch, or a runtime that networks are exported for, on the CPU; for a
+            detector one that takes it as a whole.
     """
 
     recipe: RunConfig
@@ -75,22 +76,23 @@ class CompareConfig:
     def _require_runtime(self) -> None:
         """Before the trainings: afterwards it would be found out hours later."""
         from xvolution.deploy.measure import TORCH
-        from xvolution.deploy.runtimes import RUNTIMES, ExportError
+        from xvolution.deploy.runtimes import RUNTIMES, ExportError, detector_runtimes
 
         name = self.latency_runtime
         if name == TORCH:
             return
         if name not in RUNTIMES:
             raise InputError(f"--latency-runtime is {name}; allowed are {TORCH}, {', '.join(RUNTIMES)}.")
-        if self.recipe.task != CLASSIFY.name:
-            raise InputError(
-                f"--latency-runtime is {name}, which times classifiers, and the task is {self.recipe.task}; give {TORCH}."
-            )
         runtime = RUNTIMES[name]
-        if self.latency_batch > 1 and not runtime.batched:
+        detects = self.recipe.task != CLASSIFY.name
+        if detects and name not in detector_runtimes():
             raise InputError(
-                f"--latency-batch is {self.latency_batch}, and {runtime.title} takes one image at a time; give 1."
+                f"--latency-runtime is {name}, which does not take whole detectors; allowed with --task {self.recipe.task} are "
+                f"{TORCH}, {', '.join(detector_runtimes())}."
             )
+        if self.latency_batch > 1 and (detects or not runtime.batched):
+            taker = "an exported detector" if detects else runtime.title
+            raise InputError(f"--latency-batch is {self.latency_batch}, and {taker} takes one image at a time; give 1.")
         try:
             runtime.require_writer()
         except ExportError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from xvolution.bench import count_parameters
 from xvolution.bench.detectors import count_detector_flops
 from xvolution.compare.statistics import DRAWS, Interval, resampled_difference
 from xvolution.compare.task import ComparedTask, Form, Metric, Timing
+from xvolution.deploy.measure import TORCH
 from xvolution.deploy.reparameterize import layouts_of, reparameterize
+from xvolution.deploy.runtimes import RUNTIMES, ExportError, LoadedFile
 from xvolution.models.detect_deploy import deploy_detector
+from xvolution.models.detect_export import export_detector
 from xvolution.training.coco.data import detection_loader
 from xvolution.training.coco.resampling import resampled_precision
 from xvolution.training.config import DetectionConfig
@@ -99,14 +103,21 @@ class Detectors(ComparedTask[DetectionConfig, DetectionEvaluation]):
         val, device = opened(recipe).val, timing.device
         batch = next(iter(detection_loader(val, timing.batch_size, on_bad_image=recipe.on_bad_image)))
         images = [image.to(device) for image in batch["image"]]
-        forms = {}
+        forms: dict[str, Form] = {}
+        folder, threads = TemporaryDirectory(), torch.get_num_threads()
         for label, checkpoint in checkpoints.items():
             model, _ = DETECT.load(checkpoint, device)
-            deployed = deploy_detector(model, images, "auto", fold_norms=True)
+            deployed = deploy_detector(model, images, "auto", True, runtime=timing.runtime, threads=threads)
             found = sum(len(each["boxes"]) for each in _run(deployed, images))
             sizes = [list(image.shape[1:]) for image in images]
             facts = {"layouts": sorted(set(layouts_of(deployed).values())), "found": found, "pixels": sizes}
-            forms[label] = Form(partial(_run, deployed, images), facts)
+            if timing.runtime == TORCH:
+                call: Callable[[], object] = partial(_run, deployed, images)
+            else:
+                path = Path(folder.name, f"{len(forms)}{RUNTIMES[timing.runtime].ending}")
+                file = _written(deployed, path, images[0], timing.runtime, threads)
+                call = partial(_run_file, file, images[0], folder)
+            forms[label] = Form(call, facts)
         return forms
 
     def bootstrap(self, own: Sequence[Path], base: Sequence[Path]) -> Interval | None:
@@ -125,6 +136,19 @@ DETECTORS, DETECTORS_WITH_MASKS = Detectors("box"), Detectors("mask")
 def _run(detector: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
     with torch.inference_mode():
         return detector(images)
+
+
+def _written(detector: nn.Module, path: Path, image: Tensor, runtime: str, threads: int) -> LoadedFile:
+    """The whole detector in a runtime."""
+    report = export_detector(detector, path, image)
+    if report.content != "detector":
+        raise ExportError(f"{RUNTIMES[runtime].title} cannot take the whole detector: {report.reason}")
+    return RUNTIMES[runtime].load(path, threads=threads)
+
+
+def _run_file(file: LoadedFile, image: Tensor, folder: TemporaryDirectory[str]) -> list[Tensor]:
+    """Bound to the folder, so that the file is there as long as its call."""
+    return file(image)
 
 
 def _resampled(folder: Path) -> dict[str, Any]:

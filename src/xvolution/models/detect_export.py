@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xvolution.deploy.export import ExportError, export
 from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layouts
 from xvolution.deploy.reparameterize import layouts_of
-from xvolution.deploy.runtimes import RUNTIMES, Labels, LoadedFile, OnnxReader
+from xvolution.deploy.runtimes import Labels, LoadedFile, OnnxReader, detector_runtimes
 from xvolution.deploy.runtimes.base import find_runtime
 from xvolution.deploy.runtimes.onnx_files import write_traced
 from xvolution.files import written_whole
@@ -128,8 +128,7 @@ class _Disagreement(ExportError):
 
 def _runtime(path: Path) -> OnnxReader[LoadedFile]:
     """By the path's ending; detectors are traced to ONNX, so it must be one that takes ONNX."""
-    onnx_readers = [runtime for runtime in RUNTIMES.values() if isinstance(runtime, OnnxReader)]
-    readers = {runtime.ending: runtime for runtime in onnx_readers if runtime.takes_detectors}
+    readers = {runtime.ending: runtime for runtime in detector_runtimes().values()}
     runtime = find_runtime(path)
     if runtime is None or runtime.ending not in readers:
         raise ValueError(

@@ -10,7 +10,7 @@ from xvolution.deploy.runtimes.labels import Labels
 from xvolution.deploy.runtimes.litert_runtime import LiteRt
 from xvolution.deploy.runtimes.mnn_runtime import Mnn
 from xvolution.deploy.runtimes.ncnn_runtime import Ncnn
-from xvolution.deploy.runtimes.onnx_files import OnnxReader
+from xvolution.deploy.runtimes.onnx_files import OnnxReader, detector_runtimes
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime
 from xvolution.deploy.runtimes.openvino_runtime import OpenVino
 from xvolution.deploy.runtimes.tensorrt_runtime import TensorRt
@@ -32,6 +32,7 @@ __all__ = [
     "Runtime",
     "TensorRt",
     "TorchExport",
+    "detector_runtimes",
     "register",
     "runtime_for",
 ]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from xvolution.deploy.runtimes.base import ExportError, FileT_co, Runtime, one_sentence
+from xvolution.deploy.runtimes.base import RUNTIMES, ExportError, FileT_co, LoadedFile, Runtime, one_sentence
 from xvolution.deploy.runtimes.labels import Labels
 from xvolution.deploy.runtimes.onnx_names import rename
 from xvolution.files import written_whole
@@ -61,6 +61,12 @@ class OnnxReader(Runtime[FileT_co]):
 
     @abstractmethod
     def _write_from(self, write_onnx: OnnxWriter, path: Path) -> None: ...
+
+
+def detector_runtimes() -> dict[str, OnnxReader[LoadedFile]]:
+    """The runtimes that take whole detectors, by name."""
+    readers = ((name, runtime) for name, runtime in RUNTIMES.items() if isinstance(runtime, OnnxReader))
+    return {name: runtime for name, runtime in readers if runtime.takes_detectors}
 
 
 def write_program(program: ExportedProgram, path: Path, opset_version: int | None = None) -> None:
