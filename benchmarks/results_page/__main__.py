@@ -13,12 +13,11 @@ from benchmarks.results_page.rows import (
     Cost,
     Gain,
     Shipped,
-    Trial,
     centroids,
     costs,
     gains,
+    resnet18,
     shipped,
-    trials,
 )
 from xvolution.bench.tables import table
 from xvolution.training.files import write_text
@@ -34,9 +33,8 @@ def tables(results: Path) -> dict[str, str]:
         "readme": short_table(list(gains(results))[:3] + list(gains(results))[4:5]),
         "costs": cost_table(list(costs(results))),
         "trained_on": gain_table(
-            [*gains(results, TRAINED_ON), *centroids(results)], "network and data", top1_alone=False
+            [*gains(results, TRAINED_ON), *centroids(results), resnet18(results)], "network and data", top1_alone=False
         ),
-        "trials": trial_table(list(trials(results))),
         "shipped": shipped_table(list(shipped(results))),
     }
 
@@ -86,15 +84,6 @@ def cost_table(rows: list[Cost]) -> str:
         for row in rows
     ]
     return table(header, lines)
-
-
-def trial_table(rows: list[Trial]) -> str:
-    """Single runs."""
-    lines = [
-        (row.what, row.figure, f"{row.plain:.2f}", f"{row.ours:.2f}", f"{row.ours - row.plain:+.2f}", _link(row.record))
-        for row in rows
-    ]
-    return table(("network and data", "figure", "plain", "X-volution", "difference", "record"), lines)
 
 
 def shipped_table(rows: list[Shipped]) -> str:
