@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("torchvision")
 
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
 from tests.test_detection_models import PARTS, VERSIONS, images, small_detector
 from xvolution import ExportError, ReparameterizationError, layouts_of, reparameterize, unfolded_of
 from xvolution.conversion.summary import record_of
+from xvolution.deploy.runtimes.onnx_files import write_traced
 from xvolution.deploy.runtimes.onnx_runtime import OnnxRuntime
 from xvolution.deploy.runtimes.onnx_sessions import OnnxSession
 from xvolution.models.detect_deploy import deploy_detector
-from xvolution.models.detect_export import export_detector
+from xvolution.models.detect_export import export_detector, resizing_in_double
 from xvolution.models.detect_match import match_detections
 from xvolution.models.detect_raw import agreement_of, raw_outputs
 
@@ -243,3 +247,29 @@ def test_a_file_that_finds_nothing_and_computes_something_else_is_not_written(tm
     ):
         export_detector(deployed, tmp_path / "detector.onnx", images()[0])
     assert not list(tmp_path.iterdir())
+
+
+class Resized(torch.nn.Module):
+    """The images as a detector's backbone sees them."""
+
+    def __init__(self, transform: GeneralizedRCNNTransform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+        return self.transform(images)[0].tensors
+
+
+def test_a_file_resizes_images_of_any_size_as_the_detector_does(tmp_path: Path) -> None:
+    """In single precision 224 / 536 * 536 is below 224, so that the file saw a smaller image than the detector."""
+    pytest.importorskip("onnxruntime")
+    resized = Resized(GeneralizedRCNNTransform(224, 384, [0.5] * 3, [0.5] * 3)).eval()
+    path = tmp_path / "resized.onnx"
+    with resizing_in_double(resized):
+        names = {"input_names": ["image"], "output_names": ["resized"]}
+        axes = {"image": {1: "height", 2: "width"}, "resized": {2: "height", 3: "width"}}
+        write_traced(resized, ([torch.rand(3, 100, 120)],), path, opset_version=17, dynamic_axes=axes, **names)
+    run, generator = OnnxRuntime().load(path), torch.Generator().manual_seed(0)
+    for height, width in [(536, 559), *torch.randint(20, 700, (40, 2), generator=generator).tolist()]:
+        image = torch.rand(3, height, width, generator=generator)
+        torch.testing.assert_close(run(image)[0], resized([image]), rtol=0, atol=2e-3)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from xvolution.deploy.export import ExportError, export
 from xvolution.deploy.measure import AUTO, LayoutChoice, Progress, choose_layouts
@@ -199,15 +202,44 @@ def _trace(
     axes = {"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}, **open_axes(raw)}
     if "masks" in names:
         axes["masks"] = {0: "detections", 2: "height", 3: "width"}
-    write_traced(
-        detector,
-        ([image],),
-        path,
-        opset_version=_OPSET,
-        input_names=["image"],
-        output_names=[*names, *raw],
-        dynamic_axes=axes,
-    )
+    with resizing_in_double(detector):
+        write_traced(
+            detector,
+            ([image],),
+            path,
+            opset_version=_OPSET,
+            input_names=["image"],
+            output_names=[*names, *raw],
+            dynamic_axes=axes,
+        )
+
+
+@contextmanager
+def resizing_in_double(detector: nn.Module) -> Iterator[None]:
+    """Trace the resized size in double precision, as it is computed where nothing is traced.
+
+    torchvision traces it in single precision, where 224 / 536 * 536 is below 224: such images came out one pixel smaller.
+    """
+    transforms: list[Any] = [module for module in detector.modules() if isinstance(module, GeneralizedRCNNTransform)]
+    resizable = [transform for transform in transforms if transform.fixed_size is None]
+    for transform in resizable:
+        transform.resize = partial(_resize, transform.min_size[-1], transform.max_size)
+    try:
+        yield
+    finally:
+        for transform in resizable:
+            del transform.resize
+
+
+def _resize(shorter: int, longer: int, image: Tensor, target: None = None) -> tuple[Tensor, None]:
+    """(3, H, W) -> (3, H', W') as `GeneralizedRCNNTransform.resize` in eval mode, for tracing."""
+    sides = torch.stack([torch.as_tensor(side) for side in image.shape[-2:]]).double()
+    # All in one dimension: the exporter casts scalars to single precision.
+    limits = torch.tensor([shorter, longer], dtype=torch.float64)
+    scale = (limits / torch.cat([sides.amin(0, keepdim=True), sides.amax(0, keepdim=True)])).amin(0, keepdim=True)
+    height, width = torch.floor(sides * scale).long()
+    size: Any = [height, width]
+    return torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0], target
 
 
 def _export_pyramid(
